@@ -1,0 +1,15 @@
+"""Evaluates a recorded run's checkpoint again: python scripts/evaluate.py run=runs/digits/separable/..."""
+
+from sepconv.cli import command
+from sepconv.config import EvaluateConfig
+
+
+@command("evaluate", EvaluateConfig)
+def main(config: EvaluateConfig, overrides: list[str], started: float) -> None:
+    from sepconv.training import evaluate
+
+    evaluate(config)
+
+
+if __name__ == "__main__":
+    main()

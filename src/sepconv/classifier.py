@@ -1,0 +1,164 @@
+"""The one LightningModule: any network, trained by any recipe."""
+
+import logging
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from sepconv import InputError, models
+from sepconv.config import RecipeConfig, read
+from sepconv.datasets import ImageData
+from sepconv.recipe import build_optimizer, build_schedule, initialize
+from sepconv.transforms import augment
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY = 100  # steps between looks at the loss: a look waits for the device
+POINTS = 20  # points an epoch in TensorBoard's training curves
+
+
+class Diverged(InputError):
+    """The training loss became NaN or infinite."""
+
+
+class ImageClassifier(L.LightningModule):
+    """Classifies images with the network that `model` names.
+
+    Its hyper-parameters are plain values, so that a checkpoint alone rebuilds it under weights-only loading:
+    `ImageClassifier.load_from_checkpoint(path, weights_only=True)`.
+
+    Args:
+        model: `name` in sepconv.models and that network's options.
+        recipe: the fields of RecipeConfig.
+        images: `shape` (channels, height, width), the number of `classes`, and `mean` and `deviation`, per channel,
+            of the training pixels, from 0 to 1.
+
+    Raises:
+        InputError: for a network that cannot be built.
+    """
+
+    def __init__(self, model: dict[str, Any], recipe: dict[str, Any], images: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.automatic_optimization = False  # the whole step is ours: one function, to be captured as one graph
+        self.recipe = read(RecipeConfig, recipe)
+        self.net = models.build(shape=tuple(images["shape"]), classes=images["classes"], **model)
+        initialize(self.net, self.recipe.initialization)
+        unit = self.recipe.normalize == "unit"
+        mean = torch.zeros(images["shape"][0]) if unit else torch.tensor(images["mean"])
+        deviation = torch.ones(images["shape"][0]) if unit else torch.tensor(images["deviation"])
+        deviation = torch.where(deviation > 0, deviation, 1.0)  # a channel that never varies carries nothing
+        # (pixel / 255 - mean) / deviation as one multiplication and addition
+        self.scale: Tensor
+        self.offset: Tensor
+        self.fill: Tensor
+        self.register_buffer("scale", (1 / (255 * deviation)).view(-1, 1, 1))
+        self.register_buffer("offset", (-mean / deviation).view(-1, 1, 1))
+        self.register_buffer("fill", torch.tensor(images["mean"]) * 255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) for images (B, C, H, W) with pixels from 0 to 255."""
+        return self.net(torch.addcmul(self.offset, images.float(), self.scale))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.net, self.recipe.optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": build_schedule(optimizer, self.recipe, self.total_steps)}
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return int(self.trainer.estimated_stepping_batches)
+
+    @property
+    def data(self) -> ImageData:
+        """The data module that the trainer runs on."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        if self.recipe.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+
+    def training_step(self, rows: Tensor, batch_idx: int) -> None:
+        loss, hits = self.step(rows, self.data.generator)
+        self.losses.append(loss)
+        self.hits.append(hits)
+        self.sizes.append(len(rows))
+
+    def step(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One training step, from the rows of a batch (B,) to changed weights: its mean loss and number of hits.
+
+        A function of the network (with its optimizer), the rows and the generator's state, without a
+        synchronisation with the host.
+        """
+        optimizer = self.optimizers()
+        scheduler = self.lr_schedulers()
+        assert not isinstance(optimizer, list) and isinstance(scheduler, LRScheduler)
+        images, labels = self.data.dataset[rows]
+        logits = self(augment(images, self.recipe.augment, generator, self.fill))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.rates.append(scheduler.get_last_lr()[0])
+        scheduler.step()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def on_train_epoch_start(self) -> None:
+        # of each step of the epoch; left on the device, so that a step does not wait for it
+        self.losses: list[Tensor] = []
+        self.hits: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.rates: list[float] = []
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        # before the epoch's validation, so that no checkpoint of a diverged network is written
+        steps = batch_idx + 1
+        if steps % CHECK_EVERY == 0 or steps == self.trainer.num_training_batches:
+            recent = torch.stack(self.losses[-CHECK_EVERY:])
+            if not recent.isfinite().all():
+                bad = steps - len(recent) + int(recent.isfinite().int().argmin()) + 1
+                raise Diverged(
+                    f"the loss became {float(self.losses[bad - 1])} in epoch {self.current_epoch + 1}, step {bad}: "
+                    "lower recipe.optimizer.lr; the last checkpoint written is from before"
+                )
+
+    def on_train_epoch_end(self) -> None:
+        losses, hits = torch.stack(self.losses).cpu(), torch.stack(self.hits).cpu()
+        sizes = torch.tensor(self.sizes)
+        last = self.global_step
+        writer = self.logger.experiment if self.logger else None
+        for part in torch.arange(len(losses)).tensor_split(min(POINTS, len(losses))):
+            step = last - len(losses) + int(part[-1]) + 1
+            if writer:
+                writer.add_scalar("loss/train", float(losses[part].mean()), step)
+                writer.add_scalar("accuracy/train", float(hits[part].sum() / sizes[part].sum()), step)
+                writer.add_scalar("learning_rate", self.rates[int(part[-1])], step)
+        accuracy = float(hits.sum() / sizes.sum())
+        validation = self.trainer.callback_metrics["accuracy/validation"]
+        log.info(
+            "epoch %d: train loss %.4f, accuracy %.4f; validation accuracy %.4f",
+            self.current_epoch + 1, float(losses.mean()), accuracy, validation,
+        )  # fmt: skip
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluated: list[Tensor] = []
+
+    def validation_step(self, rows: Tensor, batch_idx: int) -> None:
+        images, labels = self.data.dataset[rows]
+        logits = self(images).float()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        hits = (logits.argmax(1) == labels).sum()
+        self.evaluated.append(torch.stack([loss, hits, torch.full_like(loss, len(rows))]))
+
+    def on_validation_epoch_end(self) -> None:
+        loss, hits, count = torch.stack(self.evaluated).double().sum(0).tolist()
+        part = "test" if self.trainer.testing else "validation"
+        self.log_dict({f"loss/{part}": loss / count, f"accuracy/{part}": hits / count})
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end

@@ -1,0 +1,189 @@
+"""Every key of a run's configuration: its type, unit and range. The values are in `configs/`.
+
+Light to import, so that a mistake in a key is answered before torch is loaded.
+"""
+
+import difflib
+import math
+import re
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sepconv import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+
+T = TypeVar("T")
+
+
+@dataclass
+class Augment:
+    """Random changes to a training image, drawn per sample; 0 or false leaves one out."""
+
+    crop: int = 0  # zero padding, in pixels, before a crop back to the image's size at a random place
+    flip: bool = False  # mirror left to right, half of the time
+    shift: float = 0.0  # translation of up to this many pixels each way, sub-pixel
+    rotate: float = 0.0  # rotation of up to this many degrees each way
+    cutout: int = 0  # side, in pixels, of a square replaced by the training set's mean colour
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check(getattr(self, field.name) >= 0, f"augment.{field.name}", getattr(self, field.name), "0 or more")
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they are split."""
+
+    name: str = MISSING
+    root: str = MISSING  # folder of the files, in torchvision's layout
+    download: bool = True  # fetch files that are missing
+    image_size: int | None = None  # side in pixels to resize to; null keeps the images' own
+    test: float | None = None  # share held out as test set, where the source brings none
+    validation: int | float = MISSING  # images (1 or more) or share (below 1) of train held out for decisions
+    split_seed: int = 0  # draws the held-out images: the same in every run, so that runs can be paired
+    epochs: int = MISSING  # a length of training that suits the set's size; recipes refer to it
+    augment: Augment = MISSING  # what leaves these images' labels unchanged; recipes refer to it
+
+    def __post_init__(self) -> None:
+        check(self.image_size is None or self.image_size > 0, "data.image_size", self.image_size, "1 or more, or null")
+        check(self.test is None or 0 < self.test < 1, "data.test", self.test, "a share between 0 and 1")
+        check(self.validation > 0, "data.validation", self.validation, "above 0")
+
+
+@dataclass
+class RecipeConfig:
+    """How a network is trained."""
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    drop_last: bool = MISSING  # leave out an epoch's last, smaller batch (a random part of it each time)
+    optimizer: dict[str, Any] = MISSING  # `name` in torch.optim, and its arguments
+    schedule: str = MISSING  # constant | cosine | one_cycle, stepped every batch
+    warmup: float = 0.0  # one_cycle: share of the steps on the way up to the learning rate
+    label_smoothing: float = 0.0
+    initialization: str = "torch"  # torch | glorot_uniform | kaiming_normal
+    normalize: str = "standardize"  # standardize (mean 0, deviation 1 per channel) | unit (0 to 1)
+    precision: str = "auto"  # auto (bf16 where the hardware has it) | fp32 | bf16
+    channels_last: bool = True
+    augment: Augment = MISSING
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "recipe.epochs", self.epochs, "1 or more")
+        check(self.batch_size >= 1, "recipe.batch_size", self.batch_size, "1 or more")
+        check(0 <= self.warmup <= 1, "recipe.warmup", self.warmup, "a share from 0 to 1")
+        check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "from 0 to below 1")
+        check_choice("recipe.schedule", self.schedule, "constant", "cosine", "one_cycle")
+        check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal")
+        check_choice("recipe.normalize", self.normalize, "standardize", "unit")
+        check_choice("recipe.precision", self.precision, "auto", "fp32", "bf16")
+        check("name" in self.optimizer, "recipe.optimizer", self.optimizer, "a `name` in torch.optim, and arguments")
+        rate = self.optimizer.get("lr", 1e-3)
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        check(number and 0 < rate < math.inf, "recipe.optimizer.lr", rate, "a number above 0")
+
+
+@dataclass
+class TrainerConfig:
+    """What the training runs on."""
+
+    accelerator: str = MISSING  # auto (CUDA, else Apple's MPS, else the CPU) | cpu | gpu
+    limit_batches: int | None = None  # at most so many batches of each kind an epoch; null: all
+    deterministic: bool = False  # only algorithms that give the same bits each time (a CPU's always do here)
+    detect_anomaly: bool = False  # name the operation whose gradient is not a number; slow
+
+    def __post_init__(self) -> None:
+        check_choice("trainer.accelerator", self.accelerator, "auto", "cpu", "gpu")
+        check(self.limit_batches is None or self.limit_batches > 0, "trainer.limit_batches", self.limit_batches,
+              "1 or more, or null")  # fmt: skip
+
+
+@dataclass
+class TrainConfig:
+    """One run of `scripts/train.py`."""
+
+    data: DataConfig = MISSING
+    model: dict[str, Any] = MISSING  # `name` in sepconv.models, and its options
+    recipe: RecipeConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    seed: int = MISSING  # initial weights, order of the batches, augmentation
+    runs: str = MISSING  # folder that run directories are made in
+    resume: str | None = None  # a stopped run's directory, to be continued
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+
+
+@dataclass
+class SourceConfig:
+    """Where the images of a recorded run are now."""
+
+    root: str | None = None  # null: where they were
+
+
+@dataclass
+class EvaluateConfig:
+    """One run of `scripts/evaluate.py`."""
+
+    run: str = MISSING  # the run's directory
+    checkpoint: str = "best"  # best (on the validation images) | last
+    data: SourceConfig = MISSING
+    trainer: TrainerConfig = MISSING
+
+    def __post_init__(self) -> None:
+        check_choice("checkpoint", self.checkpoint, "best", "last")
+
+
+def check(valid: bool, key: str, value: object, right: str) -> None:
+    """Raises InputError unless `valid`."""
+    if not valid:
+        raise InputError(f"{key}={value} is out of range: {right}")
+
+
+def check_choice(key: str, value: str, *choices: str) -> None:
+    """Raises InputError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"unknown {key}={value}: choose from {', '.join(choices)}")
+
+
+def read(schema: type[T], config: DictConfig | dict[str, Any], prefix: str = "") -> T:
+    """`config` as an instance of the dataclass `schema`, types and ranges checked; `prefix` leads its keys' names.
+
+    Raises InputError, in one line, for an unknown key, a wrong type, a missing value or one out of range.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        instance = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, schema, prefix)) from error
+    assert isinstance(instance, schema)
+    return instance
+
+
+def explain(error: OmegaConfBaseException, schema: type, prefix: str = "") -> str:
+    """One line for an error of OmegaConf: the key, what is wrong, what would be right."""
+    key = str(error.full_key or error.key or "")
+    message = str(error).splitlines()[0]
+    if re.search(r"Key '.*' (not in|is not in struct)", message):
+        return unknown_key(key, schema, prefix)
+    if "Missing mandatory value" in message:
+        return f"{prefix}{key} is missing: give {prefix}{key}=..."
+    return f"{prefix}{key}: {message}"
+
+
+def unknown_key(key: str, schema: type, prefix: str = "") -> str:
+    """One line for a key that `schema` does not have: the nearest that it has, or all beside it."""
+    *path, name = key.lstrip("+~").split(".")
+    for part in path:
+        inner = {field.name: field.type for field in fields(schema)}.get(part)
+        if not (isinstance(inner, type) and is_dataclass(inner)):
+            return f"unknown key {prefix}{key}; `--cfg job` lists every key"
+        schema = inner
+    names = [field.name for field in fields(schema)]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {prefix}{'.'.join([*path, near[0]])}?" if near else f"choose from {', '.join(names)}"
+    return f"unknown key {prefix}{key}: {hint}"

@@ -1,0 +1,138 @@
+"""What a run measures of itself: time, throughput, memory, and on what."""
+
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+WARM_UP = 10  # steps left out of the throughput, at most half of what there is
+
+Mark = float | torch.cuda.Event
+
+
+class Stopwatch(Callback):
+    """Times each step without waiting for the device, and the whole of training.
+
+    Args:
+        started: when the job began, in seconds since the epoch.
+    """
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.seconds_to_first_step: float | None = None  # from the job's start to the end of its first step
+        self.steps: dict[str, list[float]] = {"train": [], "eval": []}  # seconds a full batch
+        self.marks: list[Mark] = []
+        self.before = 0.0  # seconds of training before a resume
+        self.fit_started = 0.0
+
+    @property
+    def fit_seconds(self) -> float:
+        """Seconds of training so far: steps, validation and checkpoints, what came before a resume included."""
+        return self.before + time.perf_counter() - self.fit_started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fit_seconds": self.fit_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = state_dict["fit_seconds"]
+
+    def mark(self, device: torch.device) -> None:
+        """Notes the moment: of the device's queue on CUDA, else the clock's."""
+        if device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def between(self) -> list[float]:
+        """Seconds from each mark to the next."""
+        if self.marks and isinstance(self.marks[-1], torch.cuda.Event):
+            self.marks[-1].synchronize()
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        return [b - a if isinstance(b, float) else a.elapsed_time(b) / 1000 for a, b in pairs]  # type: ignore[operator, union-attr, arg-type]
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.fit_started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.marks = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int
+    ) -> None:
+        self.mark(batch.device)
+        if self.seconds_to_first_step is None:
+            if batch.is_cuda:
+                torch.cuda.synchronize()
+            self.seconds_to_first_step = time.time() - self.started
+        if batch_idx + 1 == trainer.num_training_batches:  # before validation, whose batches come between
+            seconds = self.between()
+            self.steps["train"] += seconds
+            if seconds:
+                rate = trainer.datamodule.batch_size / statistics.median(seconds)  # type: ignore[attr-defined]
+                module.log("images_per_second/train", rate)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.marks = []
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        self.mark(batch.device)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.steps["eval"] += self.between()
+
+    def images_per_second(self, part: str, batch_size: int) -> float | None:
+        """Images a second by the median step of `part` (train, eval), the first steps left out; None without steps."""
+        steps = self.steps[part]
+        warm = steps[min(WARM_UP, len(steps) // 2) :]
+        return batch_size / statistics.median(warm) if warm else None
+
+
+def reset_peak_memory() -> None:
+    """Starts a new peak, where the system lets it: on CUDA, and for the process on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # not Linux: the peak is the process's
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: what torch allocated at most on a CUDA device; else the most that the process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """The kind (cuda, mps, cpu), name and, for a CPU, number of threads of `device`."""
+    if device.type == "cuda":
+        return {"kind": "cuda", "name": torch.cuda.get_device_name(device)}
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    if device.type == "cpu":
+        return {"kind": "cpu", "name": name, "threads": torch.get_num_threads()}
+    return {"kind": device.type, "name": name}

@@ -1,0 +1,72 @@
+"""How a network is trained: its initial weights, optimizer and learning-rate schedule."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
+
+from sepconv import InputError
+from sepconv.config import RecipeConfig
+
+
+def initialize(net: nn.Module, scheme: str) -> None:
+    """Draws the initial weights of every convolution and dense layer of `net`, in place.
+
+    Args:
+        scheme: `torch` (each layer's own), `glorot_uniform` with zero biases (Keras's: Glorot and Bengio 2010,
+            equation 16) or `kaiming_normal` by fan-out with zero biases (He et al. 2015; as torchvision's MobileNets).
+    """
+    for layer in net.modules():
+        if scheme == "torch" or not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        if scheme == "glorot_uniform":
+            # A depthwise kernel's fans are swapped between Keras and torch; their sum, which counts, is the same.
+            nn.init.xavier_uniform_(layer.weight)
+        else:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
+    """The optimizer `options["name"]` of torch.optim over `net`'s parameters, with its other options as arguments.
+
+    Weight decay spares biases and norms. Raises InputError for an unknown name or argument.
+    """
+    arguments = dict(options)
+    name = arguments.pop("name")
+    kind = getattr(torch.optim, str(name), None)
+    if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
+        raise InputError(f"unknown recipe.optimizer.name={name}: give one of torch.optim, such as AdamW, Adam or SGD")
+    groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if p.ndim > 1]}]
+    if alone := [p for p in net.parameters() if p.ndim <= 1]:
+        groups.append({"params": alone, "weight_decay": 0.0})
+    try:
+        return kind(groups, **arguments)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"recipe.optimizer cannot be made ({reason}): see torch.optim.{name}") from error
+
+
+def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LRScheduler:
+    """The learning rate over `steps` optimizer steps, to be stepped after each."""
+    if recipe.schedule == "one_cycle":
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, rates, steps, pct_start=recipe.warmup, cycle_momentum=False)
+    if recipe.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
+    return ConstantLR(optimizer, factor=1.0)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """Lightning's name for the precision `wanted` on `device`; `auto` is bf16 where the hardware computes in it."""
+    if wanted == "auto":
+        native = {
+            "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        }
+        wanted = "bf16" if native.get(device.type) else "fp32"
+    return {"bf16": "bf16-mixed", "fp32": "32-true"}[wanted]

@@ -1,0 +1,271 @@
+"""A run from its configuration to its recorded figures, and a recorded run evaluated again."""
+
+import logging
+import shlex
+import sys
+import time
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from sepconv import InputError, cost, runs
+from sepconv.classifier import ImageClassifier
+from sepconv.config import EvaluateConfig, TrainConfig, TrainerConfig
+from sepconv.datasets import EVAL_BATCH, Dataset, ImageData, load
+from sepconv.measure import Stopwatch, describe_device, peak_memory, reset_peak_memory
+from sepconv.recipe import build_optimizer, resolve_precision
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str, Any]:
+    """Trains, validates and tests one network, and records the run in its directory.
+
+    Args:
+        overrides: the command's arguments, for the record.
+        started: when the job began, in seconds since the epoch.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError: for a configuration or data that cannot be used, or a loss that diverges.
+    """
+    checkpoint = None
+    if config.resume is not None:
+        run, config, overrides = reopen(config, overrides)
+        checkpoint = runs.read_checkpoint(run, "last", config)
+    device = find_device(config.trainer)
+    L.seed_everything(config.seed, verbose=False)
+    reset_peak_memory()
+    dataset = load(config.data)
+    data = ImageData(dataset, config.recipe.batch_size, config.recipe.drop_last, config.seed)
+    mean, deviation = dataset.statistics()
+    images = {"shape": list(dataset.shape), "classes": len(dataset.classes), "mean": mean, "deviation": deviation}
+    classifier = ImageClassifier(config.model, asdict(config.recipe), images)
+    build_optimizer(classifier.net, config.recipe.optimizer)  # so that a bad argument leaves no run behind
+    if checkpoint is None:
+        run = runs.create(config)
+        runs.write_config(run, config, overrides)
+    parameters, macs = cost.parameters(classifier.net), cost.macs(classifier.net, dataset.shape)
+    precision = resolve_precision(config.recipe.precision, device)
+
+    console = Console(highlight=False)
+    handler = log_to(run)
+    introduce(console, config, dataset, len(data.train_dataloader()), parameters, macs, precision, device, run)
+    stopwatch = Stopwatch(started)
+    best = ModelCheckpoint(
+        run / "checkpoints", "best", monitor="accuracy/validation", mode="max", save_last=True,
+        enable_version_counter=False, auto_insert_metric_name=False,
+    )  # fmt: skip
+    logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
+    trainer = make_trainer(config.trainer, precision, [stopwatch, best], logger, config.recipe.epochs)
+    try:
+        logger.log_metrics({"cost/parameters": parameters, "cost/macs": macs}, step=0)
+        trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
+        fit_seconds = stopwatch.fit_seconds
+        tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
+        assert best.best_model_score is not None
+        result = {
+            "model": config.model["name"],
+            "data": config.data.name,
+            "seed": config.seed,
+            "parameters": parameters,
+            "macs": macs,
+            "val_accuracy": float(best.best_model_score),
+            "test_accuracy": tested["accuracy/test"],
+            "test_loss": tested["loss/test"],
+            "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
+            "epochs": config.recipe.epochs,
+            "batch_size": config.recipe.batch_size,
+            "fit_seconds": fit_seconds,
+            "seconds_to_first_step": stopwatch.seconds_to_first_step,
+            "train_images_per_second": stopwatch.images_per_second("train", config.recipe.batch_size),
+            "eval_images_per_second": stopwatch.images_per_second("eval", EVAL_BATCH),
+            "peak_memory_bytes": peak_memory(device),
+            "device": describe_device(device),
+            "precision": precision,
+            "command": shlex.join(["python", "scripts/train.py", *overrides]),
+            "git": runs.git_state(),
+            "versions": runs.versions(),
+        }
+        columns = ("test_accuracy", "val_accuracy", "parameters", "macs", "train_images_per_second", "fit_seconds")
+        metrics = {f"result/{name}": result[name] for name in columns if result[name] is not None}
+        logger.log_hyperparams(flatten(asdict(replace(config, runs="", resume=None))), metrics)
+        logger.finalize("success")
+        runs.write_result(run, result)
+        conclude(console, result, run)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    return result
+
+
+def reopen(config: TrainConfig, overrides: list[str]) -> tuple[Path, TrainConfig, list[str]]:
+    """The directory, configuration and overrides of the run `config.resume`, on this command's trainer and data root.
+
+    Raises InputError for a path that is no run, a run that is complete, and overrides that would change it.
+    """
+    assert config.resume is not None
+    changes = [o for o in overrides if not o.startswith(("resume=", "data.root=", "trainer=", "trainer."))]
+    if changes:
+        raise InputError(f"resume= continues a run as it was configured: drop {' '.join(changes)}")
+    run, recorded, asked = runs.read_config(config.resume)
+    if (run / "result.json").exists():
+        raise InputError(f"{run} is complete: there is nothing to resume")
+    if any(o.startswith("trainer") for o in overrides):
+        recorded = replace(recorded, trainer=config.trainer)
+    if any(o.startswith("data.root=") for o in overrides):
+        recorded = replace(recorded, data=replace(recorded.data, root=config.data.root))
+    return run, recorded, asked
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, float]:
+    """Evaluates a run's checkpoint on the test set again: `accuracy` and `recorded`, shares of 1.
+
+    Raises InputError for a path that is no run, or whose data are not there.
+    """
+    run, recorded, _ = runs.read_config(config.run)
+    checkpoint = runs.read_checkpoint(run, config.checkpoint, recorded)
+    result = runs.read_result(run) if (run / "result.json").exists() else {}
+    device = find_device(config.trainer)
+    data_config = recorded.data if config.data.root is None else replace(recorded.data, root=config.data.root)
+    dataset = load(data_config)
+    classifier = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    precision = resolve_precision(recorded.recipe.precision, device)
+    trainer = make_trainer(config.trainer, precision, [], False, recorded.recipe.epochs)
+    data = ImageData(dataset, recorded.recipe.batch_size)
+    tested = trainer.test(classifier, data, verbose=False)[0]
+    accuracy = tested["accuracy/test"]
+    table = Table(title=f"{run}, {config.checkpoint} checkpoint", title_justify="left")
+    table.add_column("test accuracy", justify="right")
+    table.add_column("recorded (best checkpoint)", justify="right")
+    table.add_column("test images", justify="right")
+    before = result.get("test_accuracy")
+    table.add_row(f"{accuracy:.2%}", "-" if before is None else f"{before:.2%}", f"{len(dataset.test):,}")
+    Console(highlight=False).print(table)
+    return {"accuracy": accuracy, "recorded": before if before is not None else float("nan")}
+
+
+def find_device(config: TrainerConfig) -> torch.device:
+    """The device that `config.accelerator` means here. Raises InputError for a GPU where there is none."""
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if config.accelerator == "gpu":
+        kinds.pop("cpu")
+    elif config.accelerator == "cpu":
+        kinds = {"cpu": True}
+    for kind, there in kinds.items():
+        if there:
+            return torch.device(kind)
+    raise InputError("trainer=gpu: torch finds no GPU here; choose trainer=cpu or trainer=auto")
+
+
+def make_trainer(
+    config: TrainerConfig,
+    precision: str,
+    callbacks: list[Callback],
+    logger: TensorBoardLogger | bool,
+    epochs: int,
+) -> L.Trainer:
+    """Lightning's trainer on the one device that `config` means."""
+    quiet()
+    shown = sys.stdout.isatty()
+    return L.Trainer(
+        accelerator={"cuda": "gpu"}.get(kind := find_device(config).type, kind),
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=epochs,
+        limit_train_batches=config.limit_batches,
+        limit_val_batches=config.limit_batches,
+        limit_test_batches=config.limit_batches,
+        deterministic=config.deterministic,
+        detect_anomaly=config.detect_anomaly,
+        callbacks=callbacks + ([TQDMProgressBar(refresh_rate=20)] if shown else []),
+        logger=logger,
+        enable_progress_bar=shown,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=bool(logger),
+    )
+
+
+def quiet() -> None:
+    """Keeps what Lightning says of itself off the terminal; a run's log has it."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+
+
+def log_to(run: Path) -> logging.Handler:
+    """Sends the log to the run's `train.log`; our own lines go to standard error too, where no bar is shown."""
+    logging.captureWarnings(True)
+    handler = logging.FileHandler(run / "train.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    ours = logging.getLogger("sepconv")
+    if not ours.handlers and not sys.stdout.isatty():
+        ours.addHandler(logging.StreamHandler())
+    return handler
+
+
+def introduce(
+    console: Console, config: TrainConfig, dataset: Dataset, steps: int, parameters: int, macs: int, precision: str,
+    device: torch.device, run: Path,
+) -> None:  # fmt: skip
+    """Prints what is trained on what."""
+    channels, height, width = dataset.shape
+    sizes = f"{len(dataset.train):,} train, {len(dataset.validation):,} validation, {len(dataset.test):,} test"
+    recipe = config.recipe
+    table = Table.grid(padding=(0, 2))
+    for name, value in {
+        "network": f"{config.model['name']}: {parameters:,} parameters, {macs:,} MACs an image",
+        "data": f"{dataset.name}: {sizes}; {height} x {width} x {channels}, {len(dataset.classes)} classes",
+        "recipe": f"{recipe.optimizer['name']}, {recipe.schedule}, {recipe.epochs} epochs of {steps} batches of "
+        f"{recipe.batch_size}, {precision}, seed {config.seed}",
+        "device": ", ".join(str(value) for value in describe_device(device).values()),
+        "run": str(run),
+    }.items():
+        table.add_row(f"[bold]{name}", value)
+    console.print(table, soft_wrap=True)
+
+
+def conclude(console: Console, result: dict[str, Any], run: Path) -> None:
+    """Prints the closing table."""
+    table = Table(title=f"{result['model']} on {result['data']}, seed {result['seed']}", title_justify="left")
+    rate = result["train_images_per_second"]
+    figures = {
+        "test accuracy": f"{result['test_accuracy']:.2%}",
+        "validation": f"{result['val_accuracy']:.2%}",
+        "parameters": f"{result['parameters']:,}",
+        "MACs": f"{result['macs']:,}",
+        "images/s": "-" if rate is None else f"{rate:,.0f}",
+        "fit": f"{result['fit_seconds']:.1f} s",
+        "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
+    }
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_row(*figures.values())
+    console.print(table)
+    console.print(f"[bold]recorded in[/] {run}", soft_wrap=True)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted keys and plain values, for TensorBoard's HPARAMS."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value not in (None, ""):
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
