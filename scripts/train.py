@@ -6,7 +6,9 @@ from sepconv.config import TrainConfig
 
 @command("train", TrainConfig)
 def main(config: TrainConfig, overrides: list[str], started: float) -> None:
-    from sepconv.training import train  # torch and Lightning load only here, so that --help does not wait for them
+    from sepconv.training import (
+        train,
+    )  # torch and Lightning load only here, so that --help does not wait for them
 
     train(config, overrides, started)
 

@@ -6,7 +6,10 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from sepconv import InputError, models
@@ -64,9 +67,12 @@ class ImageClassifier(L.LightningModule):
         """Logits (B, classes) for images (B, C, H, W) with pixels from 0 to 255."""
         return self.net(torch.addcmul(self.offset, images.float(), self.scale))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.net, self.recipe.optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": build_schedule(optimizer, self.recipe, self.total_steps)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": build_schedule(optimizer, self.recipe, self.total_steps),
+        }
 
     @property
     def total_steps(self) -> int:
@@ -96,14 +102,15 @@ class ImageClassifier(L.LightningModule):
         """
         optimizer = self.optimizers()
         scheduler = self.lr_schedulers()
-        assert not isinstance(optimizer, list) and isinstance(scheduler, LRScheduler)
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(scheduler, LRScheduler)
         images, labels = self.data.dataset[rows]
         logits = self(augment(images, self.recipe.augment, generator, self.fill))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
-        self.rates.append(scheduler.get_last_lr()[0])
+        self.rates.append(float(scheduler.get_last_lr()[0]))
         scheduler.step()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
@@ -130,7 +137,7 @@ class ImageClassifier(L.LightningModule):
         losses, hits = torch.stack(self.losses).cpu(), torch.stack(self.hits).cpu()
         sizes = torch.tensor(self.sizes)
         last = self.global_step
-        writer = self.logger.experiment if self.logger else None
+        writer = self.logger.experiment if isinstance(self.logger, TensorBoardLogger) else None
         for part in torch.arange(len(losses)).tensor_split(min(POINTS, len(losses))):
             step = last - len(losses) + int(part[-1]) + 1
             if writer:

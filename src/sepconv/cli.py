@@ -41,6 +41,9 @@ def command(name: str, schema: type[T]) -> Callable[[Main[T]], Callable[[], None
             started = next(starts)
             try:
                 main(read(schema, raw), list(HydraConfig.get().overrides.task), started)
+            except KeyboardInterrupt as stop:
+                sys.stderr.write(f"stopped: {stop}\n")
+                raise SystemExit(130) from None
             except InputError as error:
                 fail(error)  # here, inside the task: else Hydra would first print a line of its own
 
@@ -54,7 +57,7 @@ def command(name: str, schema: type[T]) -> Callable[[Main[T]], Callable[[], None
             except OmegaConfBaseException as error:
                 fail(explain(error, schema))
             except OSError as error:  # of Hydra's own folder; ours are InputErrors
-                fail(f"cannot write to {error.filename}: {error.strerror}")
+                fail(f"cannot write to {error.filename} ({error.strerror}): choose another folder with runs=")
 
         return entry
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepconv import InputError
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Augment:
     """Random changes to a training image, drawn per sample; 0 or false leaves one out."""
 
@@ -32,45 +32,55 @@ class Augment:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check(getattr(self, field.name) >= 0, f"augment.{field.name}", getattr(self, field.name), "0 or more")
+            check(
+                getattr(self, field.name) >= 0,
+                f"augment.{field.name}",
+                getattr(self, field.name),
+                "0 or more",
+            )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataConfig:
     """Which images, and how they are split."""
 
-    name: str = MISSING
-    root: str = MISSING  # folder of the files, in torchvision's layout
+    name: str
+    root: str  # folder of the files, in torchvision's layout
     download: bool = True  # fetch files that are missing
     image_size: int | None = None  # side in pixels to resize to; null keeps the images' own
     test: float | None = None  # share held out as test set, where the source brings none
-    validation: int | float = MISSING  # images (1 or more) or share (below 1) of train held out for decisions
+    validation: int | float  # images (1 or more) or share (below 1) of train held out for decisions
     split_seed: int = 0  # draws the held-out images: the same in every run, so that runs can be paired
-    epochs: int = MISSING  # a length of training that suits the set's size; recipes refer to it
-    augment: Augment = MISSING  # what leaves these images' labels unchanged; recipes refer to it
+    epochs: int  # a length of training that suits the set's size; recipes refer to it
+    augment: Augment  # what leaves these images' labels unchanged; recipes refer to it
 
     def __post_init__(self) -> None:
-        check(self.image_size is None or self.image_size > 0, "data.image_size", self.image_size, "1 or more, or null")
+        check(
+            self.image_size is None or self.image_size > 0,
+            "data.image_size",
+            self.image_size,
+            "1 or more, or null",
+        )
         check(self.test is None or 0 < self.test < 1, "data.test", self.test, "a share between 0 and 1")
         check(self.validation > 0, "data.validation", self.validation, "above 0")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RecipeConfig:
     """How a network is trained."""
 
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    drop_last: bool = MISSING  # leave out an epoch's last, smaller batch (a random part of it each time)
-    optimizer: dict[str, Any] = MISSING  # `name` in torch.optim, and its arguments
-    schedule: str = MISSING  # constant | cosine | one_cycle, stepped every batch
+    epochs: int
+    batch_size: int
+    drop_last: bool  # leave out an epoch's last, smaller batch (a random part of it each time)
+    optimizer: dict[str, Any]  # `name` in torch.optim, and its arguments
+    schedule: str  # constant | cosine | one_cycle, stepped every batch
     warmup: float = 0.0  # one_cycle: share of the steps on the way up to the learning rate
     label_smoothing: float = 0.0
     initialization: str = "torch"  # torch | glorot_uniform | kaiming_normal
     normalize: str = "standardize"  # standardize (mean 0, deviation 1 per channel) | unit (0 to 1)
     precision: str = "auto"  # auto (bf16 where the hardware has it) | fp32 | bf16
     channels_last: bool = True
-    augment: Augment = MISSING
+    augment: Augment
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "recipe.epochs", self.epochs, "1 or more")
@@ -81,17 +91,22 @@ class RecipeConfig:
         check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal")
         check_choice("recipe.normalize", self.normalize, "standardize", "unit")
         check_choice("recipe.precision", self.precision, "auto", "fp32", "bf16")
-        check("name" in self.optimizer, "recipe.optimizer", self.optimizer, "a `name` in torch.optim, and arguments")
+        check(
+            "name" in self.optimizer,
+            "recipe.optimizer",
+            self.optimizer,
+            "a `name` in torch.optim, and arguments",
+        )
         rate = self.optimizer.get("lr", 1e-3)
         number = isinstance(rate, int | float) and not isinstance(rate, bool)
         check(number and 0 < rate < math.inf, "recipe.optimizer.lr", rate, "a number above 0")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainerConfig:
     """What the training runs on."""
 
-    accelerator: str = MISSING  # auto (CUDA, else Apple's MPS, else the CPU) | cpu | gpu
+    accelerator: str  # auto (CUDA, else Apple's MPS, else the CPU) | cpu | gpu
     limit_batches: int | None = None  # at most so many batches of each kind an epoch; null: all
     deterministic: bool = False  # only algorithms that give the same bits each time (a CPU's always do here)
     detect_anomaly: bool = False  # name the operation whose gradient is not a number; slow
@@ -102,37 +117,37 @@ class TrainerConfig:
               "1 or more, or null")  # fmt: skip
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainConfig:
     """One run of `scripts/train.py`."""
 
-    data: DataConfig = MISSING
-    model: dict[str, Any] = MISSING  # `name` in sepconv.models, and its options
-    recipe: RecipeConfig = MISSING
-    trainer: TrainerConfig = MISSING
-    seed: int = MISSING  # initial weights, order of the batches, augmentation
-    runs: str = MISSING  # folder that run directories are made in
+    data: DataConfig
+    model: dict[str, Any]  # `name` in sepconv.models, and its options
+    recipe: RecipeConfig
+    trainer: TrainerConfig
+    seed: int  # initial weights, order of the batches, augmentation
+    runs: str  # folder that run directories are made in
     resume: str | None = None  # a stopped run's directory, to be continued
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SourceConfig:
     """Where the images of a recorded run are now."""
 
     root: str | None = None  # null: where they were
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateConfig:
     """One run of `scripts/evaluate.py`."""
 
-    run: str = MISSING  # the run's directory
+    run: str  # the run's directory
     checkpoint: str = "best"  # best (on the validation images) | last
-    data: SourceConfig = MISSING
-    trainer: TrainerConfig = MISSING
+    data: SourceConfig
+    trainer: TrainerConfig
 
     def __post_init__(self) -> None:
         check_choice("checkpoint", self.checkpoint, "best", "last")
@@ -170,7 +185,7 @@ def explain(error: OmegaConfBaseException, schema: type, prefix: str = "") -> st
     message = str(error).splitlines()[0]
     if re.search(r"Key '.*' (not in|is not in struct)", message):
         return unknown_key(key, schema, prefix)
-    if "Missing mandatory value" in message:
+    if "mandatory value" in message:
         return f"{prefix}{key} is missing: give {prefix}{key}=..."
     return f"{prefix}{key}: {message}"
 
@@ -184,6 +199,6 @@ def unknown_key(key: str, schema: type, prefix: str = "") -> str:
             return f"unknown key {prefix}{key}; `--cfg job` lists every key"
         schema = inner
     names = [field.name for field in fields(schema)]
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     hint = f"did you mean {prefix}{'.'.join([*path, near[0]])}?" if near else f"choose from {', '.join(names)}"
     return f"unknown key {prefix}{key}: {hint}"

@@ -6,7 +6,7 @@ rows by index: there are no worker processes, and no step copies images between 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ class Dataset:
         """The same set on `device`. Raises InputError where its memory does not hold it."""
         if device != self.pixels.device:
             check_memory(self.pixels.numel(), device)
-        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        tensors = ("pixels", "labels", "train", "validation", "test")
+        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in tensors}
         return replace(self, **moved)
 
 
@@ -277,7 +278,10 @@ SOURCES: dict[str, Callable[[DataConfig], Parts]] = {
 
 
 class Batches:
-    """An epoch of index batches, int64 (B,) on the rows' device; drawn anew each time where it is shuffled."""
+    """An epoch of index batches, int64 (B,) on the rows' device; drawn anew each time where it is shuffled.
+
+    The order is drawn when the first batch is asked for: Lightning makes iterators that it does not use.
+    """
 
     def __init__(
         self, rows: Tensor, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
@@ -292,7 +296,7 @@ class Batches:
         rows = self.rows
         if self.generator is not None:
             rows = rows[torch.randperm(len(rows), generator=self.generator, device=rows.device)]
-        return iter(rows.split(self.batch_size)[: self.steps])
+        yield from rows.split(self.batch_size)[: self.steps]
 
 
 class ImageData(L.LightningDataModule):

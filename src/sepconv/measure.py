@@ -1,10 +1,12 @@
 """What a run measures of itself: time, throughput, memory, and on what."""
 
+import contextlib
 import platform
 import resource
 import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 WARM_UP = 10  # steps left out of the throughput, at most half of what there is
-
-Mark = float | torch.cuda.Event
 
 
 class Stopwatch(Callback):
@@ -28,7 +28,8 @@ class Stopwatch(Callback):
         self.started = started
         self.seconds_to_first_step: float | None = None  # from the job's start to the end of its first step
         self.steps: dict[str, list[float]] = {"train": [], "eval": []}  # seconds a full batch
-        self.marks: list[Mark] = []
+        self.moments: list[float] = []
+        self.events: list[torch.cuda.Event] = []
         self.before = 0.0  # seconds of training before a resume
         self.fit_started = 0.0
 
@@ -48,22 +49,22 @@ class Stopwatch(Callback):
         if device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self.marks.append(event)
+            self.events.append(event)
         else:
-            self.marks.append(time.perf_counter())
+            self.moments.append(time.perf_counter())
 
     def between(self) -> list[float]:
         """Seconds from each mark to the next."""
-        if self.marks and isinstance(self.marks[-1], torch.cuda.Event):
-            self.marks[-1].synchronize()
-        pairs = zip(self.marks, self.marks[1:], strict=False)
-        return [b - a if isinstance(b, float) else a.elapsed_time(b) / 1000 for a, b in pairs]  # type: ignore[operator, union-attr, arg-type]
+        if self.events:
+            self.events[-1].synchronize()
+            return [a.elapsed_time(b) / 1000 for a, b in pairwise(self.events)]
+        return [b - a for a, b in pairwise(self.moments)]
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.fit_started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.marks = []
+        self.moments, self.events = [], []
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int
@@ -78,10 +79,10 @@ class Stopwatch(Callback):
             self.steps["train"] += seconds
             if seconds:
                 rate = trainer.datamodule.batch_size / statistics.median(seconds)  # type: ignore[attr-defined]
-                module.log("images_per_second/train", rate)
+                module.log("images_per_second/train", rate, on_step=False, on_epoch=True)
 
     def on_test_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.marks = []
+        self.moments, self.events = [], []
 
     def on_test_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int,
@@ -103,10 +104,8 @@ def reset_peak_memory() -> None:
     """Starts a new peak, where the system lets it: on CUDA, and for the process on Linux."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):  # not Linux: the peak is then the process's
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # not Linux: the peak is the process's
 
 
 def peak_memory(device: torch.device) -> int:

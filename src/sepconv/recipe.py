@@ -16,17 +16,25 @@ def initialize(net: nn.Module, scheme: str) -> None:
     """Draws the initial weights of every convolution and dense layer of `net`, in place.
 
     Args:
-        scheme: `torch` (each layer's own), `glorot_uniform` with zero biases (Keras's: Glorot and Bengio 2010,
-            equation 16) or `kaiming_normal` by fan-out with zero biases (He et al. 2015; as torchvision's MobileNets).
+        scheme: `torch` (each layer's own); `glorot_uniform`, zero biases (Keras's default: Glorot and Bengio 2010,
+            equation 16); `kaiming_normal` by fan-out (He et al. 2015), zero biases, dense layers N(0, 0.01²), as
+            torchvision's MobileNets, but with a depthwise layer's fan counted per group: torch's own count makes
+            its outputs so small that a batch norm's running variance, which starts at 1, takes long to get there.
     """
+    if scheme == "torch":
+        return
     for layer in net.modules():
-        if scheme == "torch" or not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
         if scheme == "glorot_uniform":
             # A depthwise kernel's fans are swapped between Keras and torch; their sum, which counts, is the same.
             nn.init.xavier_uniform_(layer.weight)
-        else:
+        elif isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            with torch.no_grad():
+                layer.weight.mul_(layer.groups**0.5)
+        else:
+            nn.init.normal_(layer.weight, std=0.01)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 

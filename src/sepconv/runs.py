@@ -1,12 +1,12 @@
 """The run directory: what a run writes, and how it is read back.
 
-    runs/<data>/<model>/<date-time>-seed<k>/
-        config.yaml             the resolved configuration
-        overrides.yaml          what was asked for on the command line
-        checkpoints/            best.ckpt (by validation accuracy) and last.ckpt, loadable with weights_only=True
-        events.out.tfevents.*   TensorBoard
-        train.log
-        result.json             the figures, once the run is complete
+runs/<data>/<model>/<date-time>-seed<k>/
+    config.yaml             the resolved configuration
+    overrides.yaml          what was asked for on the command line
+    checkpoints/            best.ckpt (by validation accuracy) and last.ckpt, loadable with weights_only=True
+    events.out.tfevents.*   TensorBoard
+    train.log
+    result.json             the figures, once the run is complete
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -60,7 +60,10 @@ def read_config(run: str | Path) -> tuple[Path, TrainConfig, list[str]]:
     if not (path / "config.yaml").is_file():
         raise InputError(f"{path} is no run: give a directory that train.py made, with a config.yaml in it")
     try:
-        config = read(TrainConfig, OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))))  # type: ignore[arg-type]
+        recorded = OmegaConf.load(path / "config.yaml")
+        if not isinstance(recorded, DictConfig):
+            raise ValueError("no keys in it")
+        config = read(TrainConfig, recorded)
         overrides = list(OmegaConf.load(path / "overrides.yaml")) if (path / "overrides.yaml").is_file() else []
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise InputError(f"{path}/config.yaml is not a run's configuration: {' '.join(str(error).split())}") from error
@@ -116,6 +119,11 @@ def git_state() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of what computes: Python, the libraries, and CUDA where torch has it and a device is there."""
-    names = {"torch": "torch", "torchvision": "torchvision", "lightning": "lightning", "hydra": "hydra-core"}
-    found: dict[str, str | None] = {name: importlib.metadata.version(package) for name, package in names.items()}
-    return {"python": platform.python_version(), **found, "cuda": torch.version.cuda if torch.cuda.is_available() else None}
+    names = {"torchvision": "torchvision", "lightning": "lightning", "hydra": "hydra-core"}
+    found = {name: importlib.metadata.version(package) for name, package in names.items()}
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        **found,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }

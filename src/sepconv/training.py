@@ -3,7 +3,6 @@
 import logging
 import shlex
 import sys
-import time
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,7 +48,12 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
     dataset = load(config.data)
     data = ImageData(dataset, config.recipe.batch_size, config.recipe.drop_last, config.seed)
     mean, deviation = dataset.statistics()
-    images = {"shape": list(dataset.shape), "classes": len(dataset.classes), "mean": mean, "deviation": deviation}
+    images = {
+        "shape": list(dataset.shape),
+        "classes": len(dataset.classes),
+        "mean": mean,
+        "deviation": deviation,
+    }
     classifier = ImageClassifier(config.model, asdict(config.recipe), images)
     build_optimizer(classifier.net, config.recipe.optimizer)  # so that a bad argument leaves no run behind
     if checkpoint is None:
@@ -70,7 +74,13 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
     trainer = make_trainer(config.trainer, precision, [stopwatch, best], logger, config.recipe.epochs)
     try:
         logger.log_metrics({"cost/parameters": parameters, "cost/macs": macs}, step=0)
-        trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # Lightning's answer to a keyboard interrupt
+            going_on = (
+                f"resume={run} continues" if (run / "checkpoints/last.ckpt").exists() else f"{run} is not complete"
+            )
+            raise KeyboardInterrupt(going_on) from None
         fit_seconds = stopwatch.fit_seconds
         tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
         assert best.best_model_score is not None
@@ -97,7 +107,14 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
             "git": runs.git_state(),
             "versions": runs.versions(),
         }
-        columns = ("test_accuracy", "val_accuracy", "parameters", "macs", "train_images_per_second", "fit_seconds")
+        columns = (
+            "test_accuracy",
+            "val_accuracy",
+            "parameters",
+            "macs",
+            "train_images_per_second",
+            "fit_seconds",
+        )
         metrics = {f"result/{name}": result[name] for name in columns if result[name] is not None}
         logger.log_hyperparams(flatten(asdict(replace(config, runs="", resume=None))), metrics)
         logger.finalize("success")

@@ -3,11 +3,12 @@
 Source: keras.io/examples/vision/mnist_convnet, in the form with one hidden dense layer.
 """
 
+from functools import partial
+
 from torch import nn
-from torchvision.ops import Conv2dNormActivation
 
 from sepconv import InputError
-from sepconv.ops import Layer, depthwise_separable
+from sepconv.ops import ConvNormActivation, Layer, depthwise_separable
 
 # channels of each 3 x 3 convolution (unpadded, with bias and ReLU); a 2 x 2 max pooling follows each
 TABLE = (32, 64)
@@ -16,7 +17,7 @@ HIDDEN = 64
 
 def baseline(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     """Conv 32, pool, conv 64, pool, dense 64, dense `classes`: 121,930 parameters at 28 x 28 x 1, 10 classes."""
-    return plain(shape, classes, (Conv2dNormActivation, Conv2dNormActivation))
+    return plain(shape, classes, (ConvNormActivation, ConvNormActivation))
 
 
 def baseline_separable(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
@@ -25,10 +26,7 @@ def baseline_separable(shape: tuple[int, int, int], classes: int) -> nn.Sequenti
     The smallest controlled comparison: one layer differs. 105,834 parameters at 28 x 28 x 1, 10 classes.
     """
 
-    def convolution(*args: int, **options: Layer | None) -> nn.Module:
-        return depthwise_separable(*args, between=False, **options)  # type: ignore[arg-type]
-
-    return plain(shape, classes, (Conv2dNormActivation, convolution))
+    return plain(shape, classes, (ConvNormActivation, partial(depthwise_separable, between=False)))
 
 
 def plain(shape: tuple[int, int, int], classes: int, convolutions: tuple[Layer, ...]) -> nn.Sequential:

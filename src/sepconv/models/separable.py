@@ -6,17 +6,16 @@ halves a 28-pixel one twice, and ends at 7 x 7 (8 x 8 from 32) as MobileNetV1 do
 
 from torch import nn
 from torchvision.models._utils import _make_divisible
-from torchvision.ops import Conv2dNormActivation
 
 from sepconv.config import check
-from sepconv.ops import Resize, depthwise_separable
+from sepconv.ops import ConvNormActivation, GlobalAvgPool, Resize, depthwise_separable
 
-STEM = 16
-# out_channels, stride
+STEM = (32, 2)  # out_channels, stride
+# out_channels, stride of each block
 TABLE = (
-    (32, 2),
     (64, 1),
-    (96, 2),
+    (64, 2),
+    (96, 1),
     (128, 1),
 )
 
@@ -32,11 +31,11 @@ def separable(
     """
     check(0 < width <= 64, "model.width", width, "above 0, at most 64")
     check(0 < resolution <= 8, "model.resolution", resolution, "above 0, at most 8")
-    channels = _make_divisible(STEM * width, 8)
+    channels = _make_divisible(STEM[0] * width, 8)
     layers: list[nn.Module] = [Resize(max(1, round(shape[1] * resolution)))] if resolution != 1 else []
-    layers.append(Conv2dNormActivation(shape[0], channels, 3))
+    layers.append(ConvNormActivation(shape[0], channels, stride=STEM[1]))
     for out_channels, stride in TABLE:
         out_channels = _make_divisible(out_channels * width, 8)
         layers.append(depthwise_separable(channels, out_channels, stride=stride))
         channels = out_channels
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    return nn.Sequential(*layers, GlobalAvgPool(), nn.Flatten(), nn.Linear(channels, classes))

@@ -1,0 +1,145 @@
+"""Each mistake of a user's, through the real command line: one line, an exit status, and nothing left behind."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Outcome, refused
+from PIL import Image
+from torchvision.datasets import MNIST
+
+Command = Callable[..., Outcome]
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("model=nonsense", ["unknown model=nonsense", "baseline", "separable"]),
+        ("data=nonsense", ["unknown data=nonsense", "digits", "mnist"]),
+        ("recipe=nonsense", ["unknown recipe=nonsense", "fast", "keras"]),
+        ("experiment=nonsense", ["unknown experiment=nonsense", "keras_mnist"]),
+        ("trainer=nonsense", ["unknown trainer=nonsense", "cpu"]),
+        ("recipe.batchsize=3", ["recipe.batchsize", "did you mean recipe.batch_size"]),
+        ("+recipe.batchsize=3", ["recipe.batchsize", "did you mean recipe.batch_size"]),
+        ("nonsense=3", ["unknown key nonsense"]),
+        ("+model.depth=3", ["unknown key model.depth", "width", "resolution"]),
+        ("model.width=wide", ["model.width", "wide", "Float"]),
+        ("model.width=0", ["model.width=0", "above 0"]),
+        ("model.width=-1", ["model.width=-1"]),
+        ("model.resolution=0", ["model.resolution=0"]),
+        ("recipe.batch_size=abc", ["recipe.batch_size", "abc", "Integer"]),
+        ("recipe.batch_size=0", ["recipe.batch_size=0", "1 or more"]),
+        ("recipe.batch_size=-5", ["recipe.batch_size=-5"]),
+        ("recipe.batch_size=100000", ["recipe.batch_size=100000", "larger than the training set", "1294"]),
+        ("recipe.epochs=0", ["recipe.epochs=0"]),
+        ("recipe.epochs=1.5", ["recipe.epochs", "1.5"]),
+        ("recipe.optimizer.lr=-1", ["recipe.optimizer.lr=-1"]),
+        ("recipe.optimizer.lr=fast", ["recipe.optimizer.lr=fast"]),
+        ("recipe.optimizer.name=Best", ["recipe.optimizer.name=Best", "torch.optim"]),
+        ("+recipe.optimizer.speed=3", ["recipe.optimizer", "speed"]),
+        ("recipe.schedule=sometimes", ["recipe.schedule=sometimes", "one_cycle"]),
+        ("recipe.warmup=2", ["recipe.warmup=2"]),
+        ("recipe.label_smoothing=1", ["recipe.label_smoothing=1"]),
+        ("recipe.initialization=luck", ["recipe.initialization=luck", "glorot_uniform"]),
+        ("recipe.precision=int3", ["recipe.precision=int3", "bf16"]),
+        ("recipe.augment.crop=-1", ["augment.crop=-1"]),
+        ("recipe.augment=3", ["recipe.augment"]),
+        ("data.image_size=0", ["data.image_size=0"]),
+        ("data.validation=0", ["data.validation=0"]),
+        ("data.validation=5000", ["data.validation=5000", "leave some on both sides"]),
+        ("data.test=1.5", ["data.test=1.5"]),
+        ("trainer.limit_batches=0", ["trainer.limit_batches=0"]),
+        ("trainer.accelerator=abacus", ["trainer.accelerator=abacus", "cpu"]),
+        ("seed=-1", ["seed=-1"]),
+        ("seed=a", ["seed", "Integer"]),
+        ("resume=/nowhere", ["/nowhere is no run"]),
+        ("runs=/dev/null/runs", ["/dev/null/runs", "runs="]),
+        ("recipe.batch_size=", ["recipe.batch_size"]),
+        ("recipe.batch_size", ["recipe.batch_size"]),
+        ("data=folder", ["data.root is missing"]),
+    ],
+)
+def test_arguments(command: Command, tmp_path: Path, argument: str, words: list[str]) -> None:
+    runs = [] if argument.startswith(("runs=", "resume=")) else [f"runs={tmp_path}"]
+    refused(
+        command("train", *runs, "trainer=cpu" if "trainer" not in argument else "model=separable", argument), *words
+    )
+    assert not list(tmp_path.rglob("*seed*"))
+
+
+def test_too_small_images(command: Command, tmp_path: Path) -> None:
+    outcome = command("train", f"runs={tmp_path}", "model=baseline", "data.image_size=8")
+    refused(outcome, "8 x 8", "too small", "10 x 10")
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU here")
+def test_no_gpu(command: Command, tmp_path: Path) -> None:
+    refused(command("train", "trainer=gpu", f"runs={tmp_path}"), "no GPU", "trainer=cpu")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_missing_data(command: Command, tmp_path: Path, name: str) -> None:
+    outcome = command("train", f"runs={tmp_path}", f"data={name}", f"data.root={tmp_path}/none", "data.download=false")
+    refused(outcome, f"{name} is not in {tmp_path}/none", "data=digits", "data.root")
+
+
+def test_no_network(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens on the discard port
+    outcome = command("train", f"runs={tmp_path}/runs", "data=mnist", f"data.root={tmp_path}/data")
+    refused(outcome, f"mnist is not in {tmp_path}/data", "data=digits", "data.root")
+
+
+def test_folder(command: Command, tmp_path: Path) -> None:
+    def run() -> Outcome:
+        return command("train", f"runs={tmp_path}/runs", "data=folder", f"data.root={tmp_path}/images")
+
+    refused(run(), f"{tmp_path}/images is no directory")
+    (tmp_path / "images/cat").mkdir(parents=True)
+    refused(run(), f"{tmp_path}/images needs at least one image")
+    Image.new("RGB", (40, 30)).save(tmp_path / "images/cat/1.png")
+    refused(run(), "one class, cat", "two or more")
+    (tmp_path / "images/dog").mkdir()
+    refused(run(), f"{tmp_path}/images needs at least one image")
+    (tmp_path / "images/dog/1.jpg").write_bytes(b"no image")
+    refused(run(), f"{tmp_path}/images/dog/1.jpg cannot be read")
+
+
+def test_no_run(command: Command, tmp_path: Path) -> None:
+    refused(command("evaluate", f"run={tmp_path}/none"), f"{tmp_path}/none is no run")
+    refused(command("evaluate", f"run={tmp_path}"), "is no run", "config.yaml")
+    refused(command("evaluate"), "run is missing")
+    (tmp_path / "config.yaml").write_text("nonsense")
+    refused(command("evaluate", f"run={tmp_path}"), "is not a run's configuration")
+
+
+def test_checkpoint_of_another_network(command: Command, train: Callable[..., Path], tmp_path: Path) -> None:
+    short = ["recipe.epochs=1", "trainer.limit_batches=1"]
+    one, other = train("model=baseline", *short), train("model=separable", *short)
+    shutil.copytree(other / "checkpoints", one / "checkpoints", dirs_exist_ok=True)
+    refused(command("evaluate", f"run={one}"), "another network", "baseline", "separable")
+    (one / "result.json").unlink()
+    refused(command("train", f"resume={one}"), "another network", "baseline", "separable")
+    (one / "checkpoints/best.ckpt").write_bytes(b"nonsense")
+    refused(command("evaluate", f"run={one}"), "best.ckpt", "cannot be loaded")
+    shutil.rmtree(one / "checkpoints")
+    refused(command("evaluate", f"run={one}"), "no checkpoint best.ckpt")
+    refused(command("train", f"resume={other}"), "complete")
+    (other / "result.json").unlink()
+    refused(command("train", f"resume={other}", "seed=3"), "drop seed=3")
+
+
+def test_diverging_loss(command: Command, tmp_path: Path) -> None:
+    outcome = command(
+        "train", "trainer=cpu", f"runs={tmp_path}", "recipe.epochs=3", "recipe.optimizer.name=SGD",
+        "~recipe.optimizer.betas", "recipe.optimizer.lr=1e30", "recipe.schedule=constant", "model=baseline",
+    )  # fmt: skip
+    assert outcome.status == 2
+    assert "Traceback" not in outcome.err
+    assert (
+        "the loss became nan in epoch 1, step" in outcome.err or "the loss became inf in epoch 1, step" in outcome.err
+    )
+    (run,) = tmp_path.glob("*/*/*")
+    assert not (run / "result.json").exists()
+    assert not list(run.glob("checkpoints/*"))

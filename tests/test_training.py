@@ -1,0 +1,235 @@
+"""Runs from the command line to their records, on scikit-learn's digits."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, Outcome, data_config, real
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sepconv.classifier import ImageClassifier
+from sepconv.datasets import load
+from sepconv.models import NETWORKS
+
+Train = Callable[..., Path]
+SHORT = ["recipe.epochs=2", "trainer.limit_batches=4"]
+
+
+def result(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "folder"])
+@pytest.mark.parametrize("recipe", ["fast", "keras"])
+def test_every_configuration_composes(command: Callable[..., Outcome], data: str, recipe: str) -> None:
+    outcome = command("train", f"data={data}", f"recipe={recipe}", "data.root=/d", "--cfg", "job", "--resolve")
+    assert outcome.status == 0
+    config = OmegaConf.create(outcome.out)
+    assert config.data.name == data
+    assert config.recipe.augment.keys() == config.data.augment.keys()
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (REPOSITORY / "configs/experiment").glob("*.yaml")))
+def test_every_experiment_composes_and_says_how_to_run_it(command: Callable[..., Outcome], experiment: str) -> None:
+    outcome = command("train", f"experiment={experiment}", "--cfg", "job", "--resolve")
+    assert outcome.status == 0, outcome.err
+    text = (REPOSITORY / f"configs/experiment/{experiment}.yaml").read_text()
+    assert f"# python scripts/train.py experiment={experiment}" in text
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+@pytest.mark.parametrize("recipe", ["fast", "keras"])
+def test_run_record(train: Train, model: str, recipe: str) -> None:
+    run = train(f"model={model}", f"recipe={recipe}", "seed=7", *SHORT)
+    assert run.name.endswith("-seed7")
+    assert run.parts[-3:-1] == ("digits", model)
+    record = result(run)
+    expected = {
+        "model", "data", "seed", "parameters", "macs", "val_accuracy", "test_accuracy", "epochs", "fit_seconds",
+        "seconds_to_first_step", "train_images_per_second", "eval_images_per_second", "peak_memory_bytes", "device",
+        "precision", "command", "git", "versions",
+    }  # fmt: skip
+    assert expected <= record.keys()
+    assert (record["model"], record["data"], record["seed"], record["epochs"]) == (model, "digits", 7, 2)
+    assert record["device"]["kind"] == "cpu"
+    assert 0 < record["fit_seconds"] < 60
+    assert record["train_images_per_second"] > 100
+    assert 2**26 < record["peak_memory_bytes"] < 2**34
+    assert record["versions"]["torch"] == torch.__version__
+    assert f"model={model}" in record["command"]
+    assert OmegaConf.load(run / "overrides.yaml")[-1] == "trainer.limit_batches=4"
+    assert OmegaConf.load(run / "config.yaml").recipe.epochs == 2
+    assert "epoch 2: train loss" in (run / "train.log").read_text()
+    assert not list(run.glob("*.part"))
+    classifier = ImageClassifier.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True)
+    assert type(classifier.net) is type(NETWORKS[model]((1, 16, 16), 10))
+
+
+def test_tensorboard(train: Train) -> None:
+    run = train(*SHORT)
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    record = result(run)
+
+    def last(tag: str) -> float:
+        return events.Scalars(tag)[-1].value
+
+    for tag in ("loss/train", "loss/validation", "accuracy/train", "accuracy/validation", "learning_rate"):
+        assert tag in tags
+        assert events.Scalars(tag)[-1].step >= 7
+    assert last("cost/parameters") == record["parameters"]
+    assert last("cost/macs") == record["macs"]
+    assert last("images_per_second/train") > 100
+    assert last("accuracy/test") == last("result/test_accuracy") == pytest.approx(record["test_accuracy"])
+    assert len(events.Scalars("learning_rate")) == 8  # every step of so short an epoch
+    hparams = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    for name in (b"test_accuracy", b"parameters", b"macs", b"images_per_second", b"model.name"):
+        assert name in hparams
+    assert b"separable" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+
+
+def test_default_command_reaches_its_accuracy(train: Train) -> None:
+    """One seed of what the README states, at the accuracy asked for, and evaluation gives it again."""
+    run = train("recipe.epochs=20")
+    assert result(run)["test_accuracy"] >= 0.975
+
+
+def test_evaluation_gives_the_recorded_accuracy(train: Train, command: Callable[..., Outcome]) -> None:
+    run = train("recipe.epochs=3", "model=baseline")
+    outcome = command("evaluate", f"run={run}", "trainer=cpu")
+    assert outcome.status == 0, outcome.err
+    recorded = f"{result(run)['test_accuracy']:.2%}"
+    assert outcome.out.count(recorded) == 2
+    assert outcome.err == ""
+    # and it is the accuracy of the checkpoint that validation chose, by hand
+    dataset = load(data_config("digits"))
+    classifier = ImageClassifier.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
+    images, labels = dataset[dataset.test]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=result(run)["precision"] == "bf16-mixed"):
+        accuracy = (classifier(images).argmax(1) == labels).double().mean()
+    assert f"{accuracy:.2%}" == recorded
+
+
+@pytest.mark.parametrize("model", ["baseline", "separable"])
+def test_same_seed_same_weights(train: Train, model: str) -> None:
+    one, again, other = (train(f"model={model}", f"seed={seed}", *SHORT) for seed in (3, 3, 4))
+    assert identical(weights(one), weights(again))
+    assert not identical(weights(one), weights(other))
+    assert result(one)["test_accuracy"] == result(again)["test_accuracy"]
+
+
+def test_resume_continues_a_stopped_run(
+    train: Train, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run stopped in its third epoch and resumed ends with the weights of one that never stopped."""
+    arguments = ["recipe.epochs=4", "trainer.limit_batches=5", "seed=2"]
+    whole = train(*arguments)
+    steps = 0
+    training_step = ImageClassifier.training_step
+
+    def stopping(self: ImageClassifier, rows: torch.Tensor, batch_idx: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 13:
+            raise RuntimeError("the power went")
+        training_step(self, rows, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
+        patch.setattr(ImageClassifier, "training_step", stopping)
+        train(*arguments)
+    (stopped,) = {path.parent for path in whole.parent.glob("*/config.yaml")} - {whole}
+    assert not (stopped / "result.json").exists()
+    outcome = command("train", f"resume={stopped}")
+    assert outcome.status == 0, outcome.err
+    assert identical(weights(stopped), weights(whole))
+    one, other = result(stopped), result(whole)
+    assert one["test_accuracy"] == other["test_accuracy"]
+    assert one["val_accuracy"] == other["val_accuracy"]
+    assert one["command"] == other["command"]
+    assert "epoch 4:" in (stopped / "train.log").read_text()
+
+
+def test_grid(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = command("train", "-m", "model=baseline,separable", "seed=0,1", f"runs={tmp_path}", *SHORT)
+    assert outcome.status == 0, outcome.err
+    runs = sorted(tmp_path.glob("digits/*/*/result.json"))
+    assert len(runs) == 4
+    assert {(record["model"], record["seed"]) for record in map(json.loads, (run.read_text() for run in runs))} == {
+        ("baseline", 0), ("baseline", 1), ("separable", 0), ("separable", 1),
+    }  # fmt: skip
+
+
+def test_debug_trainer(train: Train) -> None:
+    assert result(train("trainer=debug", "recipe.epochs=1"))["epochs"] == 1
+
+
+def test_runs_are_anchored_at_the_repository(tmp_path: Path) -> None:
+    """From any directory, in a process of its own: help and the configuration at once, without torch."""
+    script = REPOSITORY / "scripts/train.py"
+    probe = "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nfinally: assert 'torch' not in sys.modules"  # fmt: skip
+    for arguments in (["--help"], ["--cfg", "job", "--resolve"]):
+        done = subprocess.run(
+            [sys.executable, "-c", probe, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert f"runs: {REPOSITORY / 'runs'}" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_says_how_to_go_on(
+    train: Train, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    def interrupt(self: ImageClassifier) -> None:
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, "on_train_epoch_end", interrupt)
+        outcome = command("train", f"runs={tmp_path}", "trainer.limit_batches=2")
+    (run,) = tmp_path.glob("*/*/*")
+    assert outcome.status == 130
+    assert outcome.err.splitlines()[-1] == f"stopped: resume={run} continues"
+    assert not (run / "result.json").exists()
+    assert command("train", f"resume={run}").status == 0
+
+
+@pytest.mark.parametrize(("data", "model"), [("mnist", "baseline"), ("mnist", "separable"), ("cifar10", "separable")])
+def test_real_data_for_some_steps(train: Train, data: str, model: str) -> None:
+    config = real(data)
+    run = train(
+        f"data={data}", f"data.root={config.root}", f"model={model}", "recipe.epochs=1", "trainer.limit_batches=30"
+    )
+    record = result(run)
+    assert record["images"] == {
+        "train": {"mnist": 55_000, "cifar10": 45_000}[data],
+        "validation": 5_000,
+        "test": 10_000,
+    }
+    assert record["val_accuracy"] > {"mnist": 0.3, "cifar10": 0.12}[data]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", NETWORKS)
+def test_gpu(command: Callable[..., Outcome], tmp_path: Path, model: str) -> None:
+    outcome = command("train", "trainer=gpu", f"model={model}", f"runs={tmp_path}", "recipe.epochs=10")
+    assert outcome.status == 0, outcome.err
+    (run,) = tmp_path.glob("*/*/*")
+    record = result(run)
+    assert record["device"]["kind"] == "cuda"
+    assert record["versions"]["cuda"]
+    assert record["test_accuracy"] > 0.8

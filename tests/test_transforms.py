@@ -1,0 +1,99 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sepconv.config import Augment
+from sepconv.transforms import augment, random_affine, random_crop, random_cutout, random_flip
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    pixels = torch.randint(1, 256, (256, 9, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return pixels.permute(0, 3, 1, 2)
+
+
+def test_crop_is_a_window_of_the_padded_image(images: Tensor, generator: torch.Generator) -> None:
+    cropped = random_crop(images, 2, generator)
+    windows = F.pad(images, (2, 2, 2, 2)).unfold(2, 9, 1).unfold(3, 7, 1)  # (B, C, 5, 5, 9, 7)
+    match = (windows == cropped[:, :, None, None]).all(1).flatten(3).all(3)  # (B, 5, 5): windows that it is
+    assert match.flatten(1).any(1).all()
+    assert match.any(0).all()  # every place occurs, the corners too
+
+
+def test_flip_mirrors_half_of_the_images(images: Tensor, generator: torch.Generator) -> None:
+    flipped = random_flip(images, generator)
+    same = (flipped == images).flatten(1).all(1)
+    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 90 < same.sum() < 166  # 4.7 standard deviations about 128
+
+
+def test_affine_without_amounts_is_the_identity(images: Tensor, generator: torch.Generator) -> None:
+    assert torch.allclose(random_affine(images, 0, 0, generator), images.float(), atol=1e-3)
+
+
+def test_shift_moves_rigidly(generator: torch.Generator) -> None:
+    """A bright spot's centre of mass moves by up to the amount, and its mass stays."""
+    images = torch.zeros(400, 1, 21, 15, dtype=torch.uint8)
+    images[:, :, 10, 7] = 200
+    moved = random_affine(images, 0, 3, generator)[:, 0]
+    mass = moved.sum((1, 2))
+    assert torch.allclose(mass, torch.full_like(mass, 200), rtol=1e-3)
+    rows = (moved.sum(2) * torch.arange(21)).sum(1) / mass - 10
+    columns = (moved.sum(1) * torch.arange(15)).sum(1) / mass - 7
+    for offsets in (rows, columns):
+        assert 2.5 < offsets.abs().max() <= 3.001
+        assert abs(offsets.mean()) < 0.4
+
+
+def test_rotation_keeps_the_distance_from_the_centre(generator: torch.Generator) -> None:
+    images = torch.zeros(400, 1, 21, 15, dtype=torch.uint8)
+    images[:, :, 4, 7] = 200  # 6 pixels above the centre
+    turned = random_affine(images, 30, 0, generator)[:, 0]
+    mass = turned.sum((1, 2))
+    rows = (turned.sum(2) * torch.arange(21)).sum(1) / mass - 10
+    columns = (turned.sum(1) * torch.arange(15)).sum(1) / mass - 7
+    assert torch.allclose(rows.hypot(columns), torch.tensor(6.0), atol=0.25)
+    angles = torch.atan2(columns, -rows).rad2deg()
+    assert 25 < angles.abs().max() < 31
+    assert abs(angles.mean()) < 3
+
+
+def test_cutout_fills_one_square(images: Tensor, generator: torch.Generator) -> None:
+    fill = torch.tensor([0.0, 100.0, 200.0])
+    cut = random_cutout(images, 3, generator, fill)
+    changed = (cut != images).any(1)
+    assert torch.equal(cut.permute(0, 2, 3, 1)[changed], fill.byte().expand(int(changed.sum()), 3))
+    sizes = changed.flatten(1).sum(1)
+    assert sizes.max() == 9
+    assert sizes.min() >= 4  # a corner's square reaches two pixels in
+    assert changed.any(0).all()
+
+
+def test_each_sample_draws_its_own(generator: torch.Generator) -> None:
+    one = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8).expand(64, -1, -1, -1)
+    settings = Augment(crop=3, flip=True, shift=1, rotate=10, cutout=4)
+    changed = augment(one, settings, generator, torch.zeros(3))
+    assert len(changed.flatten(1).unique(dim=0)) == 64
+
+
+def test_same_generator_state_same_images(images: Tensor, generator: torch.Generator) -> None:
+    settings = Augment(crop=2, flip=True, shift=1, rotate=10, cutout=4)
+    state = generator.get_state()
+    first = augment(images, settings, generator, torch.zeros(3))
+    generator.set_state(state)
+    assert torch.equal(augment(images, settings, generator, torch.zeros(3)), first)
+    assert first.min() >= 0
+    assert first.max() <= 255
+
+
+def test_no_augmentation_is_the_same_tensor(images: Tensor, generator: torch.Generator) -> None:
+    state = generator.get_state()
+    assert augment(images, Augment(), generator, torch.zeros(3)) is images
+    assert torch.equal(generator.get_state(), state)
