@@ -212,7 +212,7 @@ def test_interrupt_says_how_to_go_on(
 def test_real_data_for_some_steps(train: Train, data: str, model: str) -> None:
     config = real(data)
     run = train(
-        f"data={data}", f"data.root={config.root}", f"model={model}", "recipe.epochs=1", "trainer.limit_batches=30"
+        f"data={data}", f"data.root={config.root}", f"model={model}", "recipe.epochs=1", "trainer.limit_batches=60"
     )
     record = result(run)
     assert record["images"] == {
