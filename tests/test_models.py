@@ -10,7 +10,12 @@ from sepconv import InputError, cost
 from sepconv.models import NETWORKS, build
 from sepconv.recipe import initialize
 
-CASES = [("baseline", {}), ("baseline_separable", {}), ("separable", {}), ("separable", {"width": 0.5, "resolution": 0.75})]  # fmt: skip
+CASES = [
+    ("baseline", {}),
+    ("baseline_separable", {}),
+    ("separable", {}),
+    ("separable", {"width": 0.5, "resolution": 0.75}),
+]
 
 
 def test_every_network_has_a_config_of_its_name() -> None:

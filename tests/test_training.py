@@ -149,9 +149,10 @@ def test_resume_continues_a_stopped_run(
             raise RuntimeError("the power went")
         training_step(self, rows, batch_idx)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
+    with monkeypatch.context() as patch:
         patch.setattr(ImageClassifier, "training_step", stopping)
-        train(*arguments)
+        with pytest.raises(RuntimeError, match="the power went"):
+            train(*arguments)
     (stopped,) = {path.parent for path in whole.parent.glob("*/config.yaml")} - {whole}
     assert not (stopped / "result.json").exists()
     outcome = command("train", f"resume={stopped}")
@@ -181,7 +182,14 @@ def test_debug_trainer(train: Train) -> None:
 def test_runs_are_anchored_at_the_repository(tmp_path: Path) -> None:
     """From any directory, in a process of its own: help and the configuration at once, without torch."""
     script = REPOSITORY / "scripts/train.py"
-    probe = "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nfinally: assert 'torch' not in sys.modules"  # fmt: skip
+    probe = "\n".join(
+        (
+            "import runpy, sys",
+            "sys.argv = sys.argv[1:]",
+            "try: runpy.run_path(sys.argv[0], run_name='__main__')",
+            "finally: assert 'torch' not in sys.modules",
+        )
+    )
     for arguments in (["--help"], ["--cfg", "job", "--resolve"]):
         done = subprocess.run(
             [sys.executable, "-c", probe, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True

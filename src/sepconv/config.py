@@ -153,6 +153,26 @@ class EvaluateConfig:
         check_choice("checkpoint", self.checkpoint, "best", "last")
 
 
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """One run of `scripts/benchmark.py`."""
+
+    suite: str
+    data: DataConfig
+    model: dict[str, Any]
+    recipe: RecipeConfig
+    trainer: TrainerConfig
+    rounds: int  # times that the variants take turns
+    steps: int  # optimizer steps a round
+    seed: int
+    output: str  # folder of the records
+
+    def __post_init__(self) -> None:
+        check_choice("suite", self.suite, "loop")
+        check(self.rounds >= 1, "rounds", self.rounds, "1 or more")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+
+
 def check(valid: bool, key: str, value: object, right: str) -> None:
     """Raises InputError unless `valid`."""
     if not valid:

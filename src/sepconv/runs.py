@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import platform
+import shlex
 import subprocess
 import time
 from dataclasses import asdict
@@ -101,6 +102,11 @@ def read_result(run: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{run} has no readable result.json: the run is not complete") from error
     return result
+
+
+def command_line(script: str, overrides: list[str]) -> str:
+    """The command that ran, for a shell in the repository."""
+    return shlex.join(["python", f"scripts/{script}.py", *overrides])
 
 
 def git_state() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A run from its configuration to its recorded figures, and a recorded run evaluated again."""
 
 import logging
-import shlex
 import sys
 import warnings
 from dataclasses import asdict, replace
@@ -47,14 +46,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
     reset_peak_memory()
     dataset = load(config.data)
     data = ImageData(dataset, config.recipe.batch_size, config.recipe.drop_last, config.seed)
-    mean, deviation = dataset.statistics()
-    images = {
-        "shape": list(dataset.shape),
-        "classes": len(dataset.classes),
-        "mean": mean,
-        "deviation": deviation,
-    }
-    classifier = ImageClassifier(config.model, asdict(config.recipe), images)
+    classifier = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
     build_optimizer(classifier.net, config.recipe.optimizer)  # so that a bad argument leaves no run behind
     if checkpoint is None:
         run = runs.create(config)
@@ -103,7 +95,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
             "peak_memory_bytes": peak_memory(device),
             "device": describe_device(device),
             "precision": precision,
-            "command": shlex.join(["python", "scripts/train.py", *overrides]),
+            "command": runs.command_line("train", overrides),
             "git": runs.git_state(),
             "versions": runs.versions(),
         }
@@ -124,6 +116,12 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
         logging.getLogger().removeHandler(handler)
         handler.close()
     return result
+
+
+def describe_images(dataset: Dataset) -> dict[str, Any]:
+    """What an ImageClassifier must know of its images, in plain values."""
+    mean, deviation = dataset.statistics()
+    return {"shape": list(dataset.shape), "classes": len(dataset.classes), "mean": mean, "deviation": deviation}
 
 
 def reopen(config: TrainConfig, overrides: list[str]) -> tuple[Path, TrainConfig, list[str]]:
