@@ -164,7 +164,7 @@ class ImageClassifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         loss, hits, count = torch.stack(self.evaluated).double().sum(0).tolist()
         part = "test" if self.trainer.testing else "validation"
-        self.log_dict({f"loss/{part}": loss / count, f"accuracy/{part}": hits / count})
+        self.log_dict({f"loss/{part}": loss / count, f"accuracy/{part}": hits / count}, prog_bar=True)
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step

@@ -83,6 +83,7 @@ class Stopwatch(Callback):
 
     def on_test_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.moments, self.events = [], []
+        self.mark(module.device)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int,

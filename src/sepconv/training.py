@@ -91,7 +91,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
             "fit_seconds": fit_seconds,
             "seconds_to_first_step": stopwatch.seconds_to_first_step,
             "train_images_per_second": stopwatch.images_per_second("train", config.recipe.batch_size),
-            "eval_images_per_second": stopwatch.images_per_second("eval", EVAL_BATCH),
+            "eval_images_per_second": stopwatch.images_per_second("eval", min(EVAL_BATCH, len(dataset.test))),
             "peak_memory_bytes": peak_memory(device),
             "device": describe_device(device),
             "precision": precision,
@@ -242,7 +242,6 @@ def introduce(
     channels, height, width = dataset.shape
     sizes = f"{len(dataset.train):,} train, {len(dataset.validation):,} validation, {len(dataset.test):,} test"
     recipe = config.recipe
-    table = Table.grid(padding=(0, 2))
     for name, value in {
         "network": f"{config.model['name']}: {parameters:,} parameters, {macs:,} MACs an image",
         "data": f"{dataset.name}: {sizes}; {height} x {width} x {channels}, {len(dataset.classes)} classes",
@@ -251,28 +250,32 @@ def introduce(
         "device": ", ".join(str(value) for value in describe_device(device).values()),
         "run": str(run),
     }.items():
-        table.add_row(f"[bold]{name}", value)
-    console.print(table, soft_wrap=True)
+        console.print(f"[bold]{name:<8}[/] {value}", soft_wrap=True)
 
 
 def conclude(console: Console, result: dict[str, Any], run: Path) -> None:
     """Prints the closing table."""
-    table = Table(title=f"{result['model']} on {result['data']}, seed {result['seed']}", title_justify="left")
-    rate = result["train_images_per_second"]
-    figures = {
-        "test accuracy": f"{result['test_accuracy']:.2%}",
-        "validation": f"{result['val_accuracy']:.2%}",
+
+    def rate(images_per_second: float | None) -> str:
+        return "too short to measure" if images_per_second is None else f"{images_per_second:,.0f} images/s"
+
+    title = f"{result['model']} on {result['data']}, seed {result['seed']}"
+    table = Table("", title, show_edge=False, pad_edge=False)
+    for name, value in {
+        "test accuracy": f"{result['test_accuracy']:.2%} of {result['images']['test']:,} images",
+        "validation": f"{result['val_accuracy']:.2%} of {result['images']['validation']:,}",
         "parameters": f"{result['parameters']:,}",
-        "MACs": f"{result['macs']:,}",
-        "images/s": "-" if rate is None else f"{rate:,.0f}",
-        "fit": f"{result['fit_seconds']:.1f} s",
+        "MACs": f"{result['macs']:,} an image",
+        "training": rate(result["train_images_per_second"]),
+        "evaluation": rate(result["eval_images_per_second"]),
+        "fit": f"{result['fit_seconds']:.1f} s, {result['epochs']} epochs",
+        "first step": f"{result['seconds_to_first_step']:.1f} s after the start",
         "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
-    }
-    for name in figures:
-        table.add_column(name, justify="right")
-    table.add_row(*figures.values())
+    }.items():
+        table.add_row(name, value)
+    console.print()
     console.print(table)
-    console.print(f"[bold]recorded in[/] {run}", soft_wrap=True)
+    console.print(f"\nrecorded in {run}", soft_wrap=True)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
