@@ -84,7 +84,7 @@ class ImageClassifier(L.LightningModule):
         """The data module that the trainer runs on."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         if self.recipe.channels_last:
             self.net.to(memory_format=torch.channels_last)
 

@@ -82,8 +82,8 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
             "seed": config.seed,
             "parameters": parameters,
             "macs": macs,
-            "val_accuracy": float(best.best_model_score),
-            "test_accuracy": tested["accuracy/test"],
+            "val_accuracy": round(float(best.best_model_score), 6),
+            "test_accuracy": round(tested["accuracy/test"], 6),  # Lightning keeps it in float32
             "test_loss": tested["loss/test"],
             "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
             "epochs": config.recipe.epochs,

@@ -45,7 +45,7 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Ten
     """Pads with `padding` zero pixels and crops back at a random place (He et al. 2016, section 4.2)."""
     batch, channels, height, width = images.shape
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
-    corner = uniform(2, 0, 2 * padding + 1, images, generator).long()
+    corner = torch.randint(2 * padding + 1, (2, batch), generator=generator, device=images.device)
     rows = corner[0, :, None] + torch.arange(height, device=images.device)
     columns = corner[1, :, None] + torch.arange(width, device=images.device)
     # One row index per output pixel into the flattened pixels: a single gather, channels together.
