@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import sepconv.cli  # noqa: F401 - registers the resolver that the configurations use
 from sepconv.config import REPOSITORY, DataConfig, read
 
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -65,7 +66,6 @@ def refused(outcome: Outcome, *words: str) -> None:
 
 def data_config(name: str, **changes: object) -> DataConfig:
     """The data configuration `configs/data/<name>.yaml`, with changes."""
-    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     return read(DataConfig, OmegaConf.merge(OmegaConf.load(REPOSITORY / f"configs/data/{name}.yaml"), changes))  # type: ignore[arg-type]
 
 

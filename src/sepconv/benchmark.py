@@ -70,20 +70,21 @@ def loop(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
 
 
 class BareLoop:
-    """Trains with nothing but torch."""
+    """Trains with nothing but torch: the same images, in the same order, to the same weights as our trainer."""
 
     def __init__(self, classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig) -> None:
         self.classifier, self.dataset, self.recipe = classifier.to(dataset.pixels.device), dataset, config.recipe
+        self.seed = config.seed
         if self.recipe.channels_last:
             classifier.net.to(memory_format=torch.channels_last)
         self.autocast = precision == "bf16-mixed"
-        self.optimizer = build_optimizer(classifier.net, self.recipe.optimizer)
-        self.scheduler = build_schedule(self.optimizer, self.recipe, config.rounds * config.steps + 1)
-        self.generator = torch.Generator(dataset.pixels.device).manual_seed(config.seed)
 
     def round(self, steps: int) -> float:
         """Images a second over `steps` steps but the first ones."""
         device, batch_size = self.dataset.pixels.device, self.recipe.batch_size
+        self.generator = torch.Generator(device).manual_seed(self.seed)
+        self.optimizer = build_optimizer(self.classifier.net, self.recipe.optimizer)
+        self.scheduler = build_schedule(self.optimizer, self.recipe, steps)
         self.classifier.train()
         rows = self.dataset.train
         order = rows[torch.randperm(len(rows), generator=self.generator, device=device)].split(batch_size)
