@@ -166,6 +166,24 @@ def test_resume_continues_a_stopped_run(
     assert "epoch 4:" in (stopped / "train.log").read_text()
 
 
+def test_checkpoints_of_the_best_and_the_last_epoch(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best by validation accuracy, of equal ones the latest; the last of every epoch."""
+    accuracies = iter([0.2, 0.5, 0.5, 0.4])
+    log_dict = ImageClassifier.log_dict
+
+    def scripted(self: ImageClassifier, values: dict[str, float], **options: Any) -> None:
+        if "accuracy/validation" in values:
+            values = values | {"accuracy/validation": next(accuracies)}
+        log_dict(self, values, **options)
+
+    monkeypatch.setattr(ImageClassifier, "log_dict", scripted)
+    run = train("recipe.epochs=4", "trainer.limit_batches=1")
+    best, last = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    assert (best["epoch"], last["epoch"]) == (2, 3)
+    assert result(run)["val_accuracy"] == 0.5
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
 def test_grid(command: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = command("train", "-m", "model=baseline,separable", "seed=0,1", f"runs={tmp_path}", *SHORT)
     assert outcome.status == 0, outcome.err

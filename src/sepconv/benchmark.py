@@ -13,9 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -25,7 +23,8 @@ from sepconv.config import BenchmarkConfig
 from sepconv.datasets import Dataset, ImageData, load
 from sepconv.measure import WARM_UP, Stopwatch, describe_device
 from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
-from sepconv.training import describe_images, find_device, make_trainer
+from sepconv.terminal import CONSOLE
+from sepconv.training import checkpoints, describe_images, find_device, make_trainer
 from sepconv.transforms import augment
 
 
@@ -113,9 +112,10 @@ def our_round(config: BenchmarkConfig, classifier: ImageClassifier, dataset: Dat
     data = ImageData(dataset, config.recipe.batch_size, drop_last=True, seed=config.seed)
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-        best = ModelCheckpoint(folder, "best", monitor="accuracy/validation", mode="max", save_last=True)
         trainer_config = replace(config.trainer, limit_batches=config.steps)
-        make_trainer(trainer_config, precision, [stopwatch, best], logger, epochs=1).fit(classifier, data)
+        make_trainer(trainer_config, precision, [stopwatch, *checkpoints(Path(folder))], logger, epochs=1).fit(
+            classifier, data
+        )
     # between() leaves out the first step, which no mark precedes
     return config.recipe.batch_size / statistics.mean(stopwatch.steps["train"][WARM_UP - 1 :])
 
@@ -155,10 +155,9 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         table.add_row(name, *(f"{value:,.0f}" for value in (statistics.median(rates), min(rates), max(rates))))
     ratio = record["ratio"]
     low, high = ratio["quartiles"]
-    console = Console(highlight=False)
-    console.print(table)
+    CONSOLE.print(table)
     rounds = f"{len(ratio['rounds'])} rounds, quartiles {low:.3f} to {high:.3f}"
-    console.print(f"ours / bare: median {ratio['median']:.3f} of {rounds}")
+    CONSOLE.print(f"ours / bare: median {ratio['median']:.3f} of {rounds}")
     try:
         folder = Path(config.output).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,5 +165,5 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         path.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {config.output} ({error.strerror}): choose another output=") from error
-    console.print(f"recorded in {path}", soft_wrap=True)
+    CONSOLE.print(f"recorded in {path}", soft_wrap=True)
     return record

@@ -73,7 +73,7 @@ class RecipeConfig:
     batch_size: int
     drop_last: bool  # leave out an epoch's last, smaller batch (a random part of it each time)
     optimizer: dict[str, Any]  # `name` in torch.optim, and its arguments
-    schedule: str  # constant | cosine | one_cycle, stepped every batch
+    schedule: str  # constant | one_cycle, stepped every batch
     warmup: float = 0.0  # one_cycle: share of the steps on the way up to the learning rate
     label_smoothing: float = 0.0
     initialization: str = "torch"  # torch | glorot_uniform | kaiming_normal
@@ -87,7 +87,7 @@ class RecipeConfig:
         check(self.batch_size >= 1, "recipe.batch_size", self.batch_size, "1 or more")
         check(0 <= self.warmup <= 1, "recipe.warmup", self.warmup, "a share from 0 to 1")
         check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "from 0 to below 1")
-        check_choice("recipe.schedule", self.schedule, "constant", "cosine", "one_cycle")
+        check_choice("recipe.schedule", self.schedule, "constant", "one_cycle")
         check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal")
         check_choice("recipe.normalize", self.normalize, "standardize", "unit")
         check_choice("recipe.precision", self.precision, "auto", "fp32", "bf16")

@@ -1,12 +1,13 @@
 """How a network is trained: its initial weights, optimizer and learning-rate schedule."""
 
 import inspect
+import math
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sepconv import InputError
 from sepconv.config import RecipeConfig
@@ -60,13 +61,20 @@ def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
 
 
 def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LRScheduler:
-    """The learning rate over `steps` optimizer steps, to be stepped after each."""
-    if recipe.schedule == "one_cycle":
-        rates = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, rates, steps, pct_start=recipe.warmup, cycle_momentum=False)
-    if recipe.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, steps)
-    return ConstantLR(optimizer, factor=1.0)
+    """The learning rate over `steps` optimizer steps, to be stepped after each: `constant` or `one_cycle`.
+
+    One cycle goes up from a 25th of the rate over the first `warmup` of the steps and down to nothing over the rest,
+    along half cosines (Smith, arXiv 1708.07120, in the form that torch and fastai gave it). With no warm-up it is
+    cosine annealing.
+    """
+
+    def one_cycle(step: int) -> float:
+        progress = step / steps
+        if progress < recipe.warmup:
+            return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * progress / recipe.warmup)) / 2
+        return (1 + math.cos(math.pi * (progress - recipe.warmup) / max(1 - recipe.warmup, 1 / steps))) / 2
+
+    return LambdaLR(optimizer, one_cycle if recipe.schedule == "one_cycle" else lambda step: 1.0)
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:

@@ -1,8 +1,6 @@
 """A run from its configuration to its recorded figures, and a recorded run evaluated again."""
 
-import logging
 import sys
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,18 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from sepconv import InputError, cost, runs
+from sepconv import InputError, cost, runs, terminal
 from sepconv.classifier import ImageClassifier
 from sepconv.config import EvaluateConfig, TrainConfig, TrainerConfig
 from sepconv.datasets import EVAL_BATCH, Dataset, ImageData, load
 from sepconv.measure import Stopwatch, describe_device, peak_memory, reset_peak_memory
 from sepconv.recipe import build_optimizer, resolve_precision
 
-log = logging.getLogger(__name__)
+# the figures of a run in TensorBoard's HPARAMS
+HPARAMS = ("test_accuracy", "val_accuracy", "parameters", "macs", "train_images_per_second", "fit_seconds")
 
 
 def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str, Any]:
@@ -53,68 +52,50 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
         runs.write_config(run, config, overrides)
     parameters, macs = cost.parameters(classifier.net), cost.macs(classifier.net, dataset.shape)
     precision = resolve_precision(config.recipe.precision, device)
-
-    console = Console(highlight=False)
-    handler = log_to(run)
-    introduce(console, config, dataset, len(data.train_dataloader()), parameters, macs, precision, device, run)
     stopwatch = Stopwatch(started)
-    best = ModelCheckpoint(
-        run / "checkpoints", "best", monitor="accuracy/validation", mode="max", save_last=True,
-        enable_version_counter=False, auto_insert_metric_name=False,
-    )  # fmt: skip
+    best, last = checkpoints(run / "checkpoints")
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
-    trainer = make_trainer(config.trainer, precision, [stopwatch, best], logger, config.recipe.epochs)
-    try:
+    with terminal.logged(run):
+        trainer = make_trainer(config.trainer, precision, [stopwatch, best, last], logger, config.recipe.epochs)
+        steps = len(data.train_dataloader())
+        terminal.introduce(config, dataset, steps, parameters, macs, precision, describe_device(device), run)
         logger.log_metrics({"cost/parameters": parameters, "cost/macs": macs}, step=0)
         try:
             trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's answer to a keyboard interrupt
-            going_on = (
-                f"resume={run} continues" if (run / "checkpoints/last.ckpt").exists() else f"{run} is not complete"
-            )
-            raise KeyboardInterrupt(going_on) from None
+            continues = (run / "checkpoints/last.ckpt").exists()
+            raise KeyboardInterrupt(f"resume={run} continues" if continues else f"{run} is not complete") from None
         fit_seconds = stopwatch.fit_seconds
         tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
-        assert best.best_model_score is not None
-        result = {
-            "model": config.model["name"],
-            "data": config.data.name,
-            "seed": config.seed,
-            "parameters": parameters,
-            "macs": macs,
-            "val_accuracy": round(float(best.best_model_score), 6),
-            "test_accuracy": round(tested["accuracy/test"], 6),  # Lightning keeps it in float32
-            "test_loss": tested["loss/test"],
-            "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
-            "epochs": config.recipe.epochs,
-            "batch_size": config.recipe.batch_size,
-            "fit_seconds": fit_seconds,
-            "seconds_to_first_step": stopwatch.seconds_to_first_step,
-            "train_images_per_second": stopwatch.images_per_second("train", config.recipe.batch_size),
-            "eval_images_per_second": stopwatch.images_per_second("eval", min(EVAL_BATCH, len(dataset.test))),
-            "peak_memory_bytes": peak_memory(device),
-            "device": describe_device(device),
-            "precision": precision,
-            "command": runs.command_line("train", overrides),
-            "git": runs.git_state(),
-            "versions": runs.versions(),
-        }
-        columns = (
-            "test_accuracy",
-            "val_accuracy",
-            "parameters",
-            "macs",
-            "train_images_per_second",
-            "fit_seconds",
-        )
-        metrics = {f"result/{name}": result[name] for name in columns if result[name] is not None}
-        logger.log_hyperparams(flatten(asdict(replace(config, runs="", resume=None))), metrics)
-        logger.finalize("success")
-        runs.write_result(run, result)
-        conclude(console, result, run)
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+    assert best.best_model_score is not None
+    result = {
+        "model": config.model["name"],
+        "data": config.data.name,
+        "seed": config.seed,
+        "parameters": parameters,
+        "macs": macs,
+        "val_accuracy": round(float(best.best_model_score), 6),  # Lightning keeps these in float32
+        "test_accuracy": round(tested["accuracy/test"], 6),
+        "test_loss": tested["loss/test"],
+        "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
+        "epochs": config.recipe.epochs,
+        "batch_size": config.recipe.batch_size,
+        "fit_seconds": fit_seconds,
+        "seconds_to_first_step": stopwatch.seconds_to_first_step,
+        "train_images_per_second": stopwatch.images_per_second("train", config.recipe.batch_size),
+        "eval_images_per_second": stopwatch.images_per_second("eval", min(EVAL_BATCH, len(dataset.test))),
+        "peak_memory_bytes": peak_memory(device),
+        "device": describe_device(device),
+        "precision": precision,
+        "command": runs.command_line("train", overrides),
+        "git": runs.git_state(),
+        "versions": runs.versions(),
+    }
+    metrics = {f"result/{name}": result[name] for name in HPARAMS if result[name] is not None}
+    logger.log_hyperparams(flatten(asdict(replace(config, runs="", resume=None))), metrics)
+    logger.finalize("success")
+    runs.write_result(run, result)
+    terminal.conclude(result, run)
     return result
 
 
@@ -122,6 +103,20 @@ def describe_images(dataset: Dataset) -> dict[str, Any]:
     """What an ImageClassifier must know of its images, in plain values."""
     mean, deviation = dataset.statistics()
     return {"shape": list(dataset.shape), "classes": len(dataset.classes), "mean": mean, "deviation": deviation}
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the epoch of the best validation accuracy: of equal ones the latest, which has trained longest."""
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        return current == self.best_model_score or super().check_monitor_top_k(trainer, current)
+
+
+def checkpoints(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """What writes best.ckpt and, after every epoch, last.ckpt; in this order, so that the last knows the best."""
+    best = BestCheckpoint(folder, "best", monitor="accuracy/validation", mode="max", enable_version_counter=False)
+    # not save_last, which saves only when the best is
+    return best, ModelCheckpoint(folder, "last", enable_version_counter=False)
 
 
 def reopen(config: TrainConfig, overrides: list[str]) -> tuple[Path, TrainConfig, list[str]]:
@@ -166,7 +161,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     table.add_column("test images", justify="right")
     before = result.get("test_accuracy")
     table.add_row(f"{accuracy:.2%}", "-" if before is None else f"{before:.2%}", f"{len(dataset.test):,}")
-    Console(highlight=False).print(table)
+    terminal.CONSOLE.print(table)
     return {"accuracy": accuracy, "recorded": before if before is not None else float("nan")}
 
 
@@ -191,7 +186,7 @@ def make_trainer(
     epochs: int,
 ) -> L.Trainer:
     """Lightning's trainer on the one device that `config` means."""
-    quiet()
+    terminal.quiet()
     shown = sys.stdout.isatty()
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(kind := find_device(config).type, kind),
@@ -210,72 +205,6 @@ def make_trainer(
         num_sanity_val_steps=0,
         enable_checkpointing=bool(logger),
     )
-
-
-def quiet() -> None:
-    """Keeps what Lightning says of itself off the terminal; a run's log has it."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
-
-
-def log_to(run: Path) -> logging.Handler:
-    """Sends the log to the run's `train.log`; our own lines go to standard error too, where no bar is shown."""
-    logging.captureWarnings(True)
-    handler = logging.FileHandler(run / "train.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    logging.getLogger().setLevel(logging.INFO)
-    ours = logging.getLogger("sepconv")
-    if not ours.handlers and not sys.stdout.isatty():
-        ours.addHandler(logging.StreamHandler())
-    return handler
-
-
-def introduce(
-    console: Console, config: TrainConfig, dataset: Dataset, steps: int, parameters: int, macs: int, precision: str,
-    device: torch.device, run: Path,
-) -> None:  # fmt: skip
-    """Prints what is trained on what."""
-    channels, height, width = dataset.shape
-    sizes = f"{len(dataset.train):,} train, {len(dataset.validation):,} validation, {len(dataset.test):,} test"
-    recipe = config.recipe
-    for name, value in {
-        "network": f"{config.model['name']}: {parameters:,} parameters, {macs:,} MACs an image",
-        "data": f"{dataset.name}: {sizes}; {height} x {width} x {channels}, {len(dataset.classes)} classes",
-        "recipe": f"{recipe.optimizer['name']}, {recipe.schedule}, {recipe.epochs} epochs of {steps} batches of "
-        f"{recipe.batch_size}, {precision}, seed {config.seed}",
-        "device": ", ".join(str(value) for value in describe_device(device).values()),
-        "run": str(run),
-    }.items():
-        console.print(f"[bold]{name:<8}[/] {value}", soft_wrap=True)
-
-
-def conclude(console: Console, result: dict[str, Any], run: Path) -> None:
-    """Prints the closing table."""
-
-    def rate(images_per_second: float | None) -> str:
-        return "too short to measure" if images_per_second is None else f"{images_per_second:,.0f} images/s"
-
-    title = f"{result['model']} on {result['data']}, seed {result['seed']}"
-    table = Table("", title, show_edge=False, pad_edge=False)
-    for name, value in {
-        "test accuracy": f"{result['test_accuracy']:.2%} of {result['images']['test']:,} images",
-        "validation": f"{result['val_accuracy']:.2%} of {result['images']['validation']:,}",
-        "parameters": f"{result['parameters']:,}",
-        "MACs": f"{result['macs']:,} an image",
-        "training": rate(result["train_images_per_second"]),
-        "evaluation": rate(result["eval_images_per_second"]),
-        "fit": f"{result['fit_seconds']:.1f} s, {result['epochs']} epochs",
-        "first step": f"{result['seconds_to_first_step']:.1f} s after the start",
-        "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
-    }.items():
-        table.add_row(name, value)
-    console.print()
-    console.print(table)
-    console.print(f"\nrecorded in {run}", soft_wrap=True)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
