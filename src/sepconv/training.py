@@ -92,7 +92,8 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
         "versions": runs.versions(),
     }
     metrics = {f"result/{name}": result[name] for name in HPARAMS if result[name] is not None}
-    logger.log_hyperparams(flatten(asdict(replace(config, runs="", resume=None))), metrics)
+    shown = {"data": config.data.name, "model": config.model, "recipe": asdict(config.recipe), "seed": config.seed}
+    logger.log_hyperparams(flatten(shown), metrics)
     logger.finalize("success")
     runs.write_result(run, result)
     terminal.conclude(result, run)
