@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,15 @@ import sepconv.cli  # noqa: F401 - registers the resolver that the configuration
 from sepconv.config import REPOSITORY, DataConfig, read
 
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+# options that make the large networks quick to test
+SLIM: dict[str, dict[str, Any]] = {
+    "mobilenet_v1": {"width": 0.25},
+    "mobilenet_v2": {"width": 0.25},
+    "mobilenet_v3_small": {"width": 0.25},
+    "xception": {"width": 0.125},
+    "resnet": {"depth": 14},
+}
 
 
 @dataclass

@@ -29,6 +29,7 @@ Command = Callable[..., Outcome]
         ("model.width=0", ["model.width=0", "above 0"]),
         ("model.width=-1", ["model.width=-1"]),
         ("model.resolution=0", ["model.resolution=0"]),
+        ("model.conv=fast", ["unknown model.conv=fast", "separable, dense, spatial"]),
         ("recipe.batch_size=abc", ["recipe.batch_size", "abc", "Integer"]),
         ("recipe.batch_size=0", ["recipe.batch_size=0", "1 or more"]),
         ("recipe.batch_size=-5", ["recipe.batch_size=-5"]),

@@ -1,19 +1,27 @@
 import copy
+import inspect
+import re
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SLIM
 from omegaconf import OmegaConf
+from torch import nn
 
 from sepconv import InputError, cost
 from sepconv.models import NETWORKS, build
+from sepconv.ops import KINDS, GlobalAvgPool
 from sepconv.recipe import initialize
 
+IMAGENET: dict[str, dict[str, Any]] = {
+    name: {**SLIM[name], "form": "imagenet"}
+    for name in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "xception")
+} | {"resnet": {"depth": 18, "width": 0.25, "form": "imagenet"}}
 CASES = [
-    ("baseline", {}),
-    ("baseline_separable", {}),
-    ("separable", {}),
+    *((name, {"conv": conv, **SLIM.get(name, {})}) for name in NETWORKS for conv in KINDS),
+    *IMAGENET.items(),
     ("separable", {"width": 0.5, "resolution": 0.75}),
 ]
 
@@ -22,8 +30,9 @@ def test_every_network_has_a_config_of_its_name() -> None:
     files = {path.stem: OmegaConf.load(path) for path in (REPOSITORY / "configs/model").glob("*.yaml")}
     assert files.keys() == NETWORKS.keys()
     for name, config in files.items():
-        assert config.name == name
-        build(shape=(1, 28, 28), classes=10, **config)
+        assert config.pop("name") == name
+        parameters = inspect.signature(NETWORKS[name]).parameters.values()
+        assert config == {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +63,7 @@ def test_separable_counts() -> None:
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.mark.parametrize(("shape", "classes"), [((1, 28, 28), 10), ((3, 32, 32), 7), ((2, 19, 23), 3)])
-def test_learns(name: str, options: dict[str, float], shape: tuple[int, int, int], classes: int) -> None:
+def test_learns(name: str, options: dict[str, Any], shape: tuple[int, int, int], classes: int) -> None:
     """Every parameter gets a gradient, and steps on a fixed batch lower its loss."""
     torch.manual_seed(0)
     net = build(name, shape, classes, **options)
@@ -73,6 +82,72 @@ def test_learns(name: str, options: dict[str, float], shape: tuple[int, int, int
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, SLIM.get(name, {})) for name in NETWORKS] + [*IMAGENET.items()])
+def test_twins_differ_in_the_convolution_alone(name: str, options: dict[str, Any]) -> None:
+    """Kinds of convolution share depth and widths; after the stem, each has only its own kernels."""
+    shape = (3, 33, 33)
+    maps: dict[str, list[torch.Size]] = {}
+    kernels: dict[str, list[tuple[tuple[int, int], bool]]] = {}
+    for conv in KINDS:
+        net = build(name, shape, 10, **{**options, "conv": conv})
+        maps[conv], kernels[conv] = [], []
+        for layer in net.children():
+            layer.register_forward_hook(lambda _, __, output, conv=conv: maps[conv].append(output.shape))
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1:
+                kernels[conv].append((layer.kernel_size, layer.groups == layer.in_channels > 1))
+        net.eval()(torch.randn(1, *shape))
+    assert maps["separable"] == maps["dense"] == maps["spatial"]
+    stem = 2 if name == "xception" else 1
+    assert kernels["separable"][:stem] == kernels["dense"][:stem] == kernels["spatial"][:stem]
+    dense = [size for size, _ in kernels["dense"][stem:]]
+    assert kernels["dense"][stem:] == [(size, False) for size in dense]
+    assert kernels["separable"][stem:] == [(size, True) for size in dense]
+    assert kernels["spatial"][stem:] == [(side, False) for size, _ in dense for side in ((size, 1), (1, size))]
+    assert all(height == width > 1 for height, width in dense)
+
+
+def test_baseline_separable_is_the_baseline_with_the_option() -> None:
+    one, other = build("baseline", (1, 28, 28), 10, conv="separable"), build("baseline_separable", (1, 28, 28), 10)
+    assert repr(one) == repr(other)
+
+
+def test_tiny_is_tiny() -> None:
+    assert cost.parameters(build("tiny", (1, 28, 28), 10)) <= 697
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_images_too_small_are_refused_when_it_is_built(name: str, options: dict[str, Any]) -> None:
+    """What can be built runs, however small the images are."""
+    built = []
+    for side in range(1, 13):
+        shape = (1, side, side + side % 2)
+        try:
+            with torch.device("meta"):
+                net = build(name, shape, 3, **options)
+        except InputError as error:
+            assert re.search(rf"images of {side} x \d+ are too small .* \d+ x \d+ or more", str(error))  # noqa: PT017
+            continue
+        built.append(side)
+        assert net.eval()(torch.empty(2, *shape, device="meta")).shape == (2, 3)
+    assert built == list(range(min(built), 13))
+    assert min(built) == {"baseline": 10, "baseline_separable": 10, "xception": 7 if "form" in options else 5}.get(
+        name, 1
+    )
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_small_form_halves_less_often(name: str) -> None:
+    """At 32 pixels the global pooling meets 4 x 4 positions (ResNet's 8 x 8), in ImageNet's form one."""
+    sides = []
+    for options in (SLIM[name], IMAGENET[name]):
+        net = build(name, (3, 32, 32), 10, **options)
+        (pooling,) = (layer for layer in net.children() if isinstance(layer, GlobalAvgPool))
+        pooling.register_forward_pre_hook(lambda _, inputs: sides.append(tuple(inputs[0].shape[2:])))
+        net.eval()(torch.randn(1, 3, 32, 32))
+    assert sides == [(8, 8) if name == "resnet" else (4, 4), (1, 1)]
 
 
 def test_width_scales_channels_and_resolution_scales_work() -> None:
@@ -108,8 +183,21 @@ def test_glorot_is_keras_distribution() -> None:
     assert all((p == 0).all() for p in net.parameters() if p.ndim == 1)
 
 
-def test_option_errors() -> None:
-    with pytest.raises(InputError, match=r"unknown key model.widht: did you mean model.width\?"):
-        build("separable", (1, 28, 28), 10, widht=1)
-    with pytest.raises(InputError, match="unknown model=nonsense: choose from baseline"):
-        build("nonsense", (1, 28, 28), 10)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("separable", {"widht": 1}, "unknown key model.widht: did you mean model.width?"),
+        ("nonsense", {}, "unknown model=nonsense: choose from baseline"),
+        ("baseline", {"conv": "fast"}, "unknown model.conv=fast: choose from separable, dense, spatial"),
+        ("mobilenet_v2", {"form": "large"}, "unknown model.form=large: choose from imagenet, small"),
+        ("mobilenet_v2", {"width": 0}, "model.width=0.0 is out of range: above 0"),
+        ("mobilenet_v3_small", {"resolution": 9}, "model.resolution=9.0 is out of range: above 0, at most 8"),
+        ("xception", {"width": -1}, "model.width=-1.0"),
+        ("resnet", {"depth": 21}, "model.depth=21 is out of range: 6n + 2, such as 20"),
+        ("resnet", {"depth": 2}, "model.depth=2 "),
+        ("resnet", {"form": "imagenet"}, "model.depth=20 is out of range: 18 or 34"),
+    ],
+)
+def test_option_errors(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        build(name, (1, 28, 28), 10, **options)

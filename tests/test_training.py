@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Outcome, data_config, real
+from conftest import REPOSITORY, SLIM, Outcome, data_config, real
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -54,7 +54,8 @@ def test_every_experiment_composes_and_says_how_to_run_it(command: Callable[...,
 @pytest.mark.parametrize("model", NETWORKS)
 @pytest.mark.parametrize("recipe", ["fast", "keras"])
 def test_run_record(train: Train, model: str, recipe: str) -> None:
-    run = train(f"model={model}", f"recipe={recipe}", "seed=7", *SHORT)
+    slim = [f"model.{key}={value}" for key, value in SLIM.get(model, {}).items()]
+    run = train(f"model={model}", *slim, f"recipe={recipe}", "seed=7", *SHORT)
     assert run.name.endswith("-seed7")
     assert run.parts[-3:-1] == ("digits", model)
     record = result(run)

@@ -6,13 +6,20 @@ C_in·C_out: 1/C_out + 1/K² of that.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models._utils import _make_divisible
+from torchvision.ops import SqueezeExcitation
+
+from sepconv import InputError
+from sepconv.config import check
 
 Layer = Callable[..., nn.Module]
+Size = int | tuple[int, int]  # along both axes alike, or along height and width
 
 
 class ConvNormActivation(nn.Sequential):
@@ -25,29 +32,38 @@ class ConvNormActivation(nn.Sequential):
         padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
         norm_layer: None leaves it out, and gives the convolution a bias unless `bias` says otherwise.
         activation_layer: None leaves it out.
+
+    Raises:
+        InputError: a size below 1 (padding: below 0), or channels that do not divide into the groups.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
-        stride: int = 1,
-        padding: int | None = None,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        padding: Size | None = None,
         groups: int = 1,
         norm_layer: Layer | None = nn.BatchNorm2d,
         activation_layer: Layer | None = nn.ReLU,
-        dilation: int = 1,
+        dilation: Size = 1,
         bias: bool | None = None,
     ) -> None:
+        for name, count in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            check(count >= 1, name, count, "1 or more")
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            check(channels % groups == 0, name, channels, f"a multiple of groups={groups}")
+        kernel = pair("kernel_size", kernel_size, least=1)
+        strides = pair("stride", stride, least=1)
+        dilations = pair("dilation", dilation, least=1)
         if padding is None:
-            padding = (kernel_size - 1) // 2 * dilation
+            padding = ((kernel[0] - 1) // 2 * dilations[0], (kernel[1] - 1) // 2 * dilations[1])
+        paddings = pair("padding", padding, least=0)
         if bias is None:
             bias = norm_layer is None
         conv = DepthwiseConv2d if groups == in_channels > 1 else nn.Conv2d
-        layers: list[nn.Module] = [
-            conv(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        ]
+        layers: list[nn.Module] = [conv(in_channels, out_channels, kernel, strides, paddings, dilations, groups, bias)]
         if norm_layer is not None:
             layers.append(norm_layer(out_channels))
         if activation_layer is not None:
@@ -55,7 +71,111 @@ class ConvNormActivation(nn.Sequential):
         super().__init__(*layers)
 
 
+def pair(name: str, value: Size, least: int) -> tuple[int, int]:
+    """`value` along height and width. Raises InputError, calling it `name`, for anything below `least`."""
+    sizes = value if isinstance(value, tuple) else (value, value)
+    whole = len(sizes) == 2 and all(isinstance(size, int) and size >= least for size in sizes)
+    check(whole, name, value, f"a whole number, or two as (height, width), of {least} or more")
+    return sizes
+
+
+def keeps_shape(
+    in_channels: int, out_channels: int, kernel_size: Size, stride: Size, padding: Size | None = None
+) -> bool:
+    """Whether a block with these arguments gives feature maps of its input's shape, whatever their size."""
+    kernel = pair("kernel_size", kernel_size, least=1)
+    paddings = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if padding is None else pair("padding", padding, least=0)
+    sides = all(2 * paddings[i] == kernel[i] - 1 for i in range(2))
+    return sides and in_channels == out_channels and pair("stride", stride, least=1) == (1, 1)
+
+
+def depthwise(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Size = 3,
+    stride: Size = 1,
+    padding: Size | None = None,
+    norm_layer: Layer | None = nn.BatchNorm2d,
+    activation_layer: Layer | None = nn.ReLU,
+    bias: bool | None = None,
+) -> ConvNormActivation:
+    """A depthwise convolution: filters that each see one channel, K²·out_channels parameters.
+
+    Args:
+        out_channels: in_channels, or a multiple of it: so many filters on each channel (the depth multiplier).
+    """
+    return ConvNormActivation(
+        in_channels, out_channels, kernel_size, stride, padding, in_channels, norm_layer, activation_layer, bias=bias
+    )
+
+
+def pointwise(
+    in_channels: int,
+    out_channels: int,
+    stride: Size = 1,
+    norm_layer: Layer | None = nn.BatchNorm2d,
+    activation_layer: Layer | None = nn.ReLU,
+) -> ConvNormActivation:
+    """A 1 x 1 convolution: one dense layer across the channels at every position, in_channels·out_channels weights."""
+    return ConvNormActivation(
+        in_channels, out_channels, 1, stride, norm_layer=norm_layer, activation_layer=activation_layer
+    )
+
+
 def depthwise_separable(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Size = 3,
+    stride: Size = 1,
+    padding: Size | None = None,
+    norm_layer: Layer | None = nn.BatchNorm2d,
+    activation_layer: Layer | None = nn.ReLU,
+    between: bool = True,
+    depth_multiplier: int = 1,
+    residual: bool = False,
+) -> nn.Module:
+    """A depthwise convolution, one filter per channel, then a pointwise (1 x 1) one that mixes channels.
+
+    (B, in_channels, H, W) to (B, out_channels, H', W'). Source: Howard et al., arXiv 1704.04861, figure 3.
+
+    Args:
+        padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
+        between: normalise and activate between the two steps too, as MobileNet does. Else nothing comes between
+            them, and a bias, where there is no norm, only after the second, as in Keras's SeparableConv2D.
+        depth_multiplier: filters of the depthwise step on each channel.
+        residual: add the input to the output.
+
+    Raises:
+        InputError: as ConvNormActivation; a depth multiplier below 1; a residual around a block whose output has
+            another shape than its input.
+    """
+    check(depth_multiplier >= 1, "depth_multiplier", depth_multiplier, "1 or more")
+    hidden = in_channels * depth_multiplier
+    first = depthwise(
+        in_channels,
+        hidden,
+        kernel_size,
+        stride,
+        padding,
+        norm_layer=norm_layer if between else None,
+        activation_layer=activation_layer if between else None,
+        bias=None if between else False,
+    )
+    block = nn.Sequential(
+        first, pointwise(hidden, out_channels, norm_layer=norm_layer, activation_layer=activation_layer)
+    )
+    if not residual:
+        return block
+    if not keeps_shape(in_channels, out_channels, kernel_size, stride, padding):
+        raise InputError(
+            f"residual=True needs an output of the input's shape, not {in_channels} to {out_channels} channels with "
+            f"kernel_size={kernel_size}, stride={stride}, padding={padding}: keep the channels, stride 1 and an odd "
+            "kernel padded by half"
+        )
+    return Residual(block)
+
+
+def spatially_separable(
     in_channels: int,
     out_channels: int,
     kernel_size: int = 3,
@@ -65,30 +185,107 @@ def depthwise_separable(
     activation_layer: Layer | None = nn.ReLU,
     between: bool = True,
 ) -> nn.Sequential:
-    """A depthwise convolution, one filter per channel, then a pointwise (1 x 1) one that mixes channels.
+    """A K x 1 convolution that keeps the number of channels, then a 1 x K one.
 
-    (B, in_channels, H, W) to (B, out_channels, H', W'). Source: Howard et al., arXiv 1704.04861, figure 3.
+    (B, in_channels, H, W) to (B, out_channels, H', W'). K·in_channels·(in_channels + out_channels) parameters; with
+    nothing between and one channel each, the two are one K x K convolution of rank 1. Source: Szegedy et al., arXiv
+    1512.00567, section 3.2.
 
     Args:
         padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
-        between: normalise and activate between the two steps too, as MobileNet does. Else nothing comes between
-            them, and a bias, where there is no norm, only after the second, as in Keras's SeparableConv2D.
+        between: normalise and activate between the two steps too; else nothing comes between them, and a bias,
+            where there is no norm, only after the second.
     """
-    depthwise = ConvNormActivation(
-        in_channels,
-        in_channels,
-        kernel_size,
-        stride,
-        padding,
-        groups=in_channels,
-        norm_layer=norm_layer if between else None,
-        activation_layer=activation_layer if between else None,
-        bias=None if between else False,
+    (size, _), (step, _) = pair("kernel_size", kernel_size, least=1), pair("stride", stride, least=1)
+    return nn.Sequential(
+        ConvNormActivation(
+            in_channels,
+            in_channels,
+            (size, 1),
+            (step, 1),
+            None if padding is None else (padding, 0),
+            norm_layer=norm_layer if between else None,
+            activation_layer=activation_layer if between else None,
+            bias=None if between else False,
+        ),
+        ConvNormActivation(
+            in_channels,
+            out_channels,
+            (1, size),
+            (1, step),
+            None if padding is None else (0, padding),
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+        ),
     )
-    pointwise = ConvNormActivation(
-        in_channels, out_channels, 1, norm_layer=norm_layer, activation_layer=activation_layer
+
+
+def inverted_residual(
+    in_channels: int,
+    out_channels: int,
+    expanded: int,
+    kernel_size: Size = 3,
+    stride: Size = 1,
+    squeeze: bool = False,
+    norm_layer: Layer | None = nn.BatchNorm2d,
+    activation_layer: Layer | None = nn.ReLU6,
+    step: Layer = depthwise,
+) -> nn.Module:
+    """A pointwise expansion, a depthwise convolution, a linear pointwise projection; the input added to the output.
+
+    (B, in_channels, H, W) to (B, out_channels, H', W'). It is added where the shape stays: at stride 1, with as many
+    channels out as in. Source: Sandler et al., arXiv 1801.04381, table 1; with squeeze-excite Howard et al., arXiv
+    1905.02244, figure 4.
+
+    Args:
+        expanded: channels between expansion and projection; with in_channels there is no expansion.
+        squeeze: weigh the channels by a squeeze-excite, of a quarter of them (Howard et al., section 5.3), before
+            the projection.
+        step: what stands at the place of the depthwise convolution, from `expanded` to as many channels.
+    """
+    check(expanded >= 1, "expanded", expanded, "1 or more channels")
+    layers: list[nn.Module] = []
+    if expanded != in_channels:
+        layers.append(pointwise(in_channels, expanded, norm_layer=norm_layer, activation_layer=activation_layer))
+    layers.append(
+        step(expanded, expanded, kernel_size, stride, norm_layer=norm_layer, activation_layer=activation_layer)
     )
-    return nn.Sequential(depthwise, pointwise)
+    if squeeze:
+        layers.append(SqueezeExcitation(expanded, _make_divisible(expanded // 4, 8), scale_activation=nn.Hardsigmoid))
+    layers.append(pointwise(expanded, out_channels, norm_layer=norm_layer, activation_layer=None))
+    block = nn.Sequential(*layers)
+    return Residual(block) if keeps_shape(in_channels, out_channels, kernel_size, stride) else block
+
+
+class Residual(nn.Module):
+    """`layers` and a shortcut around them, added: layers(x) + shortcut(x).
+
+    Args:
+        shortcut: None for the identity.
+    """
+
+    def __init__(self, layers: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layers = layers
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.layers(input) + self.shortcut(input)
+
+
+class Kind(NamedTuple):
+    """The builders of one kind of convolution; all take ConvNormActivation's arguments, in_channels to activation."""
+
+    block: Layer  # its two steps, where it has two, each with norm and activation
+    bare: Layer  # nothing between its steps
+    step: Layer  # at the place of a depthwise convolution: it keeps the number of channels
+
+
+KINDS = {
+    "separable": Kind(depthwise_separable, partial(depthwise_separable, between=False), depthwise),
+    "dense": Kind(ConvNormActivation, ConvNormActivation, ConvNormActivation),
+    "spatial": Kind(spatially_separable, partial(spatially_separable, between=False), spatially_separable),
+}
 
 
 class DepthwiseConv2d(nn.Conv2d):

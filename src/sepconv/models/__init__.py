@@ -14,12 +14,24 @@ from torch import nn
 from sepconv import InputError
 from sepconv.config import read
 from sepconv.models.baseline import baseline, baseline_separable
+from sepconv.models.mobilenet_v1 import mobilenet_v1
+from sepconv.models.mobilenet_v2 import mobilenet_v2
+from sepconv.models.mobilenet_v3 import mobilenet_v3_small
+from sepconv.models.resnet import resnet
 from sepconv.models.separable import separable
+from sepconv.models.tiny import tiny
+from sepconv.models.xception import xception
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "baseline": baseline,
     "baseline_separable": baseline_separable,
     "separable": separable,
+    "tiny": tiny,
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_small": mobilenet_v3_small,
+    "xception": xception,
+    "resnet": resnet,
 }
 
 

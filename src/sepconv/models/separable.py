@@ -5,10 +5,9 @@ halves a 28-pixel one twice, and ends at 7 x 7 (8 x 8 from 32) as MobileNetV1 do
 """
 
 from torch import nn
-from torchvision.models._utils import _make_divisible
 
-from sepconv.config import check
-from sepconv.ops import ConvNormActivation, GlobalAvgPool, Resize, depthwise_separable
+from sepconv.models.options import find_kind, make_classifier, make_resize, make_scale
+from sepconv.ops import ConvNormActivation
 
 STEM = (32, 2)  # out_channels, stride
 # out_channels, stride of each block
@@ -21,21 +20,26 @@ TABLE = (
 
 
 def separable(
-    shape: tuple[int, int, int], classes: int, *, width: float = 1.0, resolution: float = 1.0
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    width: float = 1.0,
+    resolution: float = 1.0,
+    conv: str = "separable",
 ) -> nn.Sequential:
     """The network of TABLE.
 
     Args:
         width: multiplies every layer's channels (to multiples of 8): MobileNet's alpha.
         resolution: multiplies the image's side: MobileNet's rho.
+        conv: the kind of each block's convolution: separable, dense or spatial.
     """
-    check(0 < width <= 64, "model.width", width, "above 0, at most 64")
-    check(0 < resolution <= 8, "model.resolution", resolution, "above 0, at most 8")
-    channels = _make_divisible(STEM[0] * width, 8)
-    layers: list[nn.Module] = [Resize(max(1, round(shape[1] * resolution)))] if resolution != 1 else []
-    layers.append(ConvNormActivation(shape[0], channels, stride=STEM[1]))
+    scale, kind = make_scale(width), find_kind(conv)
+    out_channels, stride = STEM
+    channels = scale(out_channels)
+    layers = make_resize(shape, resolution)
+    layers.append(ConvNormActivation(shape[0], channels, stride=stride))
     for out_channels, stride in TABLE:
-        out_channels = _make_divisible(out_channels * width, 8)
-        layers.append(depthwise_separable(channels, out_channels, stride=stride))
-        channels = out_channels
-    return nn.Sequential(*layers, GlobalAvgPool(), nn.Flatten(), nn.Linear(channels, classes))
+        layers.append(kind.block(channels, scale(out_channels), stride=stride))
+        channels = scale(out_channels)
+    return nn.Sequential(*layers, *make_classifier(channels, classes))
