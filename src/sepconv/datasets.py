@@ -277,6 +277,30 @@ SOURCES: dict[str, Callable[[DataConfig], Parts]] = {
 }
 
 
+# (channels, height, width) of an image, and classes, of the sets whose files need not be read to know them
+SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "fashion_mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+}
+
+
+def image_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+    """(channels, height, width) of the images that `load` gives, and the number of classes, without their files.
+
+    Raises InputError for an unknown name, and for a folder, whose classes only its files tell.
+    """
+    if config.name not in SHAPES:
+        if config.name in SOURCES:
+            raise InputError(f"data={config.name}: its shape is in its files; give shape=[3,32,32] classes=10, say")
+        raise InputError(f"unknown data={config.name}: choose from {', '.join(SOURCES)}")
+    (channels, height, width), classes = SHAPES[config.name]
+    side = config.image_size
+    return (channels, side or height, side or width), classes
+
+
 class Batches:
     """An epoch of index batches, int64 (B,) on the rows' device; drawn anew each time where it is shuffled.
 
