@@ -173,6 +173,44 @@ class BenchmarkConfig:
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 
+PICTURES = (".png", ".pdf", ".svg")
+
+
+@dataclass(kw_only=True)
+class CostConfig:
+    """One run of `scripts/cost.py`."""
+
+    data: DataConfig  # gives the images' shape and the number of classes; its files are not read
+    model: dict[str, Any]  # `name` in sepconv.models, and its options
+    shape: list[int] | None = None  # channels, height, width of other images; null: those of the data
+    classes: int | None = None  # another number of classes; null: that of the data
+    batch: int = 1  # images at once, over which weights are read once; every figure is for the batch
+    dtype: str = "fp32"  # of maps and weights: fp32 | bf16
+    format: str = "table"  # table | json | csv (the layers alone) | markdown
+    device: str | None = None  # cpu | cuda: measure its roofline, and each layer's time on it; null: count only
+    plot: str | None = None  # picture file of the roofline, .png, .pdf or .svg; needs device
+    receptive_field: str | None = None  # picture file of the effective receptive field of each spatial layer
+    sweep: bool = False  # instead: a standard and a separable layer, alone, as the input channels grow
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        check(shape is None or (len(shape) == 3 and min(shape) > 0), "shape", shape,
+              "[channels,height,width], each 1 or more, or null")  # fmt: skip
+        check(self.classes is None or self.classes > 0, "classes", self.classes, "1 or more, or null")
+        check(self.batch > 0, "batch", self.batch, "1 or more")
+        check_choice("dtype", self.dtype, "fp32", "bf16")
+        check_choice("format", self.format, "table", "json", "csv", "markdown")
+        if self.device is not None:
+            check_choice("device", self.device, "cpu", "cuda")
+        for key, path in (("plot", self.plot), ("receptive_field", self.receptive_field)):
+            if path is not None:
+                check(Path(path).suffix in PICTURES, key, path, f"a file name that ends in {', '.join(PICTURES)}")
+                if not Path(path).expanduser().resolve().parent.is_dir():
+                    raise InputError(f"{key}={path}: its folder does not exist; make it, or choose another")
+        if self.plot is not None and self.device is None:
+            raise InputError("plot= draws what device= measures: give device=cpu or device=cuda too")
+
+
 def check(valid: bool, key: str, value: object, right: str) -> None:
     """Raises InputError unless `valid`."""
     if not valid:
@@ -207,6 +245,8 @@ def explain(error: OmegaConfBaseException, schema: type, prefix: str = "") -> st
         return unknown_key(key, schema, prefix)
     if "mandatory value" in message:
         return f"{prefix}{key} is missing: give {prefix}{key}=..."
+    if "is not a ListConfig" in message:
+        return f"{prefix}{key} takes a list: {prefix}{key}=[...]"
     return f"{prefix}{key}: {message}"
 
 

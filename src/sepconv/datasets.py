@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import psutil
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -23,6 +22,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from sepconv import InputError
 from sepconv.config import DataConfig
+from sepconv.measure import free_memory
 
 EVAL_BATCH = 500  # images; accuracy does not depend on it
 
@@ -132,7 +132,7 @@ def resize(pixels: Tensor, side: int | None) -> Tensor:
 
 def check_memory(size: int, device: torch.device) -> None:
     """Raises InputError unless `size` more bytes fit on `device`."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_memory(device)
     if size > free:
         raise InputError(
             f"the data set takes {size / 2**20:,.0f} MiB and {device} has {free / 2**20:,.0f} MiB free: "
@@ -275,6 +275,30 @@ SOURCES: dict[str, Callable[[DataConfig], Parts]] = {
     "cifar100": cifar100,
     "folder": folder,
 }
+
+
+# (channels, height, width) of an image, and classes, of the sets whose files need not be read to know them
+SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "fashion_mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+}
+
+
+def image_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+    """(channels, height, width) of the images that `load` gives, and the number of classes, without their files.
+
+    Raises InputError for an unknown name, and for a folder, whose classes only its files tell.
+    """
+    if config.name not in SHAPES:
+        if config.name in SOURCES:
+            raise InputError(f"data={config.name}: its shape is in its files; give shape=[3,32,32] classes=10, say")
+        raise InputError(f"unknown data={config.name}: choose from {', '.join(SOURCES)}")
+    (channels, height, width), classes = SHAPES[config.name]
+    side = config.image_size
+    return (channels, side or height, side or width), classes
 
 
 class Batches:

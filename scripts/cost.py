@@ -1,0 +1,15 @@
+"""Counts what a network costs, layer by layer: python scripts/cost.py model=separable data=cifar10"""
+
+from sepconv.cli import command
+from sepconv.config import CostConfig
+
+
+@command("cost", CostConfig)
+def main(config: CostConfig, overrides: list[str], started: float) -> None:
+    from sepconv.cost_report import report, show  # torch loads only here, so that --help does not wait for it
+
+    show(report(config), config.format)
+
+
+if __name__ == "__main__":
+    main()
