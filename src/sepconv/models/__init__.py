@@ -15,6 +15,7 @@ from sepconv import InputError
 from sepconv.config import read
 from sepconv.models.baseline import baseline, baseline_separable
 from sepconv.models.separable import separable
+from sepconv.models.separated import Separated, separated
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "baseline": baseline,
@@ -26,10 +27,16 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
     """The network `name` for images of `shape` (channels, height, width).
 
+    Args:
+        name: of NETWORKS; or `separated`, which is made from another network and no choice of its own.
+
     Raises:
         InputError: an unknown name; an option that the network does not have, of a wrong type or out of range;
             images too small for it.
     """
+    if name == "separated":
+        chosen = read(Separated, options, prefix="model.")
+        return separated(build(shape=shape, classes=classes, **chosen.base), chosen)
     if name not in NETWORKS:
         raise InputError(f"unknown model={name}: choose from {', '.join(NETWORKS)}")
     builder = NETWORKS[name]
