@@ -23,7 +23,7 @@ from sepconv import InputError, runs
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig
 from sepconv.datasets import Dataset, ImageData, load
-from sepconv.measure import WARM_UP, Stopwatch, describe_device
+from sepconv.measure import WARM_UP, Stopwatch, describe_device, synchronize
 from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
 from sepconv.training import describe_images, find_device, make_trainer
 from sepconv.transforms import augment
@@ -117,12 +117,6 @@ def our_round(config: BenchmarkConfig, classifier: ImageClassifier, dataset: Dat
         make_trainer(trainer_config, precision, [stopwatch, best], logger, epochs=1).fit(classifier, data)
     # between() leaves out the first step, which no mark precedes
     return config.recipe.batch_size / statistics.mean(stopwatch.steps["train"][WARM_UP - 1 :])
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for `device` to finish its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def quartiles(values: list[float]) -> list[float]:

@@ -70,11 +70,11 @@ def matrices(conv: nn.Conv2d, method: str) -> Tensor:
 def layers(conv: nn.Conv2d, method: str, rank: int) -> nn.Sequential:
     """Layers of the form that `conv` takes at `rank`, with its stride, padding, dilation and bias, and new weights."""
     (height, width), stride, dilation = conv.kernel_size, conv.stride, conv.dilation
-    padding: Any = conv.padding  # two numbers, or "same" or "valid"
+    padding: Any = (0, 0) if conv.padding == "valid" else conv.padding  # two numbers, or "same"
     above, beside = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
-    column = dict(kernel_size=(height, 1), stride=(stride[0], 1), padding=above, dilation=(dilation[0], 1))
-    row = dict(kernel_size=(1, width), stride=(1, stride[1]), padding=beside, dilation=(1, dilation[1]))
-    whole = dict(kernel_size=(height, width), stride=stride, padding=padding, dilation=dilation)
+    column = {"kernel_size": (height, 1), "stride": (stride[0], 1), "padding": above, "dilation": (dilation[0], 1)}
+    row = {"kernel_size": (1, width), "stride": (1, stride[1]), "padding": beside, "dilation": (1, dilation[1])}
+    whole = {"kernel_size": (height, width), "stride": stride, "padding": padding, "dilation": dilation}
     if method == "spatial":
         # each input channel's columns, for every output channel; then each output channel's rows, summed
         maps = conv.out_channels * (conv.in_channels // conv.groups) * rank
@@ -138,8 +138,6 @@ class Decomposition:
             second = right.reshape(conv.groups, inputs * rank, outputs).transpose(1, 2)
         parts = layers(conv, self.method, rank)
         with torch.no_grad():
-            for part, weight in ((parts[0], first), (parts[-1], second)):
-                part.weight.copy_(weight.reshape(part.weight.shape))
-            if conv.bias is not None:
-                parts[-1].bias.copy_(conv.bias)
+            for parameter, values in zip(parts.parameters(), (first, second, conv.bias), strict=False):
+                parameter.copy_(values.reshape(parameter.shape))
         return parts
