@@ -5,7 +5,7 @@ import csv
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -82,7 +83,7 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
     def measure(place: int, finetune: bool = True) -> Row:
         if place not in rows:
             rows[place] = original.measure(path[place], finetune)
-            console.print(describe(rows[place], macs[0]), soft_wrap=True)
+            console.print(describe(rows[place], original.full, macs[0]), soft_wrap=True)
         return rows[place]
 
     lowest = measure(0, finetune=config.sweep > 0).accuracy - (config.accuracy_drop or 0)
@@ -103,12 +104,13 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
         "model": original.recorded.model,
         "data": original.recorded.data.name,
         "method": config.method,
+        "layers": original.full,
         "target": {
             key: value for key in ("rank", "macs", "accuracy_drop") if (value := getattr(config, key)) is not None
         },
         "finetune_epochs": config.finetune_epochs,
         "test_accuracy": {
-            "original": original.evaluate(original.classifier, "test"),
+            "original": original.evaluate(original.separated({}), "test"),
             "separated": result["test_accuracy"],
         },
     }
@@ -144,6 +146,7 @@ class Original:
         if not convolutions:
             raise InputError(f"{self.recorded.model['name']} has no convolution that method={config.method} separates")
         self.decompositions = {name: Decomposition(conv, config.method) for name, conv in convolutions.items()}
+        self.full = {name: layer.full for name, layer in self.decompositions.items()}
         self.shapes = input_shapes(net, shape, convolutions)
         self.total_macs = cost.macs(net, shape)
         self.saved: dict[tuple[str, int], int] = {}  # MACs, by layer and rank
@@ -154,14 +157,8 @@ class Original:
 
     def uniform(self) -> list[Ranks]:
         """The network as it is, then every layer at full rank, and so on to rank 1; each layer as far as it goes."""
-        full = max(layer.full for layer in self.decompositions.values())
-        return [
-            {},
-            *(
-                {name: min(rank, layer.full) for name, layer in self.decompositions.items()}
-                for rank in range(full, 0, -1)
-            ),
-        ]
+        ranks = range(max(self.full.values()), 0, -1)
+        return [{}, *({name: min(rank, full) for name, full in self.full.items()} for rank in ranks)]
 
     def greedy(self) -> list[Ranks]:
         """The network as it is, then one layer's rank lowered at each step, until no layer's can be.
@@ -175,9 +172,9 @@ class Original:
         reference = self.compute_logits(self.classifier, rows)
         # of each layer, from the dearest: the rank (None: as it is), MACs saved, squared error
         options: dict[str, list[tuple[int | None, int, float]]] = {}
-        for name, layer in self.decompositions.items():
+        for name, full in self.full.items():
             options[name] = [(None, 0, 0.0)]
-            falling = range(layer.full, 0, -1)
+            falling = range(full, 0, -1)
             for rank in (falling[place] for place in spread(falling, CHOICES)):
                 if (saved := self.macs_saved(name, rank)) > 0:
                     logits = self.compute_logits(self.separated({name: rank}), rows)
@@ -197,10 +194,10 @@ class Original:
 
     def separated(self, ranks: Ranks) -> ImageClassifier:
         """A copy of the classifier with layers separated at `ranks`."""
-        classifier = copy.deepcopy(self.classifier).cpu()
+        classifier = copy.deepcopy(self.classifier)
         for name, rank in ranks.items():
             classifier.net.set_submodule(name, self.decompositions[name].layers(rank))
-        return classifier
+        return classifier.cpu()
 
     def macs(self, ranks: Ranks) -> int:
         """MACs of the whole network with layers separated at `ranks`."""
@@ -278,6 +275,7 @@ class Original:
         runs.write_config(run, separated, amend([o for o in asked if not o.lstrip("+~").startswith("model")], own))
         stopwatch = Stopwatch(started)
         logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
+        logger.log_metrics({"cost/parameters": row.parameters, "cost/macs": row.macs}, step=0)
         trainer = make_trainer(config.trainer, self.precision, [stopwatch], logger, recorded.recipe.epochs)
         validated = trainer.validate(classifier, self.data(), verbose=False)[0]
         best = run / "checkpoints/best.ckpt"
@@ -376,20 +374,23 @@ def input_shapes(net: nn.Module, shape: tuple[int, int, int], layers: dict[str, 
     return shapes
 
 
-def label(ranks: Ranks) -> str:
-    """The ranks of a network in a few characters."""
-    values = list(ranks.values())
-    if not values:
+def label(ranks: Ranks, layers: Iterable[str]) -> str:
+    """The ranks of a network with `layers` to separate, in a few characters; - for a layer that is as it was."""
+    values = [ranks.get(name) for name in layers]
+    if not ranks:
         return "original"
     if len(set(values)) == 1:
-        return f"rank {values[0]}"
-    return f"ranks {', '.join(map(str, values))}" if len(values) <= 4 else f"ranks {min(values)} to {max(values)}"
+        return str(values[0])
+    if len(values) <= 4:
+        return ", ".join("-" if value is None else str(value) for value in values)
+    return f"{min(ranks.values())} to {max(ranks.values())}" + (", -" if None in values else "")
 
 
-def describe(row: Row, total: int) -> str:
+def describe(row: Row, layers: Iterable[str], total: int) -> str:
     """One line as a network has been measured; `total` is the original's MACs."""
+    name = "original" if not row.ranks else f"rank {label(row.ranks, layers)}"
     after = "" if row.finetuned_accuracy is None else f", fine-tuned {row.finetuned_accuracy:.2%}"
-    return f"{label(row.ranks)}: {row.macs / total:.1%} of the MACs, validation accuracy {row.accuracy:.2%}{after}"
+    return f"{name}: {row.macs / total:.1%} of the MACs, validation accuracy {row.accuracy:.2%}{after}"
 
 
 def write_report(run: Path, report: dict[str, Any]) -> None:
@@ -404,52 +405,70 @@ def write_report(run: Path, report: dict[str, Any]) -> None:
 
 
 def plot(report: dict[str, Any]) -> Figure:
-    """Validation accuracy against MACs, before and after fine-tuning."""
+    """Validation accuracy against MACs, before and after fine-tuning, its axis logarithmic in what is missing to 100 %."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     original, *separated = report["networks"]
+    chosen = report["networks"][report["chosen"]]
     separated.sort(key=lambda row: row["macs"])
     epochs = report["finetune_epochs"]
-    for key, name, marker in (
-        ("accuracy", "separated", "o"),
-        ("finetuned_accuracy", f"and fine-tuned for {epochs} epoch{'s' * (epochs > 1)}", "s"),
-    ):
-        points = [(row["macs"] / 1e6, 100 * row[key]) for row in separated if row[key] is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=name)
-    chosen = report["networks"][report["chosen"]]
-    reached = chosen["accuracy"] if chosen["finetuned_accuracy"] is None else chosen["finetuned_accuracy"]
-    axes.plot(chosen["macs"] / 1e6, 100 * reached, "k*", markersize=12, label=f"recorded: {label(chosen['ranks'])}")
-    axes.plot(original["macs"] / 1e6, 100 * original["accuracy"], "kD", markersize=6, label="original")
-    axes.axhline(100 * original["accuracy"], color="k", linewidth=0.8, linestyle=":")
+
+    def draw(rows: list[dict[str, Any]], key: str, name: str, style: str, size: int) -> None:
+        if points := [(row["macs"] / 1e6, 100 * max(1e-4, 1 - row[key])) for row in rows if row[key] is not None]:
+            axes.plot(*zip(*points, strict=True), style, markersize=size, label=name)
+
+    draw(separated, "accuracy", "separated", "o-", 4)
+    draw(separated, "finetuned_accuracy", f"and fine-tuned for {epochs} epoch{'s' * (epochs > 1)}", "s-", 4)
+    reached = "accuracy" if chosen["finetuned_accuracy"] is None else "finetuned_accuracy"
+    draw([chosen], reached, f"recorded: rank {label(chosen['ranks'], report['layers'])}", "k*", 12)
+    draw([original], "accuracy", "original", "kD", 6)
+    axes.axhline(100 * max(1e-4, 1 - original["accuracy"]), color="k", linewidth=0.8, linestyle=":")
     axes.set(
         xscale="log",
+        yscale="log",
         xlabel="million MACs an image",
         ylabel="validation accuracy (%)",
         title=f"{report['model']['name']} on {report['data']}, method={report['method']}",
     )
-    axes.grid(alpha=0.3, which="both")
+    axes.invert_yaxis()
+    for axis, text in ((axes.xaxis, lambda x, _: f"{x:g}"), (axes.yaxis, lambda error, _: f"{100 - error:g}")):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(text))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
 def print_report(console: Console, run: Path, report: dict[str, Any]) -> None:
     """Prints the table of networks, and the test accuracy of the finished ones."""
+    names = list(report["layers"])
     title = f"{report['model']['name']} on {report['data']}, method={report['method']}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("network")
+    of = f"ranks of {', '.join(names)}" if 1 < len(names) <= 4 else f"{len(names)} layers"
+    table = Table(
+        title=f"{title}, {of}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("rank")
     after = ["fine-\ntuned"] if report["finetune_epochs"] > 0 else []
-    for column in ("weight\nerror", "logit\nerror", "parameters", "MACs", "of it", "images/s", "accuracy", *after):
+    for column in (
+        "weight\nerror",
+        "logit\nerror",
+        "thousand\nparams",
+        "million\nMACs",
+        "",
+        "images/s",
+        "vali-\ndation",
+        *after,
+    ):
         table.add_column(column, justify="right")
     total = report["networks"][0]["macs"]
     for place, row in enumerate(report["networks"]):
         tuned = row["finetuned_accuracy"]
         table.add_row(
-            label(row["ranks"]),
-            f"{row['weight_error']:.1%}",
-            f"{row['logit_error']:.1%}" if row["logit_error"] >= 5e-4 else f"{row['logit_error']:.0e}",
-            f"{row['parameters']:,}",
-            f"{row['macs']:,}",
+            label(row["ranks"], names),
+            *(percent(row[error]) if row["ranks"] else "-" for error in ("weight_error", "logit_error")),
+            f"{row['parameters'] / 1e3:,.1f}",
+            f"{row['macs'] / 1e6:,.3f}",
             f"{row['macs'] / total:.1%}",
             f"{row['images_per_second']:,.0f}",
             f"{row['accuracy']:.2%}",
@@ -459,7 +478,12 @@ def print_report(console: Console, run: Path, report: dict[str, Any]) -> None:
     console.print()
     console.print(table)
     tested = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in report["test_accuracy"].items())
-    console.print(f"accuracy: of the validation images; of the test images: {tested}", soft_wrap=True)
+    console.print(f"test accuracy: {tested}", soft_wrap=True)
     console.print(f"recorded in {run}", soft_wrap=True)
     if "finetuned_run" in report:
         console.print(f"fine-tuned in {report['finetuned_run']}", soft_wrap=True)
+
+
+def percent(share: float) -> str:
+    """A share in percent; its order of magnitude where that would be 0.0."""
+    return f"{share:.1%}" if share >= 5e-4 else f"{share:.0e}"
