@@ -405,7 +405,7 @@ def write_report(run: Path, report: dict[str, Any]) -> None:
 
 
 def plot(report: dict[str, Any]) -> Figure:
-    """Validation accuracy against MACs, before and after fine-tuning, its axis logarithmic in what is missing to 100 %."""
+    """Validation accuracy against MACs, before and after fine-tuning; the axis is logarithmic in the share of errors."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     original, *separated = report["networks"]
