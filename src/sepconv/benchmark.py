@@ -21,7 +21,7 @@ from sepconv import InputError, runs
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig
 from sepconv.datasets import Dataset, ImageData, load
-from sepconv.measure import WARM_UP, Stopwatch, describe_device
+from sepconv.measure import WARM_UP, Stopwatch, describe_device, synchronize
 from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
 from sepconv.terminal import CONSOLE
 from sepconv.training import checkpoints, describe_images, find_device, make_trainer
@@ -118,12 +118,6 @@ def our_round(config: BenchmarkConfig, classifier: ImageClassifier, dataset: Dat
         )
     # between() leaves out the first step, which no mark precedes
     return config.recipe.batch_size / statistics.mean(stopwatch.steps["train"][WARM_UP - 1 :])
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for `device` to finish its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def quartiles(values: list[float]) -> list[float]:

@@ -128,6 +128,7 @@ class TrainConfig:
     seed: int  # initial weights, order of the batches, augmentation
     runs: str  # folder that run directories are made in
     resume: str | None = None  # a stopped run's directory, to be continued
+    weights: str | None = None  # another run's directory: its network is trained on, from its best checkpoint
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
@@ -151,6 +152,35 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_choice("checkpoint", self.checkpoint, "best", "last")
+
+
+@dataclass(kw_only=True)
+class SeparateConfig:
+    """One run of `scripts/separate.py`."""
+
+    run: str  # directory of the trained run
+    method: str  # of sepconv.lowrank: spatial | spatial_joint | depthwise
+    rank: int | None = None  # of every layer, as far as it goes
+    macs: float | None = None  # or: at most this share of the network's MACs is left
+    accuracy_drop: float | None = None  # or: fewest MACs with at most this loss of validation accuracy (0.001: 0.1 %)
+    sweep: int  # at most so many networks, from full rank to 1, are reported beside the one asked for
+    finetune_epochs: int  # of the run's own recipe; 0 leaves fine-tuning out
+    finetune_lr: float  # learning rate of fine-tuning, times the recipe's
+    data: SourceConfig
+    trainer: TrainerConfig
+    runs: str  # folder that run directories are made in
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, "spatial", "spatial_joint", "depthwise")
+        targets = (self.rank, self.macs, self.accuracy_drop)
+        if sum(target is not None for target in targets) != 1:
+            raise InputError("give one of rank=, macs= and accuracy_drop=: what the separated network must meet")
+        check(self.macs is None or 0 < self.macs < 1, "macs", self.macs, "a share between 0 and 1")
+        check(self.accuracy_drop is None or 0 <= self.accuracy_drop < 1, "accuracy_drop", self.accuracy_drop,
+              "a share from 0 to below 1, such as 0.001")  # fmt: skip
+        check(self.sweep >= 0, "sweep", self.sweep, "0 or more")
+        check(self.finetune_epochs >= 0, "finetune_epochs", self.finetune_epochs, "0 or more")
+        check(0 < self.finetune_lr < math.inf, "finetune_lr", self.finetune_lr, "above 0")
 
 
 @dataclass(kw_only=True)

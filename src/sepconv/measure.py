@@ -6,6 +6,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import lightning as L
 import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 WARM_UP = 10  # steps left out of the throughput, at most half of what there is
 
@@ -100,6 +102,35 @@ class Stopwatch(Callback):
         steps = self.steps[part]
         warm = steps[min(WARM_UP, len(steps) // 2) :]
         return batch_size / statistics.median(warm) if warm else None
+
+
+def interleaved_rates(networks: Sequence[nn.Module], images: torch.Tensor, precision: str, rounds: int) -> list[float]:
+    """Images a second of each network's forward pass over `images` (B, C, H, W), on their device.
+
+    The networks take turns, so that what else the machine does meets all of them; medians over `rounds`.
+
+    Args:
+        precision: Lightning's name for it, as in `sepconv.recipe.resolve_precision`.
+    """
+    device = images.device
+    seconds: list[list[float]] = [[] for _ in networks]
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        for turn in range(rounds + 1):
+            for net, times in zip(networks, seconds, strict=True):
+                net.to(device).eval()
+                synchronize(device)
+                started = time.perf_counter()
+                net(images)
+                synchronize(device)
+                if turn > 0:  # the first one warms up
+                    times.append(time.perf_counter() - started)
+    return [len(images) / statistics.median(times) for times in seconds]
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for `device` to finish its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def reset_peak_memory() -> None:

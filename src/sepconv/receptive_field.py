@@ -256,7 +256,7 @@ def draw(maps: dict[str, Tensor], layers: Iterable["Layer"]) -> "Figure":
         title = f"{name}\n{layer.kind} {layer.kernel[0]} x {layer.kernel[1]}" if layer.kernel else name
         panel.set_title(f"{title}\n{describe(layer)}, effective {effective_side(mass, layer)}", fontsize=7)
     figure.suptitle(
-        f"Effective receptive field (side of the square with {MASS:.0%} of the squared gradient), and theoretical (frame)"
+        f"Effective receptive field (side of a square with {MASS:.0%} of the squared gradient), theoretical one framed",
         fontsize=9,
     )
     return figure

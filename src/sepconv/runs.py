@@ -7,6 +7,7 @@ runs/<data>/<model>/<date-time>-seed<k>/
     events.out.tfevents.*   TensorBoard
     train.log
     result.json             the figures, once the run is complete
+    separation.*            where scripts/separate.py made it: its report as JSON, CSV and PNG
 """
 
 import importlib.metadata

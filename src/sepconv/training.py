@@ -1,6 +1,8 @@
 """A run from its configuration to its recorded figures, and a recorded run evaluated again."""
 
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from sepconv import InputError, cost, runs, terminal
 from sepconv.classifier import ImageClassifier
-from sepconv.config import EvaluateConfig, TrainConfig, TrainerConfig
+from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig
 from sepconv.datasets import EVAL_BATCH, Dataset, ImageData, load
 from sepconv.measure import Stopwatch, describe_device, peak_memory, reset_peak_memory
 from sepconv.recipe import build_optimizer, resolve_precision
@@ -23,7 +25,7 @@ from sepconv.recipe import build_optimizer, resolve_precision
 HPARAMS = ("test_accuracy", "val_accuracy", "parameters", "macs", "train_images_per_second", "fit_seconds")
 
 
-def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str, Any]:
+def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Path, dict[str, Any]]:
     """Trains, validates and tests one network, and records the run in its directory.
 
     Args:
@@ -31,21 +33,28 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
         started: when the job began, in seconds since the epoch.
 
     Returns:
-        What `result.json` holds.
+        The run's directory, and what its `result.json` holds.
 
     Raises:
         InputError: for a configuration or data that cannot be used, or a loss that diverges.
     """
-    checkpoint = None
+    checkpoint = origin = None
     if config.resume is not None:
         run, config, overrides = reopen(config, overrides)
         checkpoint = runs.read_checkpoint(run, "last", config)
+    elif config.weights is not None:
+        config, origin = adopt(config, overrides)
     device = find_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
     reset_peak_memory()
     dataset = load(config.data)
     data = ImageData(dataset, config.recipe.batch_size, config.recipe.drop_last, config.seed)
-    classifier = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
+    images = describe_images(dataset)
+    if origin is not None:
+        images = check_images(origin, images, config)
+    classifier = ImageClassifier(config.model, asdict(config.recipe), images)
+    if origin is not None:
+        classifier.load_state_dict(origin.state_dict())
     build_optimizer(classifier.net, config.recipe.optimizer)  # so that a bad argument leaves no run behind
     if checkpoint is None:
         run = runs.create(config)
@@ -68,42 +77,93 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> dict[str
         fit_seconds = stopwatch.fit_seconds
         tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
     assert best.best_model_score is not None
-    result = {
+    result = describe_run(config, dataset, classifier, stopwatch, tested) | {
+        "val_accuracy": round(float(best.best_model_score), 6),
+        "epochs": config.recipe.epochs,
+        "fit_seconds": fit_seconds,
+        "train_images_per_second": stopwatch.images_per_second("train", config.recipe.batch_size),
+        "precision": precision,
+        "command": runs.command_line("train", overrides),
+    }
+    record(run, config, result, logger)
+    terminal.conclude(result, run)
+    return run, result
+
+
+def describe_run(
+    config: TrainConfig,
+    dataset: Dataset,
+    classifier: ImageClassifier,
+    stopwatch: Stopwatch,
+    tested: Mapping[str, float],
+) -> dict[str, Any]:
+    """The figures of a run that do not depend on how its weights came about; `tested` are the trainer's of the test."""
+    device = find_device(config.trainer)
+    return {
         "model": config.model["name"],
         "data": config.data.name,
         "seed": config.seed,
-        "parameters": parameters,
-        "macs": macs,
-        "val_accuracy": round(float(best.best_model_score), 6),  # Lightning keeps these in float32
-        "test_accuracy": round(tested["accuracy/test"], 6),
+        "parameters": cost.parameters(classifier.net),
+        "macs": cost.macs(classifier.net, dataset.shape),
+        "test_accuracy": round(tested["accuracy/test"], 6),  # Lightning keeps it in float32
         "test_loss": tested["loss/test"],
         "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
-        "epochs": config.recipe.epochs,
         "batch_size": config.recipe.batch_size,
-        "fit_seconds": fit_seconds,
         "seconds_to_first_step": stopwatch.seconds_to_first_step,
-        "train_images_per_second": stopwatch.images_per_second("train", config.recipe.batch_size),
         "eval_images_per_second": stopwatch.images_per_second("eval", min(EVAL_BATCH, len(dataset.test))),
         "peak_memory_bytes": peak_memory(device),
         "device": describe_device(device),
-        "precision": precision,
-        "command": runs.command_line("train", overrides),
         "git": runs.git_state(),
         "versions": runs.versions(),
     }
+
+
+def record(run: Path, config: TrainConfig, result: dict[str, Any], logger: TensorBoardLogger) -> None:
+    """Writes a finished run's figures: to TensorBoard's HPARAMS, then to `result.json`."""
     metrics = {f"result/{name}": result[name] for name in HPARAMS if result[name] is not None}
     shown = {"data": config.data.name, "model": config.model, "recipe": asdict(config.recipe), "seed": config.seed}
     logger.log_hyperparams(flatten(shown), metrics)
     logger.finalize("success")
     runs.write_result(run, result)
-    terminal.conclude(result, run)
-    return result
 
 
 def describe_images(dataset: Dataset) -> dict[str, Any]:
     """What an ImageClassifier must know of its images, in plain values."""
     mean, deviation = dataset.statistics()
     return {"shape": list(dataset.shape), "classes": len(dataset.classes), "mean": mean, "deviation": deviation}
+
+
+def adopt(config: TrainConfig, overrides: list[str]) -> tuple[TrainConfig, ImageClassifier]:
+    """`config` with the network of the run `config.weights`, and that run's best checkpoint.
+
+    The network comes with the normalisation of the pixels that its weights were trained on.
+
+    Raises InputError for a path that is no run, and overrides that ask for another network or normalisation.
+    """
+    assert config.weights is not None
+    run, recorded, _ = runs.read_config(config.weights)
+    checkpoint = runs.read_checkpoint(run, "best", recorded)
+    theirs = {"model": recorded.model, "recipe.normalize": recorded.recipe.normalize}
+    for key, asked in {"model": config.model, "recipe.normalize": config.recipe.normalize}.items():
+        given = [o for o in overrides if re.match(rf"[+~]*{re.escape(key)}[=.]", o)]
+        if given and asked != theirs[key]:
+            raise InputError(f"weights={run} comes with {key}={theirs[key]}: drop {' '.join(given)}")
+    recipe = replace(config.recipe, normalize=recorded.recipe.normalize)
+    classifier = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    return replace(config, model=recorded.model, recipe=recipe, weights=str(run)), classifier
+
+
+def check_images(origin: ImageClassifier, images: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """What `origin` knows of its images. Raises InputError where the data set's, `images`, do not fit its network."""
+    known: dict[str, Any] = origin.hparams["images"]
+
+    def kind(images: dict[str, Any]) -> str:
+        channels, height, width = images["shape"]
+        return f"{height} x {width} x {channels} images of {images['classes']} classes"
+
+    if kind(images) != kind(known):
+        raise InputError(f"weights={config.weights} takes {kind(known)}; data={config.data.name} has {kind(images)}")
+    return known
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -144,13 +204,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     Raises InputError for a path that is no run, or whose data are not there.
     """
-    run, recorded, _ = runs.read_config(config.run)
-    checkpoint = runs.read_checkpoint(run, config.checkpoint, recorded)
+    run, recorded, classifier, dataset = load_run(config.run, config.checkpoint, config.data)
     result = runs.read_result(run) if (run / "result.json").exists() else {}
     device = find_device(config.trainer)
-    data_config = recorded.data if config.data.root is None else replace(recorded.data, root=config.data.root)
-    dataset = load(data_config)
-    classifier = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     precision = resolve_precision(recorded.recipe.precision, device)
     trainer = make_trainer(config.trainer, precision, [], False, recorded.recipe.epochs)
     data = ImageData(dataset, recorded.recipe.batch_size)
@@ -164,6 +220,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     table.add_row(f"{accuracy:.2%}", "-" if before is None else f"{before:.2%}", f"{len(dataset.test):,}")
     terminal.CONSOLE.print(table)
     return {"accuracy": accuracy, "recorded": before if before is not None else float("nan")}
+
+
+def load_run(
+    directory: str, checkpoint: str, source: SourceConfig
+) -> tuple[Path, TrainConfig, ImageClassifier, Dataset]:
+    """A run's directory, configuration (its data where they are now), classifier from a checkpoint, and data set.
+
+    Raises InputError for a path that is no run, or whose data are not there.
+    """
+    run, recorded, _ = runs.read_config(directory)
+    path = runs.read_checkpoint(run, checkpoint, recorded)
+    if source.root is not None:
+        recorded = replace(recorded, data=replace(recorded.data, root=source.root))
+    dataset = load(recorded.data)
+    return run, recorded, ImageClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True), dataset
 
 
 def find_device(config: TrainerConfig) -> torch.device:

@@ -19,6 +19,7 @@ from sepconv.models.mobilenet_v2 import mobilenet_v2
 from sepconv.models.mobilenet_v3 import mobilenet_v3_small
 from sepconv.models.resnet import resnet
 from sepconv.models.separable import separable
+from sepconv.models.separated import Separated, separated
 from sepconv.models.tiny import tiny
 from sepconv.models.xception import xception
 
@@ -38,10 +39,16 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
     """The network `name` for images of `shape` (channels, height, width).
 
+    Args:
+        name: of NETWORKS; or `separated`, which is made from another network and no choice of its own.
+
     Raises:
         InputError: an unknown name; an option that the network does not have, of a wrong type or out of range;
             images too small for it.
     """
+    if name == "separated":
+        chosen = read(Separated, options, prefix="model.")
+        return separated(build(shape=shape, classes=classes, **chosen.base), chosen)
     if name not in NETWORKS:
         raise InputError(f"unknown model={name}: choose from {', '.join(NETWORKS)}")
     builder = NETWORKS[name]
