@@ -31,7 +31,7 @@ from sepconv.training import describe_run, find_device, load_run, make_trainer, 
 
 CALIBRATION = 500  # training images on which a rank's effect on the logits is measured
 CHOICES = 32  # at most so many ranks of a layer are tried
-ROUNDS = 15  # of the speed measurement
+ROUNDS, TIMED = 10, 128  # of the speed measurement: rounds, and images a batch
 
 Ranks = dict[str, int]  # of each separated layer, by name; a layer that is not in it stays as it is
 
@@ -306,7 +306,7 @@ class Original:
         classifiers = [self.separated(row.ranks) for row in rows]
         for classifier in classifiers:
             classifier.setup("test")  # its memory format
-        images, _ = self.dataset[self.dataset.validation[:EVAL_BATCH]]
+        images, _ = self.dataset[self.dataset.validation[:TIMED]]
         rates = interleaved_rates(classifiers, images.to(self.device), self.precision, ROUNDS)
         for row, rate in zip(rows, rates, strict=True):
             row.images_per_second = rate
