@@ -279,7 +279,7 @@ def test_sweep_to_full_rank(separate: Callable[..., dict[str, Any]], original: P
     assert [int(row["macs"]) for row in table] == [row["macs"] for row in rows]
     assert table[1]["ranks"] == f"0.0:{rows[1]['ranks']['0.0']} 2.0:{full}"
     assert (report["path"] / "separation.png").read_bytes().startswith(b"\x89PNG")
-    assert f"{rows[1]['macs']:,}" in report["out"]
+    assert f"{rows[1]['macs'] / 1e6:,.3f}" in report["out"]
 
 
 def test_from_separation_to_further_training(
@@ -426,7 +426,7 @@ def test_stopped_training_from_weights_resumes(command: Command, original: Path,
     ("arguments", "words"),
     [
         (["data.image_size=20"], ["16 x 16 x 1 images of 10 classes", "20 x 20 x 1"]),
-        (["model=separable"], ["comes with model={'name': 'baseline'}", "drop model=separable"]),
+        (["model=separable"], ["comes with model={'name': 'baseline'", "drop model=separable"]),
         (["recipe.normalize=unit"], ["comes with recipe.normalize=standardize", "drop recipe.normalize=unit"]),
         (["resume=/nowhere"], ["drop weights="]),
     ],

@@ -42,6 +42,7 @@ def conclude(result: dict[str, Any], run: Path) -> None:
     def rate(images_per_second: float | None) -> str:
         return "too short to measure" if images_per_second is None else f"{images_per_second:,.0f} images/s"
 
+    first = result["seconds_to_first_step"]
     title = f"{result['model']} on {result['data']}, seed {result['seed']}"
     table = Table("", title, show_edge=False, pad_edge=False)
     for name, value in {
@@ -52,7 +53,7 @@ def conclude(result: dict[str, Any], run: Path) -> None:
         "training": rate(result["train_images_per_second"]),
         "evaluation": rate(result["eval_images_per_second"]),
         "fit": f"{result['fit_seconds']:.1f} s, {result['epochs']} epochs",
-        "first step": f"{result['seconds_to_first_step']:.1f} s after the start",
+        "first step": "none was left to do" if first is None else f"{first:.1f} s after the start",
         "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
     }.items():
         table.add_row(name, value)
