@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sepconv.config import check, check_choice
 from sepconv.models.options import FORMS, find_kind, make_classifier, make_scale
-from sepconv.ops import ConvNormActivation, Residual, pointwise
+from sepconv.ops import ConvNormActivation, Layer, Residual, pointwise
 
 # out_channels of each stage, stride of its first block; the stem has the first stage's channels
 SMALL = (
@@ -61,6 +61,9 @@ def resnet(
     """
     check_choice("model.form", form, *FORMS)
     scale, kind = make_scale(width), find_kind(conv)
+    table: tuple[tuple[int, int], ...]
+    counts: tuple[int, ...]
+    shortcut: Layer
     layers: list[nn.Module]
     if form == "imagenet":
         check(depth in BLOCKS, "model.depth", depth, "18 or 34 with model.form=imagenet")
