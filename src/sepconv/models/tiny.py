@@ -34,4 +34,6 @@ def tiny(shape: tuple[int, int, int], classes: int, *, conv: str = "separable") 
         if pooled:
             layers.append(nn.MaxPool2d(3, 2, padding=1))
         channels = out_channels
-    return nn.Sequential(*layers, *make_classifier(channels, classes))
+    pooling, *classifier = make_classifier(channels, classes)
+    # means over a map hardly differ between images: without this norm the classifier's weights take long to grow
+    return nn.Sequential(*layers, pooling, nn.BatchNorm2d(channels, affine=False), *classifier)
