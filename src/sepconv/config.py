@@ -225,6 +225,8 @@ def explain(error: OmegaConfBaseException, schema: type, prefix: str = "") -> st
         return unknown_key(key, schema, prefix)
     if "mandatory value" in message:
         return f"{prefix}{key} is missing: give {prefix}{key}=..."
+    if "is not a ListConfig" in message:
+        return f"{prefix}{key} takes a list: {prefix}{key}=[...]"
     return f"{prefix}{key}: {message}"
 
 

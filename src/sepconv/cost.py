@@ -187,9 +187,9 @@ def layers(net: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> list[
     Raises InputError where images of this shape do not go through the network.
     """
     meta = copy.deepcopy(net).to("meta").eval()
-    images = torch.empty(batch, *shape, device="meta")
-    recorder = _Recorder(meta, images)
     try:
+        images = torch.empty(batch, *shape, device="meta")
+        recorder = _Recorder(meta, images)
         with torch.no_grad(), recorder:
             meta(images)
     except RuntimeError as error:  # torch's answer to shapes that do not fit

@@ -51,6 +51,8 @@ def report(config: CostConfig) -> Record:
         **compare(config.model, net, shape, classes),
     }
     if config.receptive_field:
+        if not receptive_field.spatial(layers):
+            raise InputError("receptive_field= has nothing to draw: every map has one position; choose larger images")
         maps = receptive_field.effective(net, layers, device=device or "cpu")
         for layer, row in zip(layers, rows, strict=True):
             known = layer.call is None and layer.name in maps
@@ -175,6 +177,8 @@ def show(result: Record, form: str) -> None:
             printed(title, columns, records)
         if "no_comparison" in result:
             print(f"No comparison: {result['no_comparison']}.")
+        elif "comparison" in result:
+            print("1/C_out + 1/K²: a depthwise and a pointwise convolution over a standard one in their place.")
 
 
 def flat(value: Any) -> Any:
@@ -285,7 +289,7 @@ LAYER_COLUMNS: list[Column] = [
     ("maps KiB", "activation_bytes", kib),
     ("weights KiB", "weight_bytes", kib),
     ("FLOP/byte", "flop_per_byte", decimal),
-    ("field", "receptive_field", sides),
+    ("receptive field", "receptive_field", sides),
     ("jump", "jump", sides),
 ]
 COMPARISON_COLUMNS: list[Column] = [

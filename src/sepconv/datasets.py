@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import psutil
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -23,6 +22,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from sepconv import InputError
 from sepconv.config import DataConfig
+from sepconv.measure import free_memory
 
 EVAL_BATCH = 500  # images; accuracy does not depend on it
 
@@ -132,7 +132,7 @@ def resize(pixels: Tensor, side: int | None) -> Tensor:
 
 def check_memory(size: int, device: torch.device) -> None:
     """Raises InputError unless `size` more bytes fit on `device`."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_memory(device)
     if size > free:
         raise InputError(
             f"the data set takes {size / 2**20:,.0f} MiB and {device} has {free / 2**20:,.0f} MiB free: "

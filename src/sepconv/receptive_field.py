@@ -175,7 +175,7 @@ def effective(
     """Where the gradient of the central position of each spatial layer's output comes from, in evaluation.
 
     The channels at that position are summed with random signs, the input is Gaussian noise, and the gradient's square
-    is averaged over `inputs` and the input's channels, in float64: the variance, which is Gaussian in theory.
+    is averaged over `inputs` and the input's channels: its variance, which is Gaussian in theory.
 
     Args:
         layers: `cost.layers` of the network, for one image; what they are for another network does not fit.
@@ -185,10 +185,9 @@ def effective(
     """
     layers = list(layers)
     chosen = spatial(layers)
-    net = copy.deepcopy(net).to(device, torch.float64).eval().requires_grad_(False)
+    net = copy.deepcopy(net).to(device).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(inputs, *layers[0].input[1:], generator=generator, dtype=torch.float64)
-    images = noise.to(device).requires_grad_()
+    images = torch.randn(inputs, *layers[0].input[1:], generator=generator).to(device).requires_grad_()
     sums: dict[str, Tensor] = {}
 
     def sum_centre(name: str, out: Tensor) -> None:
@@ -203,7 +202,7 @@ def effective(
     maps = {}
     for name, value in sums.items():
         (gradient,) = torch.autograd.grad(value, images, retain_graph=True)
-        square = gradient.square().mean((0, 1)).cpu()
+        square = gradient.double().square().mean((0, 1)).cpu()
         maps[name] = square / square.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return maps
 
@@ -257,7 +256,7 @@ def draw(maps: dict[str, Tensor], layers: Iterable["Layer"]) -> "Figure":
         title = f"{name}\n{layer.kind} {layer.kernel[0]} x {layer.kernel[1]}" if layer.kernel else name
         panel.set_title(f"{title}\n{describe(layer)}, effective {effective_side(mass, layer)}", fontsize=7)
     figure.suptitle(
-        f"Effective receptive field (side of the square with {MASS:.0%} of the squared gradient), theoretical one framed",
+        f"Effective receptive field (side of a square with {MASS:.0%} of the squared gradient), theoretical one framed",
         fontsize=9,
     )
     return figure

@@ -7,7 +7,7 @@ A layer that moves some bytes and does some FLOP takes at least max(bytes / band
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from sepconv import InputError, cost
 from sepconv.cost import Layer
-from sepconv.measure import describe_device
+from sepconv.measure import describe_device, free_memory
 from sepconv.ops import ConvNormActivation
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ WARM_UP = 3
 # sizes that no cache holds, and at which a matrix product reaches its peak: of a CPU, of a GPU
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns
-CACHE = {"cpu": 2**26, "cuda": 2**28}  # bytes that are written to empty the caches
+CACHE = {"cpu": 2**27, "cuda": 2**28}  # bytes that are written to empty the caches
 
 # the sweep over input channels: those, the output's channels, and the side of the map
 IN_CHANNELS = (1, 3, 8, 16, 32, 64, 128, 256, 512)
@@ -118,12 +118,24 @@ def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / seconds(lambda: torch.mm(a, b, out=out), device)
 
 
-def time_layers(net: nn.Module, layers: Iterable[Layer], device: torch.device, dtype: str) -> list[float]:
+def time_layers(net: nn.Module, layers: list[Layer], device: torch.device, dtype: str) -> list[float]:
     """Seconds of each layer's forward pass, in isolation, in evaluation, on random maps, channels last.
 
-    `layers` are `cost.layers` of this network, for the batch that is to be measured.
+    `layers` are `cost.layers` of this network, for the batch that is to be measured. Raises InputError where the
+    device's memory does not hold that.
     """
+    check_memory(layers, device)
     return [seconds(isolated(net, layer, device, DTYPES[dtype]), device) for layer in layers]
+
+
+def check_memory(layers: list[Layer], device: torch.device) -> None:
+    """Raises InputError unless the layer that moves most fits on `device`, with copies that its kernel may make."""
+    need, free = 2 * max(layer.bytes("fp32") for layer in layers), free_memory(device)
+    if need > free:
+        raise InputError(
+            f"a layer takes up to {need / 2**20:,.0f} MiB and {device} has {free / 2**20:,.0f} MiB free: "
+            "choose a smaller batch"
+        )
 
 
 def isolated(net: nn.Module, layer: Layer, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
@@ -164,7 +176,11 @@ def sweep(device: torch.device | None, dtype: str, batch: int) -> list[SweepRow]
 
 
 def time_network(net: nn.Module, shape: tuple[int, int, int], batch: int, device: torch.device, dtype: str) -> float:
-    """Seconds of a network's forward pass in evaluation, on random images, channels last."""
+    """Seconds of a network's forward pass in evaluation, on random images, channels last.
+
+    Raises InputError where the device's memory does not hold that.
+    """
+    check_memory(cost.layers(net, shape, batch), device)
     layout = torch.channels_last
     module = copy.deepcopy(net).to(device, DTYPES[dtype]).to(memory_format=layout).eval()
     images = torch.randn(batch, *shape, device=device).to(DTYPES[dtype]).to(memory_format=layout)

@@ -17,7 +17,11 @@ Pair = tuple[Layer, Layer]  # a depthwise convolution, and the pointwise one tha
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a block of a network costs, and the same block of its dense twin."""
+    """What a block of a network costs, and the same block of its dense twin.
+
+    The closed form is for a standard convolution in the place of both steps. The twin of an inverted residual has one
+    in the place of the depthwise step alone, between as many channels, and its ratio is lower.
+    """
 
     block: str  # the module's name
     parameters: int
