@@ -61,9 +61,6 @@ def resnet(
     """
     check_choice("model.form", form, *FORMS)
     scale, kind = make_scale(width), find_kind(conv)
-    table: tuple[tuple[int, int], ...]
-    counts: tuple[int, ...]
-    shortcut: Layer
     layers: list[nn.Module]
     table: tuple[tuple[int, int], ...]
     counts: tuple[int, ...]
