@@ -9,7 +9,7 @@ import torch
 from conftest import REPOSITORY, Outcome, refused
 from hydra import compose, initialize_config_dir
 
-from sepconv.benchmark import BareLoop, our_round
+from sepconv.benchmark import BareLoop, Turns, train
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig, read
 from sepconv.datasets import load
@@ -18,19 +18,21 @@ from sepconv.training import describe_images
 ARGUMENTS = ["trainer=cpu", "recipe.batch_size=64", "steps=15", "rounds=2"]
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("model", ["baseline", "separable"])
-def test_both_loops_train_to_the_same_weights(model: str) -> None:
+def test_both_loops_train_to_the_same_weights(model: str, precision: str) -> None:
     """The comparison is of the same computation: one round of each ends at the same weights, bit for bit."""
+    several = ["recipe.batch_size=16", "steps=45"]  # to a group
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        config = read(BenchmarkConfig, compose("benchmark", [*ARGUMENTS, f"model={model}"]))
+        config = read(BenchmarkConfig, compose("benchmark", [*ARGUMENTS, *several, f"model={model}"]))
     dataset = load(config.data)
     torch.manual_seed(0)
     ours = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
     theirs = copy.deepcopy(ours)
     before = copy.deepcopy(ours.state_dict())
-    precision = "32-true"
-    our_round(config, ours, dataset, precision)
-    BareLoop(theirs, dataset, precision, config).round(config.steps)
+    turns = Turns(BareLoop(theirs, dataset, precision, config))
+    train(ours, dataset, precision, config, turns)
+    assert len(turns.rates["ours"]) == len(turns.rates["bare"]) == 11  # of 15 groups, the first 10 steps left out
     one, other = ours.state_dict(), theirs.state_dict()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert not all(torch.equal(one[key], before[key]) for key in one)
@@ -39,14 +41,14 @@ def test_both_loops_train_to_the_same_weights(model: str) -> None:
 def test_record(command: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = command("benchmark", *ARGUMENTS, f"output={tmp_path}")
     assert outcome.status == 0, outcome.err
-    record = json.loads((tmp_path / "loop-digits-baseline-cpu.json").read_text())
-    assert len(record["ratio"]["rounds"]) == len(record["images_per_second"]["ours"]) == 2
-    assert record["ratio"]["rounds"][0] == pytest.approx(
+    record = json.loads((tmp_path / "loop-digits-baseline-64-cpu.json").read_text())
+    assert len(record["ratio"]["turns"]) == len(record["images_per_second"]["ours"]) == 2 * 5
+    assert record["ratio"]["turns"][0] == pytest.approx(
         record["images_per_second"]["ours"][0] / record["images_per_second"]["bare"][0]
     )
     assert record["versions"]["torch"] == torch.__version__
     assert record["device"]["kind"] == "cpu"
-    assert f"median {record['ratio']['median']:.3f} of 2 rounds" in outcome.out
+    assert f"median {record['ratio']['median']:.3f} of 10 turns" in outcome.out
 
 
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:

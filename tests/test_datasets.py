@@ -94,12 +94,12 @@ def test_selection_is_rows_in_order() -> None:
 
 def test_batches_cover_an_epoch_in_a_new_order_each_time() -> None:
     rows = torch.arange(100, 110)
-    batches = Batches(rows, 4, torch.Generator().manual_seed(0))
+    batches = Batches(rows, 4, generator=torch.Generator().manual_seed(0))
     first, second = list(batches), list(batches)
     assert len(batches) == len(first) == 3
     assert sorted(torch.cat(first).tolist()) == rows.tolist()
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
-    dropped = Batches(rows, 4, torch.Generator().manual_seed(0), drop_last=True)
+    dropped = Batches(rows, 4, 8, torch.Generator().manual_seed(0))
     assert [len(batch) for batch in dropped] == [4, 4]
     assert len(dropped) == 2
     assert torch.cat(list(Batches(rows, 4))).tolist() == rows.tolist()

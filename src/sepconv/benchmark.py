@@ -2,17 +2,20 @@
 
 import copy
 import json
+import math
 import statistics
 import tempfile
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 from torch import Tensor
@@ -21,21 +24,24 @@ from sepconv import InputError, runs
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig
 from sepconv.datasets import Dataset, ImageData, load
-from sepconv.measure import WARM_UP, Stopwatch, describe_device, synchronize
+from sepconv.measure import Stopwatch, describe_device, synchronize
 from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
 from sepconv.terminal import CONSOLE
 from sepconv.training import checkpoints, describe_images, find_device, make_trainer
 from sepconv.transforms import augment
 
+WARM_UP = 10  # steps left out of a round's rate
+
 
 def loop(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     """Training images/s of our loop and of a bare PyTorch one: same images, network, recipe, precision.
 
-    The bare loop is what one would write by hand over tensors in memory: no Lightning, no log, no checkpoint. Both
-    train for `config.steps` steps a round, in turns, and a round's rate is over all its steps but the first ones.
+    The bare loop is what one would write by hand over tensors in memory: no Lightning, no log, no checkpoint. The
+    two take turns every few steps, so that what else the machine does meets both, in `config.rounds` trainings of
+    `config.steps` steps.
 
     Returns:
-        Rates of each round, and the ratios ours / bare of each round with their median and quartiles.
+        Rates of each turn, and the ratios ours / bare of each pair of turns with their median and quartiles.
 
     Raises:
         InputError: for a configuration or data that cannot be used, or too few steps.
@@ -43,18 +49,19 @@ def loop(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     device = find_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
     dataset = load(config.data)
-    steps = len(ImageData(dataset, config.recipe.batch_size, drop_last=True).train_dataloader())
+    steps = ImageData(dataset, config.recipe.batch_size, drop_last=True).steps
     if not WARM_UP < config.steps <= steps:
         raise InputError(
             f"steps={config.steps} is out of range: an epoch of {dataset.name} has from {WARM_UP + 1} to {steps}"
         )
     precision = resolve_precision(config.recipe.precision, device)
-    classifier = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
-    bare = BareLoop(copy.deepcopy(classifier), dataset.to(device), precision, config)
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(config.rounds):
-        rates["bare"].append(bare.round(config.steps))
-        rates["ours"].append(our_round(config, classifier, dataset, precision))
+        classifier = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
+        turns = Turns(BareLoop(copy.deepcopy(classifier), dataset.to(device), precision, config))
+        train(classifier, dataset, precision, config, turns)
+        for name, measured in turns.rates.items():
+            rates[name] += measured
     ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)]
     return {
         "suite": "loop",
@@ -64,7 +71,7 @@ def loop(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         "precision": precision,
         "steps": config.steps,
         "images_per_second": rates,
-        "ratio": {"rounds": ratios, "median": statistics.median(ratios), "quartiles": quartiles(ratios)},
+        "ratio": {"turns": ratios, "median": statistics.median(ratios), "quartiles": quartiles(ratios)},
     }
 
 
@@ -72,28 +79,21 @@ class BareLoop:
     """Trains with nothing but torch: the same images, in the same order, to the same weights as our trainer."""
 
     def __init__(self, classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig) -> None:
-        self.classifier, self.dataset, self.recipe = classifier.to(dataset.pixels.device), dataset, config.recipe
-        self.seed = config.seed
+        device = dataset.pixels.device
+        self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, config.recipe
         if self.recipe.channels_last:
             classifier.net.to(memory_format=torch.channels_last)
         self.autocast = precision == "bf16-mixed"
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.optimizer = build_optimizer(classifier.net, self.recipe.optimizer)
+        self.scheduler = build_schedule(self.optimizer, self.recipe, config.steps)
+        order = torch.randperm(len(dataset.train), generator=self.generator, device=device)
+        self.batches = iter(dataset.train[order].split(self.recipe.batch_size))
 
-    def round(self, steps: int) -> float:
-        """Images a second over `steps` steps but the first ones."""
-        device, batch_size = self.dataset.pixels.device, self.recipe.batch_size
-        self.generator = torch.Generator(device).manual_seed(self.seed)
-        self.optimizer = build_optimizer(self.classifier.net, self.recipe.optimizer)
-        self.scheduler = build_schedule(self.optimizer, self.recipe, steps)
-        self.classifier.train()
-        rows = self.dataset.train
-        order = rows[torch.randperm(len(rows), generator=self.generator, device=device)].split(batch_size)
-        for step, batch in enumerate(order[:steps]):
-            self.step(batch)
-            if step + 1 == WARM_UP:
-                synchronize(device)
-                started = time.perf_counter()
-        synchronize(device)
-        return (steps - WARM_UP) * batch_size / (time.perf_counter() - started)
+    def run(self, steps: int) -> None:
+        """Makes the next `steps` steps."""
+        for rows in islice(self.batches, steps):
+            self.step(rows)
 
     def step(self, rows: Tensor) -> None:
         images, labels = self.dataset[rows]
@@ -106,18 +106,44 @@ class BareLoop:
         self.scheduler.step()
 
 
-def our_round(config: BenchmarkConfig, classifier: ImageClassifier, dataset: Dataset, precision: str) -> float:
-    """Images a second of our trainer over one epoch of `config.steps` steps but the first ones, logs and all."""
-    stopwatch = Stopwatch(time.time())
-    data = ImageData(dataset, config.recipe.batch_size, drop_last=True, seed=config.seed)
+class Turns(Callback):
+    """Has the bare loop make as many steps after each group of ours, and times both: images a second of each turn."""
+
+    def __init__(self, bare: BareLoop) -> None:
+        self.bare = bare
+        self.rates: dict[str, list[float]] = {"bare": [], "ours": []}
+        self.steps = 0
+
+    def clock(self) -> float:
+        synchronize(self.bare.dataset.pixels.device)
+        return time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = self.clock()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        steps = math.ceil(len(batch) / self.bare.recipe.batch_size)
+        ended = self.clock()
+        self.bare.run(steps)
+        bare_ended = self.clock()
+        if self.steps >= WARM_UP:
+            self.rates["ours"].append(len(batch) / (ended - self.started))
+            self.rates["bare"].append(len(batch) / (bare_ended - ended))
+        self.steps += steps
+        self.started = self.clock()
+
+
+def train(
+    classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig, callback: Callback
+) -> None:
+    """One epoch of `config.steps` steps of our trainer, logs, checkpoints and all."""
+    data = ImageData(dataset, config.recipe.batch_size, drop_last=True, seed=config.seed, limit=config.steps)
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-        trainer_config = replace(config.trainer, limit_batches=config.steps)
-        make_trainer(trainer_config, precision, [stopwatch, *checkpoints(Path(folder))], logger, epochs=1).fit(
-            classifier, data
-        )
-    # between() leaves out the first step, which no mark precedes
-    return config.recipe.batch_size / statistics.mean(stopwatch.steps["train"][WARM_UP - 1 :])
+        callbacks = [Stopwatch(time.time()), *checkpoints(Path(folder)), callback]
+        make_trainer(config.trainer, precision, callbacks, logger, epochs=1).fit(classifier, data)
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -150,12 +176,14 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     ratio = record["ratio"]
     low, high = ratio["quartiles"]
     CONSOLE.print(table)
-    rounds = f"{len(ratio['rounds'])} rounds, quartiles {low:.3f} to {high:.3f}"
-    CONSOLE.print(f"ours / bare: median {ratio['median']:.3f} of {rounds}")
+    turns = f"{len(ratio['turns'])} turns, quartiles {low:.3f} to {high:.3f}"
+    CONSOLE.print(f"ours / bare: median {ratio['median']:.3f} of {turns}")
     try:
         folder = Path(config.output).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{config.suite}-{record['data']}-{config.model['name']}-{record['device']['kind']}.json"
+        kind = record["device"]["kind"]
+        name = f"{config.suite}-{record['data']}-{config.model['name']}-{record['batch_size']}-{kind}.json"
+        path = folder / name
         path.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {config.output} ({error.strerror}): choose another output=") from error

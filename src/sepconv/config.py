@@ -192,8 +192,8 @@ class BenchmarkConfig:
     model: dict[str, Any]
     recipe: RecipeConfig
     trainer: TrainerConfig
-    rounds: int  # times that the variants take turns
-    steps: int  # optimizer steps a round
+    rounds: int  # trainings
+    steps: int  # optimizer steps of each training
     seed: int
     output: str  # folder of the records
 

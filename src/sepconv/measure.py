@@ -17,11 +17,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-WARM_UP = 10  # steps left out of the throughput, at most half of what there is
+WARM_UP = 10  # intervals left out of the throughput, at most half of what there is
 
 
 class Stopwatch(Callback):
-    """Times each step without waiting for the device, and the whole of training.
+    """Times training, as a whole and between the groups of steps that the loop makes, without waiting for the device.
 
     Args:
         started: when the job began, in seconds since the epoch.
@@ -30,9 +30,10 @@ class Stopwatch(Callback):
     def __init__(self, started: float) -> None:
         self.started = started
         self.seconds_to_first_step: float | None = None  # from the job's start to the end of its first step
-        self.steps: dict[str, list[float]] = {"train": [], "eval": []}  # seconds a full batch
+        self.intervals: dict[str, list[tuple[int, float]]] = {"train": [], "eval": []}  # images, seconds
         self.moments: list[float] = []
         self.events: list[torch.cuda.Event] = []
+        self.images: list[int] = []  # between each mark and the one before
         self.before = 0.0  # seconds of training before a resume
         self.fit_started = 0.0
 
@@ -47,8 +48,13 @@ class Stopwatch(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before = state_dict["fit_seconds"]
 
-    def mark(self, device: torch.device) -> None:
-        """Notes the moment: of the device's queue on CUDA, else the clock's."""
+    def clear(self) -> None:
+        """Forgets the marks."""
+        self.moments, self.events, self.images = [], [], []
+
+    def mark(self, device: torch.device, images: int = 0) -> None:
+        """Notes the moment, of the device's queue on CUDA, else the clock's, and the images since the last mark."""
+        self.images.append(images)
         if device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -56,52 +62,58 @@ class Stopwatch(Callback):
         else:
             self.moments.append(time.perf_counter())
 
-    def between(self) -> list[float]:
-        """Seconds from each mark to the next."""
+    def between(self) -> list[tuple[int, float]]:
+        """Images and seconds from each mark to the next."""
         if self.events:
             self.events[-1].synchronize()
-            return [a.elapsed_time(b) / 1000 for a, b in pairwise(self.events)]
-        return [b - a for a, b in pairwise(self.moments)]
+            seconds = [a.elapsed_time(b) / 1000 for a, b in pairwise(self.events)]
+        else:
+            seconds = [b - a for a, b in pairwise(self.moments)]
+        return list(zip(self.images[1:], seconds, strict=True))
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.fit_started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.moments, self.events = [], []
+        self.clear()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int
     ) -> None:
-        self.mark(batch.device)
+        self.mark(batch.device, len(batch))
         if self.seconds_to_first_step is None:
             if batch.is_cuda:
                 torch.cuda.synchronize()
             self.seconds_to_first_step = time.time() - self.started
         if batch_idx + 1 == trainer.num_training_batches:  # before validation, whose batches come between
-            seconds = self.between()
-            self.steps["train"] += seconds
-            if seconds:
-                rate = trainer.datamodule.batch_size / statistics.median(seconds)  # type: ignore[attr-defined]
-                module.log("images_per_second/train", rate, on_step=False, on_epoch=True)
+            intervals = self.between()
+            self.intervals["train"] += intervals
+            if intervals:
+                module.log("images_per_second/train", median_rate(intervals), on_step=False, on_epoch=True)
 
     def on_test_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.moments, self.events = [], []
+        self.clear()
         self.mark(module.device)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self.mark(batch.device)
+        self.mark(batch.device, len(batch))
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.steps["eval"] += self.between()
+        self.intervals["eval"] += self.between()
 
-    def images_per_second(self, part: str, batch_size: int) -> float | None:
-        """Images a second by the median step of `part` (train, eval), the first steps left out; None without steps."""
-        steps = self.steps[part]
-        warm = steps[min(WARM_UP, len(steps) // 2) :]
-        return batch_size / statistics.median(warm) if warm else None
+    def images_per_second(self, part: str) -> float | None:
+        """The median rate of `part` (train, eval), the first intervals left out; None where there are none."""
+        intervals = self.intervals[part]
+        warm = intervals[min(WARM_UP, len(intervals) // 2) :]
+        return median_rate(warm) if warm else None
+
+
+def median_rate(intervals: list[tuple[int, float]]) -> float:
+    """Images a second, the median over intervals of (images, seconds)."""
+    return statistics.median(images / seconds for images, seconds in intervals)
 
 
 def interleaved_rates(networks: Sequence[nn.Module], images: torch.Tensor, precision: str, rounds: int) -> list[float]:

@@ -242,8 +242,8 @@ class Original:
 
     def data(self) -> ImageData:
         """The data as a training of the run's seed would draw them."""
-        recipe = self.recorded.recipe
-        return ImageData(self.dataset, recipe.batch_size, recipe.drop_last, self.recorded.seed)
+        recipe, limit = self.recorded.recipe, self.config.trainer.limit_batches
+        return ImageData(self.dataset, recipe.batch_size, recipe.drop_last, self.recorded.seed, limit)
 
     def evaluate(self, classifier: ImageClassifier, part: str) -> float:
         """Accuracy on the `part` (validation, test), as `evaluate.py` computes it."""

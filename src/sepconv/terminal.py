@@ -88,4 +88,5 @@ def quiet() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    for category in (UserWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category, module="lightning")
