@@ -253,5 +253,16 @@ def test_global_average() -> None:
     assert torch.allclose(GlobalAvgPool()(images)[..., 0, 0], images.mean((2, 3)), atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_global_pooling_gradient(layout: torch.memory_format) -> None:
+    images = torch.randn(2, 3, 5, 7, dtype=torch.double).contiguous(memory_format=layout).requires_grad_()
+    pooled = GlobalAvgPool()(images)
+    gradient = torch.randn_like(pooled)
+    (ours,) = torch.autograd.grad(pooled, images, gradient)
+    (theirs,) = torch.autograd.grad(images.mean((2, 3), keepdim=True), images, gradient)
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert ours.is_contiguous(memory_format=layout)
+
+
 def test_resize() -> None:
     assert Resize(9)(torch.randn(2, 3, 16, 16)).shape == (2, 3, 9, 9)

@@ -341,12 +341,31 @@ class _StridedDepthwise(torch.autograd.Function):
 class GlobalAvgPool(nn.Module):
     """The mean over all positions: (B, C, H, W) to (B, C, 1, 1).
 
-    As nn.AdaptiveAvgPool2d(1), whose gradient is a view with strides of 0 that a CPU's kernels take 20 times as
-    long over (2 ms for (128, 128, 7, 7) in bf16, 2 cores).
+    As nn.AdaptiveAvgPool2d(1), whose gradient is a view with strides of 0 that a CPU's kernels take long over: 2.5 ms
+    with a ReLU's for (128, 128, 7, 7) in bf16 on 2 cores, and 1.7 ms for F.avg_pool2d's, against 0.4 ms for this.
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and input.requires_grad:
+            return _GlobalAvgPool.apply(input)
         return F.avg_pool2d(input, input.shape[-2:])
+
+
+class _GlobalAvgPool(torch.autograd.Function):
+    """The mean over all positions, whose gradient is laid out in memory as the input is."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        ctx.shape = input.shape
+        last = input.is_contiguous(memory_format=torch.channels_last)
+        ctx.format = torch.channels_last if last else torch.contiguous_format
+        return F.avg_pool2d(input, input.shape[-2:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        height, width = ctx.shape[-2:]
+        return (grad / (height * width)).expand(ctx.shape).contiguous(memory_format=ctx.format)
 
 
 class Resize(nn.Module):
