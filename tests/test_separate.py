@@ -409,17 +409,26 @@ def test_training_starts_from_the_weights(command: Command, original: Path, tmp_
         torch.testing.assert_close(logits(run), logits(original), rtol=0, atol=1e-4)
 
 
-def test_stopped_training_from_weights_resumes(command: Command, original: Path, tmp_path: Path) -> None:
+def test_stopped_training_from_weights_resumes(
+    command: Command, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From its own checkpoint, even where the run that the weights came from is gone."""
     gone = tmp_path / "gone"
     shutil.copytree(original, gone)
-    short = ["trainer=cpu", "recipe.epochs=2", "trainer.limit_batches=3", f"runs={tmp_path}/runs"]
-    assert command("train", f"weights={gone}", *short).status == 0
+
+    def interrupt(self: ImageClassifier) -> None:
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, "on_train_epoch_end", interrupt)
+        arguments = ["trainer=cpu", "recipe.epochs=3", "trainer.limit_batches=2", f"runs={tmp_path}/runs"]
+        assert command("train", f"weights={gone}", *arguments).status == 130
     (run,) = tmp_path.glob("runs/digits/baseline/*")
-    (run / "result.json").unlink()
     shutil.rmtree(gone)
     outcome = command("train", f"resume={run}")
     assert outcome.status == 0, outcome.err
+    assert result(run)["epochs"] == 3
 
 
 @pytest.mark.parametrize(

@@ -486,4 +486,4 @@ def print_report(console: Console, run: Path, report: dict[str, Any]) -> None:
 
 def percent(share: float) -> str:
     """A share in percent; its order of magnitude where that would be 0.0."""
-    return f"{share:.1%}" if share >= 5e-4 else f"{share:.0e}"
+    return f"{share:.1%}" if share == 0 or share >= 5e-4 else f"{share:.0e}"
