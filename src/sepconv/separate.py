@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from sepconv.datasets import EVAL_BATCH, ImageData
 from sepconv.lowrank import Decomposition, layers, separable
 from sepconv.measure import Stopwatch, interleaved_rates, reset_peak_memory
 from sepconv.recipe import resolve_precision
+from sepconv.terminal import CONSOLE
 from sepconv.training import describe_run, find_device, load_run, make_trainer, record, train
 
 CALIBRATION = 500  # training images on which a rank's effect on the logits is measured
@@ -73,7 +73,6 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
         InputError: for a path that is no run, data that are not there, a rank out of range, a target not to be met.
     """
     reset_peak_memory()
-    console = Console(highlight=False)
     original = Original(config)
     path = original.uniform() if config.rank is not None else original.greedy()
     macs = [original.macs(ranks) for ranks in path]
@@ -83,7 +82,7 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
     def measure(place: int, finetune: bool = True) -> Row:
         if place not in rows:
             rows[place] = original.measure(path[place], finetune)
-            console.print(describe(rows[place], original.full, macs[0]), soft_wrap=True)
+            CONSOLE.print(describe(rows[place], original.full, macs[0]), soft_wrap=True)
         return rows[place]
 
     lowest = measure(0, finetune=config.sweep > 0).accuracy - (config.accuracy_drop or 0)
@@ -129,7 +128,7 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
         "command": result["command"],
     }
     write_report(run, report)
-    print_report(console, run, report)
+    print_report(run, report)
     return run, report
 
 
@@ -440,7 +439,7 @@ def plot(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def print_report(console: Console, run: Path, report: dict[str, Any]) -> None:
+def print_report(run: Path, report: dict[str, Any]) -> None:
     """Prints the table of networks, and the test accuracy of the finished ones."""
     names = list(report["layers"])
     title = f"{report['model']['name']} on {report['data']}, method={report['method']}"
@@ -475,13 +474,13 @@ def print_report(console: Console, run: Path, report: dict[str, Any]) -> None:
             *(["-" if tuned is None else f"{tuned:.2%}"] if after else []),
             style="bold" if place == report["chosen"] else None,
         )
-    console.print()
-    console.print(table)
+    CONSOLE.print()
+    CONSOLE.print(table)
     tested = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in report["test_accuracy"].items())
-    console.print(f"test accuracy: {tested}", soft_wrap=True)
-    console.print(f"recorded in {run}", soft_wrap=True)
+    CONSOLE.print(f"test accuracy: {tested}", soft_wrap=True)
+    CONSOLE.print(f"recorded in {run}", soft_wrap=True)
     if "finetuned_run" in report:
-        console.print(f"fine-tuned in {report['finetuned_run']}", soft_wrap=True)
+        CONSOLE.print(f"fine-tuned in {report['finetuned_run']}", soft_wrap=True)
 
 
 def percent(share: float) -> str:
