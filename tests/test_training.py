@@ -68,6 +68,9 @@ def test_run_record(train: Train, model: str, recipe: str) -> None:
     assert (record["model"], record["data"], record["seed"], record["epochs"]) == (model, "digits", 7, 2)
     assert record["device"]["kind"] == "cpu"
     assert 0 < record["fit_seconds"] < 600
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2]
+    assert 0 < record["history"][0]["seconds"] < record["history"][1]["seconds"] <= record["fit_seconds"]
+    assert max(epoch["val_accuracy"] for epoch in record["history"]) == pytest.approx(record["val_accuracy"], abs=1e-6)
     assert record["train_images_per_second"] > 0
     assert 2**26 < record["peak_memory_bytes"] < 2**34
     assert record["versions"]["torch"] == torch.__version__

@@ -35,6 +35,7 @@ class Stopwatch(Callback):
         self.events: list[torch.cuda.Event] = []
         self.images: list[int] = []  # between each mark and the one before
         self.before = 0.0  # seconds of training before a resume
+        self.history: list[dict[str, float]] = []  # of each epoch: seconds of training so far, and how it validates
         self.fit_started = 0.0
 
     @property
@@ -43,10 +44,10 @@ class Stopwatch(Callback):
         return self.before + time.perf_counter() - self.fit_started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"fit_seconds": self.fit_seconds}
+        return {"fit_seconds": self.fit_seconds, "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.before = state_dict["fit_seconds"]
+        self.before, self.history = state_dict["fit_seconds"], state_dict["history"]
 
     def clear(self) -> None:
         """Forgets the marks."""
@@ -90,6 +91,10 @@ class Stopwatch(Callback):
             self.intervals["train"] += intervals
             if intervals:
                 module.log("images_per_second/train", median_rate(intervals), on_step=False, on_epoch=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        metrics = {f"val_{name}": float(trainer.callback_metrics[f"{name}/validation"]) for name in ("loss", "accuracy")}
+        self.history.append({"epoch": trainer.current_epoch + 1, "seconds": self.fit_seconds, **metrics})
 
     def on_test_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.clear()

@@ -285,6 +285,7 @@ class Original:
             "val_accuracy": round(validated["accuracy/validation"], 6),
             "epochs": 0,
             "fit_seconds": 0.0,
+            "history": [],
             "train_images_per_second": None,
             "precision": self.precision,
             "command": runs.command_line("separate", overrides),

@@ -82,6 +82,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
         "val_accuracy": round(float(best.best_model_score), 6),
         "epochs": config.recipe.epochs,
         "fit_seconds": fit_seconds,
+        "history": stopwatch.history,
         "train_images_per_second": stopwatch.images_per_second("train"),
         "precision": precision,
         "command": runs.command_line("train", overrides),
