@@ -93,7 +93,9 @@ class Stopwatch(Callback):
                 module.log("images_per_second/train", median_rate(intervals), on_step=False, on_epoch=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        metrics = {f"val_{name}": float(trainer.callback_metrics[f"{name}/validation"]) for name in ("loss", "accuracy")}
+        metrics = {
+            f"val_{name}": float(trainer.callback_metrics[f"{name}/validation"]) for name in ("loss", "accuracy")
+        }
         self.history.append({"epoch": trainer.current_epoch + 1, "seconds": self.fit_seconds, **metrics})
 
     def on_test_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

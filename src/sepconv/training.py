@@ -75,14 +75,15 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
         except SystemExit:  # Lightning's answer to a keyboard interrupt
             continues = (run / "checkpoints/last.ckpt").exists()
             raise KeyboardInterrupt(f"resume={run} continues" if continues else f"{run} is not complete") from None
-        fit_seconds = stopwatch.fit_seconds
+        # now: to load the best checkpoint takes the stopwatch back to it
+        fit_seconds, history = stopwatch.fit_seconds, stopwatch.history
         tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
     assert best.best_model_score is not None
     result = describe_run(config, dataset, classifier, stopwatch, tested) | {
         "val_accuracy": round(float(best.best_model_score), 6),
         "epochs": config.recipe.epochs,
         "fit_seconds": fit_seconds,
-        "history": stopwatch.history,
+        "history": history,
         "train_images_per_second": stopwatch.images_per_second("train"),
         "precision": precision,
         "command": runs.command_line("train", overrides),
