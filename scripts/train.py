@@ -1,16 +1,17 @@
 """Trains one network and records the run: python scripts/train.py data=mnist model=separable"""
 
+from pathlib import Path
+
 from sepconv.cli import command
 from sepconv.config import TrainConfig
 
 
 @command("train", TrainConfig)
-def main(config: TrainConfig, overrides: list[str], started: float) -> None:
-    from sepconv.training import (
-        train,
-    )  # torch and Lightning load only here, so that --help does not wait for them
+def main(config: TrainConfig, overrides: list[str], started: float) -> Path:
+    from sepconv.training import train  # torch and Lightning load only here, so that --help does not wait for them
 
-    train(config, overrides, started)
+    run, _ = train(config, overrides, started)
+    return run
 
 
 if __name__ == "__main__":

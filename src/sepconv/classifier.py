@@ -160,8 +160,12 @@ class ImageClassifier(L.LightningModule):
             self.current_epoch + 1, float(losses.mean()), accuracy, validation,
         )  # fmt: skip
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keeps the last step's gradients, whose norms are shown at the epoch's end."""
+
     def on_validation_epoch_start(self) -> None:
         self.evaluated: list[Tensor] = []
+        self.scores: list[Tensor] = []  # logits of each batch, in the order of the images
 
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
         images, labels = self.data.dataset[rows]
@@ -169,6 +173,7 @@ class ImageClassifier(L.LightningModule):
         loss = F.cross_entropy(logits, labels, reduction="sum")
         hits = (logits.argmax(1) == labels).sum()
         self.evaluated.append(torch.stack([loss, hits, torch.full_like(loss, len(rows))]))
+        self.scores.append(logits)
 
     def on_validation_epoch_end(self) -> None:
         loss, hits, count = torch.stack(self.evaluated).double().sum(0).tolist()

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sepconv import InputError
 
 REPOSITORY = Path(__file__).parents[2]
+MADE = "runs.txt"  # in a multirun's folder: the directories of the runs that it made, a line each
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class DataConfig:
     image_size: int | None = None  # side in pixels to resize to; null keeps the images' own
     test: float | None = None  # share held out as test set, where the source brings none
     validation: int | float  # images (1 or more) or share (below 1) of train held out for decisions
+    train: int | None = None  # train on so many of the rest only, each class in its share; null: on all
     split_seed: int = 0  # draws the held-out images: the same in every run, so that runs can be paired
     epochs: int  # a length of training that suits the set's size; recipes refer to it
     augment: Augment  # what leaves these images' labels unchanged; recipes refer to it
@@ -63,6 +65,7 @@ class DataConfig:
         )
         check(self.test is None or 0 < self.test < 1, "data.test", self.test, "a share between 0 and 1")
         check(self.validation > 0, "data.validation", self.validation, "above 0")
+        check(self.train is None or self.train > 0, "data.train", self.train, "1 or more, or null")
 
 
 @dataclass(kw_only=True)
@@ -203,6 +206,41 @@ class BenchmarkConfig:
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 
+@dataclass(kw_only=True)
+class CompareConfig:
+    """One run of `scripts/compare.py`; its arguments that are no key=value are `runs`."""
+
+    runs: list[str]  # run directories, folders of them, a multirun's folder, or patterns
+    reference: str | None = None  # the network that others are set against; null: baseline, or the most MACs
+    target: float | None = None  # validation accuracy whose time is given, a share; null: one that all runs reach
+    output: str  # folder of the report
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError("give runs to compare: python scripts/compare.py runs/mnist")
+        check(self.target is None or 0 < self.target <= 1, "target", self.target, "a share of 1, such as 0.99")
+
+
+@dataclass(kw_only=True)
+class ClaimsConfig:
+    """One run of `scripts/claims.py`."""
+
+    scale: str  # name of the effort, for the report
+    only: list[str] | None = None  # such as [C7,C9]; null: all
+    data: DataConfig
+    recipe: RecipeConfig
+    trainer: TrainerConfig
+    seeds: list[int]  # of each network that is trained
+    train_sizes: list[int]  # training images of claim C10, beside all
+    runs: str  # folder of the runs; finished ones of the same configuration are not made again
+    output: str  # folder of claims.md, with the figures and plots of each data set under claims/
+
+    def __post_init__(self) -> None:
+        check(len(self.seeds) >= 2, "seeds", self.seeds, "two or more: an interval needs them")
+        check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "each once")
+        check(all(size > 0 for size in self.train_sizes), "train_sizes", self.train_sizes, "1 or more each")
+
+
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -292,3 +330,14 @@ def unknown_key(key: str, schema: type, prefix: str = "") -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     hint = f"did you mean {prefix}{'.'.join([*path, near[0]])}?" if near else f"choose from {', '.join(names)}"
     return f"unknown key {prefix}{key}: {hint}"
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted keys and plain values; what is not set is left out."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value not in (None, ""):
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

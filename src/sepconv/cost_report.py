@@ -172,9 +172,11 @@ def show(result: Record, form: str) -> None:
         writer.writeheader()
         writer.writerows({key: flat(value) for key, value in record.items()} for record in records)
     else:
-        printed = print_markdown if form == "markdown" else print_table
-        for title, columns, records in tables(result):
-            printed(title, columns, records)
+        for table in tables(result):
+            if form == "markdown":
+                print(markdown(*table))
+            else:
+                print_table(*table)
         if "no_comparison" in result:
             print(f"No comparison: {result['no_comparison']}.")
         elif "comparison" in result:
@@ -236,13 +238,12 @@ def print_table(title: str, columns: list[Column], records: list[Record]) -> Non
     console.print(table)
 
 
-def print_markdown(title: str, columns: list[Column], records: list[Record]) -> None:
-    print(f"**{title}**\n")
-    print("| " + " | ".join(heading for heading, _, _ in columns) + " |")
-    print("|" + "|".join(" --- " if place == 0 else " ---: " for place in range(len(columns))) + "|")
-    for record in records:
-        print("| " + " | ".join(cells(record, columns)) + " |")
-    print()
+def markdown(title: str, columns: list[Column], records: list[Record]) -> str:
+    """A table in Markdown, under its title."""
+    lines = [f"**{title}**", "", "| " + " | ".join(heading for heading, _, _ in columns) + " |"]
+    lines.append("|" + "|".join(" --- " if place == 0 else " ---: " for place in range(len(columns))) + "|")
+    lines += ["| " + " | ".join(cells(record, columns)) + " |" for record in records]
+    return "\n".join(lines) + "\n"
 
 
 def cells(record: Record, columns: list[Column]) -> list[str]:

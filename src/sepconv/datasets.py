@@ -90,6 +90,8 @@ def load(config: DataConfig) -> Dataset:
     else:
         rows, test = hold_out(rows, train_labels, config.test or 0, generator, "data.test")
     train, validation = hold_out(rows, train_labels, config.validation, generator, "data.validation")
+    if config.train is not None:
+        _, train = hold_out(train, train_labels, config.train, generator, "data.train")
     pixels = torch.cat([pixels for pixels, _ in parts]) if len(parts) > 1 else train_pixels
     labels = torch.cat([labels for _, labels in parts])
     return Dataset(config.name, tuple(classes), pixels, labels, train, validation, test)

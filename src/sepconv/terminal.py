@@ -70,7 +70,7 @@ def logged(run: Path) -> Iterator[None]:
     file = logging.FileHandler(run / "train.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: dict[logging.Logger, logging.Handler] = {logging.getLogger(): file}
-    if not sys.stdout.isatty():
+    if not (sys.stdout.isatty() or CONSOLE.quiet):
         handlers[logging.getLogger("sepconv")] = logging.StreamHandler()
     for logger, handler in handlers.items():
         logger.addHandler(handler)

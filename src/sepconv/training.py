@@ -17,12 +17,14 @@ from torch import Tensor
 
 from sepconv import InputError, cost, runs, terminal
 from sepconv.classifier import ImageClassifier
-from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig
+from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, flatten
+from sepconv.dashboard import Dashboard
 from sepconv.datasets import Dataset, ImageData, load
 from sepconv.measure import Stopwatch, describe_device, peak_memory, reset_peak_memory
 from sepconv.recipe import build_optimizer, resolve_precision
 
-# the figures of a run in TensorBoard's HPARAMS
+# a run in TensorBoard's HPARAMS: the same columns for all, few enough for its parallel coordinates
+CHOICES = ("epochs", "batch_size", "optimizer.name", "optimizer.lr", "optimizer.weight_decay", "label_smoothing")
 HPARAMS = ("test_accuracy", "val_accuracy", "parameters", "macs", "train_images_per_second", "fit_seconds")
 
 
@@ -67,7 +69,9 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     best, last = checkpoints(run / "checkpoints")
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
     with terminal.logged(run):
-        trainer = make_trainer(config.trainer, precision, [stopwatch, best, last], logger, config.recipe.epochs)
+        dashboard = Dashboard(logger.experiment, dataset)
+        callbacks = [stopwatch, best, last, dashboard]
+        trainer = make_trainer(config.trainer, precision, callbacks, logger, config.recipe.epochs)
         terminal.introduce(config, dataset, data.steps, parameters, macs, precision, describe_device(device), run)
         logger.log_metrics({"cost/parameters": parameters, "cost/macs": macs}, step=0)
         try:
@@ -84,6 +88,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
         "epochs": config.recipe.epochs,
         "fit_seconds": fit_seconds,
         "history": history,
+        "dashboard_seconds": dashboard.seconds,
         "train_images_per_second": stopwatch.images_per_second("train"),
         "precision": precision,
         "command": runs.command_line("train", overrides),
@@ -124,8 +129,10 @@ def describe_run(
 def record(run: Path, config: TrainConfig, result: dict[str, Any], logger: TensorBoardLogger) -> None:
     """Writes a finished run's figures: to TensorBoard's HPARAMS, then to `result.json`."""
     metrics = {f"result/{name}": result[name] for name in HPARAMS if result[name] is not None}
-    shown = {"data": config.data.name, "model": config.model, "recipe": asdict(config.recipe), "seed": config.seed}
-    logger.log_hyperparams(flatten(shown), metrics)
+    asked = flatten({"recipe": asdict(config.recipe)})
+    options = ", ".join(f"{key}={value}" for key, value in config.model.items() if key != "name")
+    shown = {"data": config.data.name, "model": config.model["name"], "options": options, "seed": config.seed}
+    logger.log_hyperparams(shown | {name: asked.get(f"recipe.{name}", 0.0) for name in CHOICES}, metrics)
     logger.finalize("success")
     runs.write_result(run, result)
 
@@ -265,7 +272,7 @@ def make_trainer(
     # Lightning sets it for processes that fork, which ours do not; where there is no GPU it has torch's optimizers
     # look for NVIDIA's library at every step, for 0.15 ms
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    shown = sys.stdout.isatty()
+    shown = sys.stdout.isatty() and not terminal.CONSOLE.quiet
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(kind := find_device(config).type, kind),
         devices=1,
@@ -280,14 +287,3 @@ def make_trainer(
         num_sanity_val_steps=0,
         enable_checkpointing=bool(logger),
     )
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted keys and plain values, for TensorBoard's HPARAMS."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value not in (None, ""):
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

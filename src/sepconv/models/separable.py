@@ -6,10 +6,12 @@ halves a 28-pixel one twice, and ends at 7 x 7 (8 x 8 from 32) as MobileNetV1 do
 
 from torch import nn
 
+from sepconv.config import check, check_choice
 from sepconv.models.options import find_kind, make_classifier, make_resize, make_scale
-from sepconv.ops import ConvNormActivation
+from sepconv.ops import ConvNormActivation, Layer, Residual, depthwise_separable
 
 STEM = (32, 2)  # out_channels, stride
+STEMS: dict[str, Layer] = {"standard": ConvNormActivation, "separable": depthwise_separable}
 # out_channels, stride of each block
 TABLE = (
     (64, 1),
@@ -25,6 +27,9 @@ def separable(
     *,
     width: float = 1.0,
     resolution: float = 1.0,
+    depth: int = 1,
+    residual: bool = False,
+    stem: str = "standard",
     conv: str = "separable",
 ) -> nn.Sequential:
     """The network of TABLE.
@@ -32,14 +37,22 @@ def separable(
     Args:
         width: multiplies every layer's channels (to multiples of 8): MobileNet's alpha.
         resolution: multiplies the image's side: MobileNet's rho.
+        depth: how often each block of the table stands there, from the second time on at stride 1.
+        residual: add the input to the output of each block that keeps its shape.
+        stem: the kind of the first layer: standard or separable.
         conv: the kind of each block's convolution: separable, dense or spatial.
     """
+    check(1 <= depth <= 64, "model.depth", depth, "1 to 64")
+    check_choice("model.stem", stem, *STEMS)
     scale, kind = make_scale(width), find_kind(conv)
     out_channels, stride = STEM
     channels = scale(out_channels)
     layers = make_resize(shape, resolution)
-    layers.append(ConvNormActivation(shape[0], channels, stride=stride))
-    for out_channels, stride in TABLE:
-        layers.append(kind.block(channels, scale(out_channels), stride=stride))
-        channels = scale(out_channels)
+    layers.append(STEMS[stem](shape[0], channels, stride=stride))
+    for out_channels, first in TABLE:
+        for stride in [first] + [1] * (depth - 1):
+            block = kind.block(channels, scale(out_channels), stride=stride)
+            same = stride == 1 and channels == scale(out_channels)
+            layers.append(Residual(block) if residual and same else block)
+            channels = scale(out_channels)
     return nn.Sequential(*layers, *make_classifier(channels, classes))

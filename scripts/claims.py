@@ -1,0 +1,15 @@
+"""Tests the claims about separable convolution, and writes docs/claims.md: python scripts/claims.py scale=quick"""
+
+from sepconv.cli import command
+from sepconv.config import ClaimsConfig
+
+
+@command("claims", ClaimsConfig)
+def main(config: ClaimsConfig, overrides: list[str], started: float) -> None:
+    from sepconv.claims import verify
+
+    verify(config, overrides)
+
+
+if __name__ == "__main__":
+    main()

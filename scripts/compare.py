@@ -1,0 +1,16 @@
+"""Compares recorded runs, and writes a report: python scripts/compare.py runs/mnist"""
+
+from sepconv.cli import command
+from sepconv.config import CompareConfig
+
+
+@command("compare", CompareConfig, positional="runs")
+def main(config: CompareConfig, overrides: list[str], started: float) -> None:
+    from sepconv.compare import compare
+    from sepconv.compare_report import report
+
+    report(compare(config), config.output, overrides)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Runs compared: against hand calculations on made-up results, and on trained runs."""
+
+import csv
+import html
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, Outcome, refused
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from sepconv.compare import Network, compare
+from sepconv.config import CompareConfig, TrainConfig, read
+
+CPU = {"kind": "cpu", "name": "AMD EPYC", "threads": 2}
+MACS = {"baseline": 2_528_000, "separable": 1_718_240, "tiny": 90_000}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a finished run with the accuracy given: its directory."""
+    made = 0
+
+    def run(model: str, seed: int, accuracy: float, *overrides: str, done: bool = True, **result: Any) -> Path:
+        nonlocal made
+        made += 1
+        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+            config = read(TrainConfig, compose("train", ["data=mnist", f"model={model}", f"seed={seed}", *overrides]))
+        path = tmp_path / "runs/mnist" / model / f"20260101-{made:06d}-seed{seed}"
+        path.mkdir(parents=True)
+        OmegaConf.save(asdict(config), path / "config.yaml")
+        if done:
+            figures = {
+                "model": model, "data": "mnist", "seed": seed, "parameters": MACS[model] // 20, "macs": MACS[model],
+                "test_accuracy": accuracy, "val_accuracy": accuracy, "fit_seconds": 60.0 + seed, "epochs": 2,
+                "images": {"train": 55_000, "validation": 5_000, "test": 10_000},
+                "history": [
+                    {"epoch": 1, "seconds": 30.0 + seed, "val_loss": 0.1, "val_accuracy": accuracy - 0.01},
+                    {"epoch": 2, "seconds": 60.0 + seed, "val_loss": 0.1, "val_accuracy": accuracy},
+                ],
+                "train_images_per_second": MACS[model] / 400, "eval_images_per_second": 30_000.0,
+                "peak_memory_bytes": 2**30, "device": CPU, "precision": "bf16-mixed", "command": "python train.py",
+                "git": {"sha": "0123", "dirty": False}, "versions": {"torch": "2.15.0", "cuda": None},
+            }  # fmt: skip
+            (path / "result.json").write_text(json.dumps(figures | result))
+        return path
+
+    return run
+
+
+def ask(tmp_path: Path, **options: Any) -> CompareConfig:
+    return CompareConfig(**{"runs": [str(tmp_path / "runs")], "output": str(tmp_path / "out")} | options)
+
+
+def network(networks: list[Network], label: str) -> Network:
+    return next(network for network in networks if network.label == label)
+
+
+def test_statistics_by_hand(make: Callable[..., Path], tmp_path: Path) -> None:
+    for seed, (one, other) in enumerate([(0.991, 0.993), (0.990, 0.994), (0.992, 0.993)]):
+        make("baseline", seed, one)
+        make("separable", seed, other)
+    (section,) = compare(ask(tmp_path)).sections
+    assert section.reference.label == "baseline"
+    accuracy = network(section.networks, "separable").accuracy
+    # t of 2 degrees of freedom at 97.5 %: 4.30265; deviations of 0.000577 and, of the differences, 0.001528
+    assert accuracy.n == 3
+    assert accuracy.mean == pytest.approx(0.99333, abs=1e-5)
+    assert accuracy.high is not None
+    assert accuracy.high - accuracy.mean == pytest.approx(4.30265 * 0.00057735 / math.sqrt(3), rel=1e-4)
+    difference = network(section.networks, "separable").difference
+    assert difference is not None
+    assert difference.estimate.mean == pytest.approx(0.0023333, abs=1e-6)
+    assert difference.estimate.low is not None
+    assert difference.estimate.mean - difference.estimate.low == pytest.approx(4.30265 * 0.00152753 / 3**0.5, rel=1e-4)
+    assert difference.p == pytest.approx(0.118, abs=2e-3)  # t = 2.6458
+    assert section.reference.difference is None
+
+
+def test_one_seed_and_equal_differences_give_no_interval_and_no_p(make: Callable[..., Path], tmp_path: Path) -> None:
+    make("baseline", 0, 0.99)
+    make("tiny", 0, 0.98)
+    (section,) = compare(ask(tmp_path)).sections
+    assert network(section.networks, "tiny").accuracy.low is None
+    make("baseline", 1, 0.99)
+    make("tiny", 1, 0.98)
+    (section,) = compare(ask(tmp_path)).sections
+    difference = network(section.networks, "tiny").difference
+    assert difference is not None
+    assert difference.p is None
+
+
+def test_pareto_fronts(make: Callable[..., Path], tmp_path: Path) -> None:
+    make("baseline", 0, 0.99)  # most MACs, but fastest here
+    make("separable", 0, 0.992)
+    make("tiny", 0, 0.98)
+    (section,) = compare(ask(tmp_path)).sections
+    fronts = {network.label: set(network.front) for network in section.networks}
+    assert fronts["separable"] == {"parameters", "macs", "train_images_per_second", "fit_seconds"}
+    assert fronts["tiny"] == {"parameters", "macs"}
+    assert fronts["baseline"] == {"train_images_per_second"}
+
+
+def test_time_to_target(make: Callable[..., Path], tmp_path: Path) -> None:
+    make("baseline", 0, 0.99)
+    make("baseline", 1, 0.97)
+    (section,) = compare(ask(tmp_path, target=0.965)).sections
+    assert section.reference.target_seconds == (30.0 + 61.0) / 2
+    (section,) = compare(ask(tmp_path, target=0.98)).sections
+    assert (section.reference.target_seconds, section.reference.reached) == (None, 1)
+    (section,) = compare(ask(tmp_path)).sections
+    assert section.target == pytest.approx(0.97)  # what all reach
+
+
+def test_nothing_is_dropped_in_silence(
+    make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    older, newer = make("baseline", 0, 0.98), make("baseline", 0, 0.99)
+    stopped = make("baseline", 1, 0, done=False)
+    comparison = compare(ask(tmp_path))
+    assert comparison.duplicates == [older]
+    assert comparison.unfinished == [stopped]
+    assert comparison.sections[0].reference.runs[0].path == newer
+    outcome = command("compare", tmp_path / "runs", f"output={tmp_path / 'out'}")
+    assert outcome.status == 0, outcome.err
+    for text in (outcome.out, (tmp_path / "out/report.md").read_text()):
+        assert str(older) in text
+        assert str(stopped) in text
+
+
+def test_configurations_of_one_network_are_told_apart(make: Callable[..., Path], tmp_path: Path) -> None:
+    make("separable", 0, 0.99)
+    make("separable", 0, 0.98, "model.width=0.5", "recipe.epochs=3", parameters=5)
+    (section,) = compare(ask(tmp_path)).sections
+    labels = [network.label for network in section.networks]
+    assert labels == [
+        "separable (model.width=0.5, recipe.epochs=3)", "separable (model.width=1.0, recipe.epochs=10)",
+    ]  # fmt: skip
+    assert any("recipe.epochs" in note or "epochs" in note for note in section.notes)
+
+
+def test_what_cannot_be_compared(make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]) -> None:
+    make("baseline", 0, 0.99)
+    gpu = make("separable", 0, 0.99, device={"kind": "cuda", "name": "NVIDIA H100"})
+    (section,) = compare(ask(tmp_path)).sections
+    assert not section.timed
+    assert any("AMD EPYC" in note and "NVIDIA H100" in note for note in section.notes)
+    assert section.figure(section.reference, "fit_seconds") is None
+    assert section.figure(section.reference, "macs") == MACS["baseline"]
+    assert all("fit_seconds" not in network.front for network in section.networks)
+    outcome = command("compare", tmp_path / "runs", f"output={tmp_path / 'out'}")
+    assert outcome.status == 0, outcome.err
+    assert "times and memory are not compared" in outcome.out
+    shutil.rmtree(gpu)
+    make("separable", 0, 0.99, "data.split_seed=5")
+    refused(command("compare", tmp_path / "runs"), "different images cannot be compared", "split_seed 5")
+
+
+def test_paths(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Runs, folders, patterns and a multirun's folder."""
+    runs = [make("baseline", seed, 0.99) for seed in range(3)]
+    folder = tmp_path / "multirun"
+    folder.mkdir()
+    (folder / "runs.txt").write_text(f"{runs[0]}\n{runs[2]}\n")
+    for paths, seeds in {
+        (str(runs[1]),): [1],
+        (str(runs[1] / "result.json"), str(runs[1])): [1],
+        (f"{tmp_path}/runs/*/*/*seed[02]",): [0, 2],
+        (str(folder),): [0, 2],
+        (str(tmp_path),): [0, 1, 2],
+    }.items():
+        (section,) = compare(ask(tmp_path, runs=list(paths))).sections
+        assert list(section.reference.runs) == seeds
+
+
+def test_bad_input(make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]) -> None:
+    refused(command("compare"), "give runs to compare")
+    refused(command("compare", tmp_path / "nowhere"), "nowhere is not there")
+    refused(command("compare", tmp_path), "no finished run")
+    run = make("baseline", 0, 0.99)
+    refused(command("compare", run, "reference=nonsense"), "unknown reference=nonsense", "baseline")
+    refused(command("compare", run, "target=2"), "target=2", "out of range")
+    refused(command("compare", run, "output=/dev/null/x"), "cannot write", "output=")
+    (run / "result.json").write_text("{")
+    refused(command("compare", run), "no readable result.json")
+
+
+def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    """A multirun from the command line to the report, whose figures are the runs' own and whose page stands alone."""
+    short = ["recipe.epochs=2", "trainer=cpu", "trainer.limit_batches=4", f"runs={tmp_path}/runs"]
+    outcome = command("train", "-m", "model=baseline,tiny", "seed=0,1", *short)
+    assert outcome.status == 0, outcome.err
+    (multirun,) = (tmp_path / "runs/multirun").iterdir()
+    out = tmp_path / "a report"
+    outcome = command("compare", multirun, f"output={out}", "reference=tiny")
+    assert outcome.status == 0, outcome.err
+    with (out / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    for row in rows:
+        result = json.loads((Path(row["run"]) / "result.json").read_text())
+        assert float(row["test_accuracy"]) == result["test_accuracy"]
+        assert float(row["fit_seconds"]) == result["fit_seconds"]
+    with (out / "networks.csv").open() as file:
+        networks = {row["network"]: row for row in csv.DictReader(file)}
+    values = [float(row["test_accuracy"]) for row in rows if row["network"] == "baseline"]
+    assert float(networks["baseline"]["test_accuracy"]) == pytest.approx(sum(values) / 2)
+    assert networks["baseline"]["reference"] == "tiny"
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert not re.search(r"(src|href)=\"https?:", page)
+    links = [html.unescape(link) for link in re.findall(r'href="([^"#]+config\.yaml)"', page)]
+    assert len(links) == 4
+    assert all((out / link).is_file() for link in links)
+    for name in ("accuracy", "curves", "throughput"):
+        assert (out / f"digits-{name}.png").stat().st_size > 10_000
+        assert f"digits-{name}.png" in (out / "report.md").read_text()
+    assert "baseline" in (out / "report.md").read_text()
+
+
+def test_networks_that_were_not_trained(make: Callable[..., Path], tmp_path: Path) -> None:
+    """A separated run, which was not trained, has no time of training to be compared."""
+    make("baseline", 0, 0.99)
+    make("separable", 0, 0.99, history=[], fit_seconds=0.0, train_images_per_second=None)
+    (section,) = compare(ask(tmp_path)).sections
+    separated = network(section.networks, "separable")
+    assert section.figure(separated, "fit_seconds") is None
+    assert separated.reached == 0
