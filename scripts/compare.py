@@ -9,7 +9,7 @@ def main(config: CompareConfig, overrides: list[str], started: float) -> None:
     from sepconv.compare import compare
     from sepconv.compare_report import report
 
-    report(compare(config), config.output, overrides)
+    report(compare(config), config, overrides)
 
 
 if __name__ == "__main__":

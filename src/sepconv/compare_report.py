@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from sepconv import InputError
 from sepconv.compare import COSTS, HEADLINE, TIMES, Comparison, Difference, Estimate, Network, Section, describe
-from sepconv.runs import command_line
+from sepconv.config import CompareConfig
 
 matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sepconv"}  # text stays text; same input, same file
 STYLE = "petroff10"  # colours that the colour-blind tell apart (Petroff, arXiv 2107.02270); markers differ too
@@ -30,8 +31,8 @@ MARKERS = "osD^vPX*<>"
 COST_NAMES = {"parameters": "parameters", "macs": "MACs", "train_images_per_second": "images/s", "fit_seconds": "fit"}
 
 
-def report(comparison: Comparison, output: str, overrides: list[str]) -> None:
-    """Prints the comparison, and writes it to the folder `output`: report.html, report.md, tables and plots.
+def report(comparison: Comparison, config: CompareConfig, overrides: list[str]) -> None:
+    """Prints the comparison, and writes it to `config.output`: report.html, report.md, tables and plots.
 
     Raises InputError where the folder cannot be written.
     """
@@ -40,10 +41,12 @@ def report(comparison: Comparison, output: str, overrides: list[str]) -> None:
         print_section(console, section)
     for text in left_out(comparison):
         console.print(text, soft_wrap=True)
-    folder = Path(output).expanduser()
+    folder = Path(config.output).expanduser()
+    options = [o for o in overrides if not o.startswith("runs=")]
+    command = shlex.join(["python", "scripts/compare.py", *config.runs, *options])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files(comparison, folder, overrides):
+        for name, text in files(comparison, folder, command):
             (folder / name).write_text(text)
         for section in comparison.sections:
             for name, figure in plots(section):
@@ -53,9 +56,8 @@ def report(comparison: Comparison, output: str, overrides: list[str]) -> None:
     console.print(f"report in {folder.resolve()}/report.html", soft_wrap=True)
 
 
-def files(comparison: Comparison, folder: Path, overrides: list[str]) -> Iterator[tuple[str, str]]:
+def files(comparison: Comparison, folder: Path, command: str) -> Iterator[tuple[str, str]]:
     """Names and texts of what is written beside the plots."""
-    command = command_line("compare", overrides)
     yield "report.html", page(comparison, folder, command)
     yield "report.md", markdown(comparison, command)
     yield "networks.csv", as_csv(network_records(comparison))
@@ -81,7 +83,7 @@ def columns(section: Section) -> list[Column]:
         ("network", lambda _, network: network.label),
         ("n", lambda _, network: str(len(network.runs))),
         ("test accuracy", lambda _, network: percent(network.accuracy)),
-        (f"less {section.reference.label}", lambda _, network: points(network.difference)),
+        (f"less {section.reference.label}", lambda _, network: points(network)),
         ("p", lambda _, network: p_value(network.difference)),
         figure_column("parameters", "parameters", whole),
         figure_column("MACs", "macs", whole),
@@ -100,13 +102,14 @@ def percent(estimate: Estimate) -> str:
     return f"{100 * estimate.mean:.2f} ± {100 * (estimate.high - estimate.mean):.2f} %"
 
 
-def points(difference: Difference | None) -> str:
-    """A difference of accuracies with its interval, in percentage points."""
-    if difference is None:
+def points(network: Network) -> str:
+    """What a network has over the reference, with its interval, in percentage points."""
+    if network.difference is None:
         return "-"
-    estimate = difference.estimate
+    estimate = network.difference.estimate
     interval = "" if estimate.high is None else f" ± {100 * (estimate.high - estimate.mean):.2f}"
-    return f"{100 * estimate.mean:+.2f}{interval} (n = {estimate.n})"
+    pairs = "" if estimate.n == len(network.runs) else f" (n = {estimate.n})"
+    return f"{100 * estimate.mean:+.2f}{interval}{pairs}"
 
 
 def p_value(difference: Difference | None) -> str:

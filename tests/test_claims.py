@@ -1,0 +1,93 @@
+"""The claims: their exact part, the verdict's logic, and, as a slow test, all of them on digits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Outcome, data_config, refused
+
+from sepconv.claims import CLAIMS, judge
+from sepconv.compare import paired
+from sepconv.datasets import load
+
+
+def test_closed_forms(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    """C1 to C6 hold exactly, and the report says so in order; a later run adds to it."""
+    arguments = [f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu"]
+    assert command("claims", "only=[C4,C5,C6]", *arguments).status == 0
+    outcome = command("claims", "only=[C1,C2,C3]", *arguments)
+    assert outcome.status == 0, outcome.err
+    findings = json.loads((tmp_path / "claims/digits.json").read_text())
+    assert set(findings) == {"C1", "C2", "C3", "C4", "C5", "C6"}
+    for name in ("C1", "C2", "C3", "C4", "C6"):
+        assert findings[name]["verdict"] == "true"
+    assert findings["C5"]["verdict"].startswith("true when C_out is large")
+    report = (tmp_path / "claims.md").read_text()
+    places = [report.index(f"\n## {name}\n") for name in CLAIMS]
+    assert places == sorted(places)
+    assert report.count("not yet measured") >= 8
+    assert "108, 972" in report
+
+
+def test_depth_and_stem_claims_from_trained_networks(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    """A claim trains its networks once: asked again, it finds the runs."""
+    arguments = [f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu", "recipe.epochs=2", "seeds=[0,1]"]
+    outcome = command("claims", "only=[C14]", *arguments)
+    assert outcome.status == 0, outcome.err
+    results = sorted(tmp_path.glob("runs/digits/separable/*/result.json"))
+    assert len(results) == 4
+    first = json.loads((tmp_path / "claims/digits.json").read_text())["C14"]
+    assert {row[0]: row[1] for row in first["rows"]} == {"standard": "29,738", "separable": "29,523"}
+    assert command("claims", "only=[C14]", *arguments).status == 0
+    assert sorted(tmp_path.glob("runs/digits/separable/*/result.json")) == results
+    again = json.loads((tmp_path / "claims/digits.json").read_text())["C14"]
+    assert again["rows"] == first["rows"]
+
+
+def test_verdicts() -> None:
+    better = paired([0.99, 0.98, 0.985], [0.97, 0.961, 0.964])
+    worse = paired([0.97, 0.961, 0.964], [0.99, 0.98, 0.985])
+    alike = paired([0.97, 0.98, 0.99], [0.98, 0.97, 0.99])
+    assert judge({"a": better, "b": better}) == "true"
+    assert judge({"a": better, "b": alike}) == "true when a; not shown when b: the interval holds 0"
+    assert judge({"a": worse}) == "false when a"
+    assert judge({"a": alike}) == "not shown when a: the interval holds 0"
+    assert judge({"a": better, "b": worse}) == "true when a; the opposite when b"
+
+
+def test_training_on_a_part_keeps_the_rest_as_it_is() -> None:
+    whole, part = load(data_config("digits")), load(data_config("digits", train=100))
+    assert len(part.train) == 100
+    assert set(part.train.tolist()) < set(whole.train.tolist())
+    assert part.validation.tolist() == whole.validation.tolist()
+    assert part.test.tolist() == whole.test.tolist()
+    counts = part.labels[part.train].bincount(minlength=10)
+    assert counts.min() >= 9
+    assert counts.max() <= 11
+
+
+def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    refused(command("claims", "scale=huge"), "unknown scale=huge", "quick")
+    refused(command("claims", "only=[C15]", f"output={tmp_path}"), "unknown only=C15", "C14")
+    refused(command("claims", "seeds=[0]"), "seeds=[0]", "two or more")
+    refused(command("claims", "only=[C1]", "output=/dev/null/x"), "cannot write", "output=")
+    refused(command("train", "data.train=5000"), "data.train=5000")
+    refused(command("train", "data.train=0"), "data.train=0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_claim(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = command("claims", "scale=quick", f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu")
+    assert outcome.status == 0, outcome.err
+    findings = json.loads((tmp_path / "claims/digits.json").read_text())
+    assert list(findings) == list(CLAIMS)
+    report = (tmp_path / "claims.md").read_text()
+    for name, finding in findings.items():
+        assert finding["verdict"]
+        assert finding["verdict"] in report
+        assert finding["rows"]
+        if finding["plot"]:
+            assert (tmp_path / f"claims/digits-{name}.png").stat().st_size > 5_000
+    assert "Student" in report

@@ -1,0 +1,38 @@
+"""The notebook runs from top to bottom, trains where there are no runs, and reads them where there are."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import REPOSITORY
+from nbclient import NotebookClient
+
+NOTEBOOK = REPOSITORY / "notebooks/separable_convolution.ipynb"
+
+
+def execute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
+    monkeypatch.setenv("SEPCONV_RUNS", str(folder))
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(REPOSITORY / "notebooks")}}).execute()
+    return notebook
+
+
+def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = execute(tmp_path, monkeypatch)
+    results = sorted(tmp_path.glob("digits/separable/*/result.json"))
+    assert len(results) == 4
+    text = json.dumps([cell.get("outputs") for cell in first.cells])
+    assert "Cost(parameters=39, macs=351)" in text
+    assert f"{100 * json.loads(results[0].read_text())['test_accuracy']:.2f}"[:3] in text
+    execute(tmp_path, monkeypatch)
+    assert sorted(tmp_path.glob("digits/separable/*/result.json")) == results  # read, not made again
+
+
+def test_notebook_is_committed_with_small_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(cell.get("outputs") is not None for cell in notebook.cells if cell.cell_type == "code")
+    assert sum("image/png" in json.dumps(cell.get("outputs")) for cell in notebook.cells) >= 4
+    assert NOTEBOOK.stat().st_size < 500_000
+    assert "/work" not in NOTEBOOK.read_text()
