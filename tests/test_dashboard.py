@@ -51,7 +51,11 @@ def test_tensorboard_shows_a_run(train: Callable[..., Path], serve: Callable[[Pa
     layout = get("plugin/custom_scalars/layout")
     charts = {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
     assert [group["title"] for group in layout["category"]] == ["Comparison", "Training"]
-    assert list(charts)[:3] == ["accuracy", "loss", "images/s in training"]  # once each, though both runs have it
+    assert list(charts)[:3] == [
+        "validation accuracy",
+        "validation loss",
+        "images/s in training",
+    ]  # once each, though both runs have it
     for name in names:  # and each chart has something to show of each run
         for tag in [tag for tags in charts.values() for tag in tags]:
             found = get("plugin/custom_scalars/scalars", run=name, tag=tag)
@@ -64,7 +68,7 @@ def test_tensorboard_shows_a_run(train: Callable[..., Path], serve: Callable[[Pa
         assert any(tag.startswith("filters/first layer") for tag in images[name])
         sample = get("plugin/images/images", run=name, tag="images/augmented", sample="0")
         picture = get(f"plugin/images/individualImage?{sample[0]['query']}")
-        assert Image.open(io.BytesIO(picture)).size == (530, 530)  # 8 x 8 of 64 pixels, 2 between
+        assert Image.open(io.BytesIO(picture)).size == (548, 548)  # 8 x 8 of 64 pixels, 4 between
     assert any(tag.startswith("filters/depthwise") for tag in images[names[1]])
     assert not any(tag.startswith("filters/depthwise") for tag in images[names[0]])
 

@@ -26,7 +26,7 @@ from sepconv import InputError, cost, lowrank, models, receptive_field, roofline
 from sepconv.classifier import ImageClassifier
 from sepconv.compare import Difference, Estimate, Run, describe, find, paired
 from sepconv.compare_report import STYLE, p_value
-from sepconv.config import ClaimsConfig, TrainConfig, check_choice
+from sepconv.config import ClaimsConfig, TrainConfig, check_choice, read
 from sepconv.datasets import EVAL_BATCH, Dataset, load
 from sepconv.measure import describe_device
 from sepconv.ops import ConvNormActivation, depthwise_separable
@@ -62,7 +62,7 @@ class Lab:
     @staticmethod
     def identity(config: TrainConfig) -> str:
         """What a run's figures depend on."""
-        kept = asdict(config)
+        kept = asdict(read(TrainConfig, asdict(config)))  # as it is once read back: 0.0 where 0 was given
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in ("root", "download")}
         return json.dumps({key: kept[key] for key in ("data", "model", "recipe", "trainer", "seed")}, sort_keys=True)
 
@@ -152,11 +152,11 @@ def judge(cases: dict[str, Difference], claim: str = "") -> str:
         return "true"
     parts = []
     if above:
-        parts.append(f"true when {' or '.join(above)}")
+        parts.append(f"true when {', when '.join(above)}")
     if below:
-        parts.append(f"{'false' if not above else 'the opposite'} when {' or '.join(below)}")
+        parts.append(f"{'false' if not above else 'the opposite'} when {', when '.join(below)}")
     if neither:
-        parts.append(f"not shown when {' or '.join(neither)}: the interval holds 0")
+        parts.append(f"not shown when {', when '.join(neither)}: the interval holds 0")
     return "; ".join(parts)
 
 
@@ -172,7 +172,7 @@ def c3(lab: Lab) -> Finding:
     finding = closed_forms("pointwise", lambda ins, outs, k, sides: cost.pointwise(ins, outs, sides))
     conv, images = nn.Conv2d(5, 7, 1).double(), torch.randn(2, 5, 6, 6, dtype=torch.double)
     dense = F.linear(images.permute(0, 2, 3, 1), conv.weight[:, :, 0, 0], conv.bias).permute(0, 3, 1, 2)
-    difference = float((conv(images) - dense).abs().max())
+    difference = float((conv(images) - dense).detach().abs().max())
     finding.rows.append(["against a dense layer at every position", "", "", f"largest difference {difference:.0e}"])
     if difference > 1e-12:
         finding.verdict = "false"
@@ -258,23 +258,27 @@ def c7(lab: Lab) -> Finding:
     base = lab.accuracies(dense)
     rows = [["dense, as deep as the table", f"{dense['width']:g}", f"{wanted.parameters:,}", f"{wanted.macs:,}",
              mean(base), "-"]]  # fmt: skip
-    cases, shown = {}, [("dense", wanted, base)]
+    arms: dict[str, tuple[dict[str, Any], list[str]]] = {}  # a network that is matched in both is one arm
     for by in ("parameters", "macs"):
-        for depth in (1, 3):
-            model = lab.match(separable(depth=depth), wanted, by)
-            costs, accuracies = lab.costs(model), lab.accuracies(model)
-            difference = paired(accuracies, base)
-            name = "as many " + ("MACs" if by == "macs" else by)
-            rows.append([
-                f"separable, {name}, {'as deep' if depth == 1 else f'{depth} times as deep'}", f"{model['width']:g}",
-                f"{costs.parameters:,}", f"{costs.macs:,}", mean(accuracies), points(difference),
-            ])  # fmt: skip
-            if depth > 1:
-                cases[f"it has {name}"] = difference
-            shown.append((rows[-1][0], costs, accuracies))
+        for depth, residual in ((1, False), (3, False), (3, True)):
+            model = lab.match(separable(depth=depth, residual=residual), wanted, by)
+            arms.setdefault(repr(model), (model, []))[1].append("MACs" if by == "macs" else by)
+    cases, shown = {}, [("dense", wanted, base)]
+    for model, matched in arms.values():
+        costs, accuracies = lab.costs(model), lab.accuracies(model)
+        difference = paired(accuracies, base)
+        as_many = f"as many {' and '.join(matched)}"
+        deep = "as deep" if model["depth"] == 1 else f"{model['depth']} times as deep"
+        deep += ", with residuals" if model["residual"] else ""
+        rows.append([f"separable, {as_many}, {deep}", f"{model['width']:g}", f"{costs.parameters:,}", f"{costs.macs:,}",
+                     mean(accuracies), points(difference)])  # fmt: skip
+        if model["depth"] > 1:
+            cases[f"it has {as_many} and is {deep}"] = difference
+        shown.append((rows[-1][0], costs, accuracies))
     return Finding(
         "The same table of blocks, dense at half width, and separable at the width that comes nearest in parameters "
-        "or in MACs, as deep and three times as deep; no residuals; seeds paired. The verdict is of the deeper ones.",
+        "or in MACs: as deep, three times as deep, and that with residuals; seeds paired. The verdict is of the "
+        "deeper ones.",
         ["network", "width", "parameters", "MACs", "test accuracy", "less dense (points)"], rows, judge(cases),
         scatter(shown),
     )  # fmt: skip
@@ -284,7 +288,7 @@ def scatter(shown: list[tuple[str, cost.Cost, list[float]]]) -> Figure:
     """Accuracy of each network against parameters and against MACs."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2, sharey=True), ("parameters", "macs"), strict=True):
-        for (name, costs, accuracies), marker in zip(shown, "Dos^v", strict=False):
+        for (name, costs, accuracies), marker in zip(shown, "Dos^vP*X", strict=False):
             estimate = Estimate.of(accuracies)
             half = 100 * ((estimate.high or estimate.mean) - estimate.mean)
             axes.errorbar(getattr(costs, key), 100 * estimate.mean, half, fmt=marker, capsize=3, label=name)
@@ -324,7 +328,7 @@ def c8(lab: Lab) -> Finding:
         f"standard and separable, forward, {dtype}, batch {batch}, empty caches, medians of {roofline.REPEATS}.",
         ["C_in", "times fewer MACs", "million MACs saved", "standard ms", "separable ms", "times faster"], rows,
         ("true" if few < 0.5 * many else "false") + f" of time: {few:.2f} times as fast at 1 and 3 channels, "
-        "{many:.2f} from 64 on; false of the ratio of MACs, which C_in does not change",
+        f"{many:.2f} from 64 on; false of the ratio of MACs, which C_in does not change",
         figure,
     )  # fmt: skip
 
@@ -528,7 +532,7 @@ def c12(lab: Lab) -> Finding:
     loses = [c for c in CHANNELS if gains[c] < 1]
     faster = [c for c in CHANNELS if gains[c] >= 1]
     here = f"it is faster from {min(faster)} channels on" if faster else "it is slower at every width"
-    here = f"{here}{f', slower at {loses}' if loses else ''}, by less than its MACs are fewer" + (
+    here = f"{here}{', slower below' if loses else ''}, by less than its MACs are fewer" + (
         "" if all(gains[c] < macs[c] for c in CHANNELS) else " at most widths"
     )
     verdict = "not yet measured on this hardware (no GPU); on this CPU: " if lab.device.type != "cuda" else (

@@ -22,11 +22,13 @@ from sepconv.transforms import augment
 # What to see first: tags of TensorBoard's "custom scalars" tab, each chart with all runs that are selected.
 LAYOUT = {
     "Comparison": {
-        "accuracy": ["Multiline", ["accuracy/validation", "accuracy/train"]],
-        "loss": ["Multiline", ["loss/validation", "loss/train"]],
+        "validation accuracy": ["Multiline", ["accuracy/validation"]],
+        "validation loss": ["Multiline", ["loss/validation"]],
         "images/s in training": ["Multiline", ["images_per_second/train"]],
     },
     "Training": {
+        "accuracy": ["Multiline", ["accuracy/train"]],
+        "loss": ["Multiline", ["loss/train"]],
         "learning rate": ["Multiline", ["learning_rate"]],
         "gradient norm by depth": ["Multiline", ["gradient_norm/.*"]],
     },
@@ -105,7 +107,7 @@ def grid(images: Tensor, columns: int = 8, side: int = 64) -> Tensor:
     """Images (B, C, H, W), 0 to 1, as one (C', H', W'), each enlarged to `side` or so without smoothing."""
     factor = max(1, round(side / images.shape[-1]))
     large = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return make_grid(large, nrow=columns, padding=2, pad_value=1.0)
+    return make_grid(large, nrow=columns, padding=4, pad_value=1.0)
 
 
 def filters(net: nn.Module) -> dict[str, Tensor]:
