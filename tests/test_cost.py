@@ -446,7 +446,7 @@ def test_command_csv_and_markdown(command: Command) -> None:
         (["dtype=int3"], ["unknown dtype=int3", "fp32, bf16"]),
         (["device=abacus"], ["unknown device=abacus", "cpu, cuda"]),
         (["model=baseline", "data.image_size=8"], ["8 x 8", "too small"]),
-        (["+model.depth=3"], ["unknown key model.depth"]),
+        (["+model.expansion=3"], ["unknown key model.expansion"]),
         (["batch=0"], ["batch=0", "1 or more"]),
         (["shape=[3,32]"], ["shape=[3, 32]", "[channels,height,width]"]),
         (["shape=[3,0,32]"], ["shape=[3, 0, 32]"]),

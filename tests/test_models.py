@@ -12,7 +12,7 @@ from torch import nn
 
 from sepconv import InputError, cost
 from sepconv.models import NETWORKS, build
-from sepconv.ops import KINDS, GlobalAvgPool
+from sepconv.ops import KINDS, GlobalAvgPool, Residual
 from sepconv.recipe import initialize
 
 IMAGENET: dict[str, dict[str, Any]] = {
@@ -201,3 +201,18 @@ def test_glorot_is_keras_distribution() -> None:
 def test_option_errors(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         build(name, (1, 28, 28), 10, **options)
+
+
+def test_separable_options() -> None:
+    """Depth repeats a block at stride 1, residuals surround those that keep their shape, the stem is of its kind."""
+    plain, deep = build("separable", (1, 28, 28), 10), build("separable", (1, 28, 28), 10, depth=3)
+    # at each place of the table two more blocks of its own width: K²·C + C² weights, and norms of 2·C each
+    added = sum(2 * (9 * c + c * c + 4 * c) for c in (64, 64, 96, 128))
+    assert cost.parameters(deep) == cost.parameters(plain) + added
+    assert cost.layers(deep, (1, 28, 28))[-1].input == cost.layers(plain, (1, 28, 28))[-1].input
+    with_ = build("separable", (1, 28, 28), 10, depth=3, residual=True)
+    assert sum(isinstance(layer, Residual) for layer in with_.modules()) == 8
+    assert cost.parameters(with_) == cost.parameters(deep)
+    assert not any(isinstance(layer, Residual) for layer in deep.modules())
+    stem = build("separable", (3, 32, 32), 10, stem="separable")
+    assert [layer.kind for layer in cost.layers(stem, (3, 32, 32)) if layer.macs][:2] == ["depthwise", "pointwise"]

@@ -103,7 +103,7 @@ def test_tensorboard(train: Train) -> None:
     assert last("result/test_accuracy") == pytest.approx(record["test_accuracy"], abs=1e-6)
     assert len(events.Scalars("learning_rate")) == 8  # every step of so short an epoch
     hparams = events.summary_metadata["_hparams_/experiment"].plugin_data.content
-    for name in (b"test_accuracy", b"parameters", b"macs", b"images_per_second", b"model.name"):
+    for name in (b"test_accuracy", b"parameters", b"macs", b"images_per_second", b"options"):
         assert name in hparams
     assert b"separable" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
 

@@ -136,7 +136,7 @@ def draw_confusion(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) 
     figure = Figure(figsize=(7, 6.5), layout="constrained", dpi=90)
     axes = figure.subplots()
     mistakes = matrix.float().fill_diagonal_(0)
-    axes.imshow(mistakes, cmap="Blues")
+    axes.imshow(mistakes.numpy(), cmap="Blues")
     few = count <= 20
     if few:
         axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
@@ -160,7 +160,7 @@ def draw_mistakes(probabilities: Tensor, images: Tensor, labels: Tensor, classes
     for axes in figure.subplots(4, MISTAKES // 4).flatten():
         axes.axis("off")
     for axes, row in zip(figure.axes, order.tolist(), strict=False):
-        axes.imshow(images[row].squeeze(-1), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(images[row].squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         asked = f"{classes[int(labels[row])]}, taken for {classes[int(predicted[row])]}"
         axes.set_title(f"{asked}\n{confidence[row]:.0%}", fontsize="small")
     figure.suptitle(f"the surest of {len(wrong):,} mistakes on {len(labels):,} test images")

@@ -286,6 +286,7 @@ class Original:
             "epochs": 0,
             "fit_seconds": 0.0,
             "history": [],
+            "dashboard_seconds": 0.0,
             "train_images_per_second": None,
             "precision": self.precision,
             "command": runs.command_line("separate", overrides),
