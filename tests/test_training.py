@@ -166,6 +166,9 @@ def test_resume_continues_a_stopped_run(
     one, other = result(stopped), result(whole)
     assert one["test_accuracy"] == other["test_accuracy"]
     assert one["val_accuracy"] == other["val_accuracy"]
+    accuracies = [[epoch["val_accuracy"] for epoch in record["history"]] for record in (one, other)]
+    assert accuracies[0] == accuracies[1]
+    assert [epoch["seconds"] for epoch in one["history"]] == sorted(epoch["seconds"] for epoch in one["history"])
     assert one["command"] == other["command"]
     assert "epoch 4:" in (stopped / "train.log").read_text()
 

@@ -263,7 +263,7 @@ def c7(lab: Lab) -> Finding:
         for depth, residual in ((1, False), (3, False), (3, True)):
             model = lab.match(separable(depth=depth, residual=residual), wanted, by)
             arms.setdefault(repr(model), (model, []))[1].append("MACs" if by == "macs" else by)
-    cases, shown = {}, [("dense", wanted, base)]
+    cases, shown = {}, {rows[0][0]: base}
     for model, matched in arms.values():
         costs, accuracies = lab.costs(model), lab.accuracies(model)
         difference = paired(accuracies, base)
@@ -274,28 +274,29 @@ def c7(lab: Lab) -> Finding:
                      mean(accuracies), points(difference)])  # fmt: skip
         if model["depth"] > 1:
             cases[f"it has {as_many} and is {deep}"] = difference
-        shown.append((rows[-1][0], costs, accuracies))
+        shown[rows[-1][0]] = accuracies
     return Finding(
         "The same table of blocks, dense at half width, and separable at the width that comes nearest in parameters "
         "or in MACs: as deep, three times as deep, and that with residuals; seeds paired. The verdict is of the "
         "deeper ones.",
         ["network", "width", "parameters", "MACs", "test accuracy", "less dense (points)"], rows, judge(cases),
-        scatter(shown),
+        strip(shown),
     )  # fmt: skip
 
 
-def scatter(shown: list[tuple[str, cost.Cost, list[float]]]) -> Figure:
-    """Accuracy of each network against parameters and against MACs."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, key in zip(figure.subplots(1, 2, sharey=True), ("parameters", "macs"), strict=True):
-        for (name, costs, accuracies), marker in zip(shown, "Dos^vP*X", strict=False):
-            estimate = Estimate.of(accuracies)
-            half = 100 * ((estimate.high or estimate.mean) - estimate.mean)
-            axes.errorbar(getattr(costs, key), 100 * estimate.mean, half, fmt=marker, capsize=3, label=name)
-        axes.set(xlabel="MACs an image" if key == "macs" else key, xscale="log")
-        axes.grid(alpha=0.3)
-    figure.axes[0].set(ylabel=f"test accuracy (%), mean and 95 % interval, n = {len(shown[0][2])}")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+def strip(shown: dict[str, list[float]]) -> Figure:
+    """Each network's accuracies, a dot a seed, with mean and 95 % interval."""
+    figure = Figure(figsize=(9, 1.2 + 0.5 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for place, accuracies in enumerate(shown.values()):
+        estimate = Estimate.of(accuracies)
+        half = 100 * ((estimate.high or estimate.mean) - estimate.mean)
+        axes.plot([100 * value for value in accuracies], [place] * len(accuracies), "o", color="0.7", markersize=5)
+        axes.errorbar(100 * estimate.mean, place, xerr=half, fmt="D", color="C0", capsize=4)
+    axes.set_yticks(range(len(shown)), list(shown))
+    axes.invert_yaxis()
+    axes.set(xlabel=f"test accuracy (%): {len(accuracies)} seeds, their mean and its 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
     return figure
 
 
