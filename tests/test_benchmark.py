@@ -51,6 +51,28 @@ def test_record(command: Callable[..., Outcome], tmp_path: Path) -> None:
     assert f"median {record['ratio']['median']:.3f} of 10 turns" in outcome.out
 
 
+def test_networks_against_their_dense_twins(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sepconv.benchmark.TURN", 0.02)
+    arguments = ["suite=networks", "networks=[tiny,separable]", "batch_sizes=[8,16]", "rounds=2", "trainer=cpu"]
+    outcome = command("benchmark", *arguments, f"output={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    record = json.loads((tmp_path / "networks-digits-cpu.json").read_text())
+    places = [("tiny", 8), ("tiny", 16), ("separable", 8), ("separable", 16)]
+    assert [(row["network"], row["batch_size"]) for row in record["networks"]] == places
+    for row in record["networks"]:
+        assert row["macs"]["dense"] > row["macs"]["separable"]
+        for part in ("training", "evaluation"):
+            rates = row[part]["images_per_second"]
+            assert len(rates["separable"]) == len(rates["dense"]) == 2
+            low, high = row[part]["quartiles"]
+            assert 0 < low <= row[part]["median"] <= high
+    refused(command("benchmark", "suite=networks", "networks=[nonsense]"), "unknown model=nonsense", "separable")
+    refused(command("benchmark", "suite=networks", "batch_sizes=[0]"), "batch_sizes=[0]")
+    refused(command("benchmark", "suite=networks", "batch_sizes=[5000]"), "batch_sizes has 5000")
+
+
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:
     refused(command("benchmark", "suite=nonsense"), "unknown suite=nonsense", "loop")
     refused(command("benchmark", "steps=5"), "steps=5", "out of range")

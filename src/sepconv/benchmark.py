@@ -6,8 +6,10 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 from torch import Tensor
 
-from sepconv import InputError, runs
+from sepconv import InputError, cost, runs
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig
 from sepconv.datasets import Dataset, ImageData, load
@@ -31,6 +33,7 @@ from sepconv.training import checkpoints, describe_images, find_device, make_tra
 from sepconv.transforms import augment
 
 WARM_UP = 10  # steps left out of a round's rate
+TURN = 0.5  # seconds, at least, of a turn of suite=networks
 
 
 def loop(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
@@ -95,7 +98,16 @@ class BareLoop:
         for rows in islice(self.batches, steps):
             self.step(rows)
 
+    def classify(self, rows: Tensor) -> Tensor:
+        """Logits in evaluation."""
+        self.classifier.eval()
+        images, _ = self.dataset[rows]
+        autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast)
+        with torch.inference_mode(), autocast:
+            return self.classifier(images)
+
     def step(self, rows: Tensor) -> None:
+        """One training step."""
         images, labels = self.dataset[rows]
         with torch.autocast(images.device.type, torch.bfloat16) if self.autocast else nullcontext():
             logits = self.classifier(augment(images, self.recipe.augment, self.generator, self.classifier.fill))
@@ -154,12 +166,108 @@ def quartiles(values: list[float]) -> list[float]:
     return [low, high]
 
 
-SUITES = {"loop": loop}
+def loop_table(record: dict[str, Any]) -> Table:
+    """Rates of both loops, and their ratio."""
+    ratio = record["ratio"]
+    low, high = ratio["quartiles"]
+    title = f"{record['model']['name']} on {record['data']}, batches of {record['batch_size']}, {record['precision']}"
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.caption = (
+        f"ours / bare: median {ratio['median']:.3f} of {len(ratio['turns'])} turns, quartiles {low:.3f} to {high:.3f}"
+    )
+    for column in ("", "median images/s", "lowest", "highest"):
+        table.add_column(column, justify="right")
+    for name, rates in record["images_per_second"].items():
+        table.add_row(name, *(f"{value:,.0f}" for value in (statistics.median(rates), min(rates), max(rates))))
+    return table
+
+
+def networks(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
+    """Images/s of `config.networks` and of their dense twins, in training and in evaluation, over batch sizes.
+
+    Training is the bare loop's step with the recipe. The two take turns, `config.rounds` each of TURN seconds or more,
+    after one that is left out.
+
+    Returns:
+        For each network and batch size: MACs, rates of each turn, and ratios separable / dense of each pair of turns.
+
+    Raises:
+        InputError: for a configuration or data that cannot be used, or a network without a twin.
+    """
+    device = find_device(config.trainer)
+    dataset = load(config.data).to(device)
+    images = describe_images(dataset)
+    precision = resolve_precision(config.recipe.precision, device)
+    rows = []
+    for name in config.networks:
+        for batch_size in config.batch_sizes:
+            if batch_size > len(dataset.train):
+                raise InputError(
+                    f"batch_sizes has {batch_size}: {dataset.name} has {len(dataset.train)} images to train on"
+                )
+            row: dict[str, Any] = {"network": name, "batch_size": batch_size}
+            loops, macs = {}, {}
+            for conv in ("separable", "dense"):
+                L.seed_everything(config.seed, verbose=False)
+                classifier = ImageClassifier({"name": name, "conv": conv}, asdict(config.recipe), images)
+                macs[conv] = cost.macs(classifier.net, dataset.shape)
+                loops[conv] = BareLoop(classifier, dataset, precision, config)
+            row["macs"] = macs
+            batch = dataset.train[:batch_size]
+            for part, step in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
+                rates: dict[str, list[float]] = {conv: [] for conv in loops}
+                for turn in range(config.rounds + 1):
+                    for conv, loop in loops.items():
+                        rate = batch_size * rate_of(partial(step, loop, batch), device)
+                        if turn > 0:
+                            rates[conv].append(rate)
+                ratios = [a / b for a, b in zip(rates["separable"], rates["dense"], strict=True)]
+                row[part] = {"images_per_second": rates, "median": statistics.median(ratios),
+                             "quartiles": quartiles(ratios)}  # fmt: skip
+            rows.append(row)
+            times = ", ".join(f"{part} {row[part]['median']:.2f}" for part in ("training", "evaluation"))
+            CONSOLE.print(f"{name}, batches of {batch_size}: separable over dense, {times}", soft_wrap=True)
+    return {"suite": "networks", "data": dataset.name, "precision": precision, "networks": rows}
+
+
+def rate_of(call: Callable[[], Any], device: torch.device) -> float:
+    """How often a second `call` runs, over TURN seconds or one call, whichever is longer."""
+    calls = 0
+    synchronize(device)
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < TURN:
+        call()
+        calls += 1
+        synchronize(device)
+    return calls / elapsed
+
+
+def networks_table(record: dict[str, Any]) -> Table:
+    """A row a network and batch size."""
+    table = Table(title=f"separable and dense on {record['data']}, {record['precision']}", title_justify="left")
+    for column in ("network", "batch", "times fewer MACs", "training\nimages/s", "times the\ndense rate",
+                   "evaluation\nimages/s", "times the\ndense rate"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in record["networks"]:
+        cells = [row["network"], str(row["batch_size"]), f"{row['macs']['dense'] / row['macs']['separable']:.2f}"]
+        for part in ("training", "evaluation"):
+            rates = row[part]["images_per_second"]["separable"]
+            cells += [f"{statistics.median(rates):,.0f}", f"{row[part]['median']:.2f}"]
+        table.add_row(*cells)
+    return table
+
+
+# of each suite: what measures it, what shows it, and what names its record's file
+SUITES: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., Table], tuple[str, ...]]] = {
+    "loop": (loop, loop_table, ("data", "network", "batch_size")),
+    "networks": (networks, networks_table, ("data",)),
+}
 
 
 def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     """Runs `config.suite`, prints its figures, and writes them with hardware and versions under `config.output`."""
-    record = SUITES[config.suite](config, overrides)
+    measure, show, keys = SUITES[config.suite]
+    record = measure(config, overrides)
     record |= {
         "device": describe_device(find_device(config.trainer)),
         "date": time.strftime("%Y-%m-%d"),
@@ -167,23 +275,14 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         "git": runs.git_state(),
         "versions": runs.versions(),
     }
-    title = f"{config.suite}: {config.model['name']} on {record['data']}, batches of {record['batch_size']}"
-    table = Table(title=f"{title}, {record['precision']}", title_justify="left")
-    for column in ("", "median images/s", "lowest", "highest"):
-        table.add_column(column, justify="right")
-    for name, rates in record["images_per_second"].items():
-        table.add_row(name, *(f"{value:,.0f}" for value in (statistics.median(rates), min(rates), max(rates))))
-    ratio = record["ratio"]
-    low, high = ratio["quartiles"]
-    CONSOLE.print(table)
-    turns = f"{len(ratio['turns'])} turns, quartiles {low:.3f} to {high:.3f}"
-    CONSOLE.print(f"ours / bare: median {ratio['median']:.3f} of {turns}")
+    CONSOLE.print(show(record))
     try:
         folder = Path(config.output).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        kind = record["device"]["kind"]
-        name = f"{config.suite}-{record['data']}-{config.model['name']}-{record['batch_size']}-{kind}.json"
-        path = folder / name
+        named = {"network": config.model["name"], **record}
+        path = folder / (
+            "-".join([config.suite, *(str(named[key]) for key in keys), record["device"]["kind"]]) + ".json"
+        )
         path.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {config.output} ({error.strerror}): choose another output=") from error

@@ -385,7 +385,7 @@ def gradient_norms(lab: Lab, model: dict[str, Any]) -> list[float]:
         images, labels = lab.dataset[rows]
         F.cross_entropy(classifier(images), labels).backward()
         weights = [m.weight for m in classifier.net.modules() if isinstance(m, nn.Conv2d)]
-        found.append([float(w.grad.norm() / w.norm()) for w in weights if w.grad is not None])
+        found.append([float(w.grad.norm() / w.detach().norm()) for w in weights if w.grad is not None])
     return [statistics.median(values) for values in zip(*found, strict=True)]
 
 

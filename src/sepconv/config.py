@@ -195,13 +195,16 @@ class BenchmarkConfig:
     model: dict[str, Any]
     recipe: RecipeConfig
     trainer: TrainerConfig
-    rounds: int  # trainings
-    steps: int  # optimizer steps of each training
+    rounds: int  # loop: trainings; networks: turns of each
+    steps: int  # loop: optimizer steps of each training
+    networks: list[str]  # networks: of sepconv.models, each with its dense twin
+    batch_sizes: list[int]  # networks: images of a step
     seed: int
     output: str  # folder of the records
 
     def __post_init__(self) -> None:
-        check_choice("suite", self.suite, "loop")
+        check_choice("suite", self.suite, "loop", "networks")
+        check(all(size > 0 for size in self.batch_sizes), "batch_sizes", self.batch_sizes, "1 or more each")
         check(self.rounds >= 1, "rounds", self.rounds, "1 or more")
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
