@@ -245,8 +245,8 @@ def rate_of(call: Callable[[], Any], device: torch.device) -> float:
 def networks_table(record: dict[str, Any]) -> Table:
     """A row a network and batch size."""
     table = Table(title=f"separable and dense on {record['data']}, {record['precision']}", title_justify="left")
-    for column in ("network", "batch", "times fewer MACs", "training\nimages/s", "times the\ndense rate",
-                   "evaluation\nimages/s", "times the\ndense rate"):  # fmt: skip
+    for column in ("network", "batch", "times fewer\nMACs", "train\nimages/s", "times the\ndense rate",
+                   "eval\nimages/s", "times the\ndense rate"):  # fmt: skip
         table.add_column(column, justify="left" if column == "network" else "right")
     for row in record["networks"]:
         cells = [row["network"], str(row["batch_size"]), f"{row['macs']['dense'] / row['macs']['separable']:.2f}"]
