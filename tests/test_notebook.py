@@ -28,4 +28,4 @@ def test_notebook_is_committed_with_small_outputs() -> None:
     assert all(cell.get("outputs") is not None for cell in notebook.cells if cell.cell_type == "code")
     assert sum("image/png" in json.dumps(cell.get("outputs")) for cell in notebook.cells) >= 4
     assert NOTEBOOK.stat().st_size < 500_000
-    assert "/work" not in NOTEBOOK.read_text()
+    assert str(REPOSITORY) not in NOTEBOOK.read_text()

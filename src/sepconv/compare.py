@@ -22,6 +22,9 @@ CONFIDENCE = 0.95
 HEADLINE = "test_accuracy"
 # what a network costs, and whether less of it is better: an accuracy is set against each
 COSTS = {"parameters": True, "macs": True, "train_images_per_second": False, "fit_seconds": True}
+# overrides that do not tell networks apart
+APART = {"data", "data.root", "data.download", "model", "seed", "runs", "trainer", "trainer.accelerator"}
+SHOWN = 3
 TIMES = {"train_images_per_second", "eval_images_per_second", "fit_seconds", "target_seconds", "peak_memory_bytes"}
 
 
@@ -32,6 +35,7 @@ class Run:
     path: Path
     config: TrainConfig
     result: dict[str, Any]
+    overrides: list[str] = field(default_factory=list)  # what was asked for on the command line
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Network:
     label: str
     runs: dict[int, Run]
     target_seconds: float | None = None  # the median over seeds; None where not each reached the target
-    reached: int = 0  # runs that reached the target
+    reached: int = 0  # runs that reached the target, of those that tell
+    telling: int = 0  # runs with a history
     difference: Difference | None = None  # None for the reference, and without common seeds
     front: list[str] = field(default_factory=list)  # costs against which no network is better in both
 
@@ -168,8 +173,8 @@ def find(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
     finished, unfinished = [], []
     for directory in directories:
         if (directory / "result.json").is_file():
-            path, recorded, _ = runs.read_config(directory)
-            finished.append(Run(path, recorded, runs.read_result(path)))
+            path, recorded, overrides = runs.read_config(directory)
+            finished.append(Run(path, recorded, runs.read_result(path), overrides))
         else:
             unfinished.append(directory)
     return finished, unfinished
@@ -203,16 +208,34 @@ def group(found: list[Run]) -> tuple[list[Network], list[Path]]:
         if run.config.seed in seeds:
             older.append(seeds[run.config.seed].path)
         seeds[run.config.seed] = run
-    networks = []
-    for settings, seeds in by_configuration.values():
-        name = settings["model.name"]
-        namesakes = [other for other, _ in by_configuration.values() if other["model.name"] == name]
-        keys = sorted({key for other in namesakes for key in other})
-        differing = [key for key in keys if len({repr(other.get(key)) for other in namesakes}) > 1]
-        label = f"{name} ({', '.join(f'{key}={settings.get(key)}' for key in differing)})" if differing else str(name)
-        networks.append(Network(label, dict(sorted(seeds.items()))))
+    networks = [
+        Network(label, dict(sorted(seeds.items())))
+        for label, (_, seeds) in zip(labels(list(by_configuration.values())), by_configuration.values(), strict=True)
+    ]
     networks.sort(key=lambda network: (network.median("parameters") or 0, network.label))
     return networks, older
+
+
+def labels(networks: list[tuple[dict[str, Any], dict[int, Run]]]) -> list[str]:
+    """A short name for each of `networks`, its settings and runs: its model's, and what tells it from namesakes.
+
+    That is what was asked for on the command line, or, where that is the same, up to SHOWN of the settings that differ.
+    """
+    named = [str(settings["model.name"]) for settings, _ in networks]
+    asked = []
+    for name, (_, seeds) in zip(named, networks, strict=True):
+        overrides = [o for o in next(iter(seeds.values())).overrides if o.lstrip("+~").partition("=")[0] not in APART]
+        overrides = [f"weights={Path(o).name}" if o.startswith("weights=") else o for o in overrides]
+        asked.append(f"{name} ({', '.join(overrides) or 'defaults'})" if named.count(name) > 1 else name)
+    short = []
+    for label, (settings, _) in zip(asked, networks, strict=True):
+        namesakes = [other for its, (other, _) in zip(asked, networks, strict=True) if its == label]
+        keys = sorted({key for other in namesakes for key in other})
+        differing = [key for key in keys if len({repr(other.get(key)) for other in namesakes}) > 1]
+        more = ", ..." if len(differing) > SHOWN else ""
+        told = ", ".join(f"{key}={settings.get(key)}" for key in differing[:SHOWN]) + more
+        short.append(label.replace(" (defaults)", "") + (f" ({told})" if told else ""))
+    return short
 
 
 def configuration(config: TrainConfig) -> dict[str, Any]:
@@ -232,10 +255,11 @@ def make_section(data: str, networks: list[Network], config: CompareConfig) -> S
     hardware = sorted({describe(run.result["device"]) for run in every})
     section = Section(data, every[0].result["images"], networks, reference, target, hardware, [])
     for network in networks:
-        times = [time_to(target, run.result.get("history") or []) for run in network.runs.values()]
+        times = [time_to(target, history) for run in network.runs.values() if (history := run.result.get("history"))]
+        network.telling = len(times)
         reached = [time for time in times if time is not None]
         network.reached = len(reached)
-        network.target_seconds = statistics.median(reached) if len(reached) == len(times) else None
+        network.target_seconds = statistics.median(reached) if reached and len(reached) == len(times) else None
         if network is not reference:
             network.difference = difference(network, reference)
     for cost, less in COSTS.items():
@@ -312,7 +336,8 @@ def notes(section: Section) -> Iterable[str]:
         if len({repr(recipe.get(key)) for recipe in recipes.values()}) > 1
     )  # fmt: skip
     if differing:
-        yield f"a difference is of network and recipe together: recipes differ in {', '.join(differing)}"
+        keys = ", ".join(differing[:SHOWN]) + (f" and {len(differing) - SHOWN} more keys" if differing[SHOWN:] else "")
+        yield f"a difference is of network and recipe together: recipes differ in {keys}"
     if any(run.config.trainer.limit_batches for _, run in every):
         yield "some runs saw a part of the images only (trainer.limit_batches)"
     if any(run.result["git"]["dirty"] for _, run in every):

@@ -1,9 +1,11 @@
 """What `scripts/compare.py` prints and writes: tables, plots, and a page that opens from disk."""
 
 import csv
+import math
 import os
 import shlex
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -28,6 +30,7 @@ from sepconv.config import CompareConfig
 matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sepconv"}  # text stays text; same input, same file
 STYLE = "petroff10"  # colours that the colour-blind tell apart (Petroff, arXiv 2107.02270); markers differ too
 MARKERS = "osD^vPX*<>"
+BESIDE = 4  # networks shown side by side on the terminal
 COST_NAMES = {"parameters": "parameters", "macs": "MACs", "train_images_per_second": "images/s", "fit_seconds": "fit"}
 
 
@@ -122,7 +125,7 @@ def target_time(section: Section, network: Network) -> str:
     seconds = section.figure(network, "target_seconds")
     if seconds is not None:
         return f"{seconds:,.1f} s"
-    return f"{network.reached} of {len(network.runs)} runs" if section.timed else "-"
+    return f"{network.reached} of {network.telling} runs" if section.timed and network.telling else "-"
 
 
 LEGEND = (
@@ -148,13 +151,23 @@ def left_out(comparison: Comparison) -> Iterator[str]:
 
 
 def print_section(console: Console, section: Section) -> None:
-    """Prints the table of `section`, one network a column where the terminal is too narrow for one a row."""
+    """Prints the table of `section`: a few networks side by side, more of them one below the other."""
     table = Table(title=title(section), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for network in section.networks:
-        table.add_column(network.label, justify="right")
-    for heading, cell in columns(section)[1:]:
-        table.add_row(heading, *(cell(section, network) for network in section.networks))
+    shown = columns(section)
+    if len(section.networks) <= BESIDE:
+        table.add_column("")
+        for network in section.networks:
+            table.add_column(network.label, justify="right")
+        for heading, cell in shown[1:]:
+            table.add_row(heading, *(cell(section, network) for network in section.networks))
+    else:
+        for heading, _ in shown:
+            table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+        for network in section.networks:
+            table.add_row(*(cell(section, network) for _, cell in shown))
+        # a table wider than the terminal is not cut
+        needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+        console.width = max(console.width, needed)
     console.print(table)
     for note in section.notes:
         console.print(f"note: {note}", soft_wrap=True)
@@ -312,7 +325,7 @@ def plot_accuracy(section: Section) -> Figure:
         "fit_seconds": "seconds of training (median over seeds)",
     }
     costs = [cost for cost in COSTS if any(section.figure(network, cost) is not None for network in section.networks)]
-    figure = Figure(figsize=(4.6 * min(2, len(costs)), 3.4 * ((len(costs) + 1) // 2) + 0.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * min(2, len(costs)), 3.4 * ((len(costs) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(costs) + 1) // 2, min(2, len(costs)), squeeze=False).flatten()
     for axes, cost in zip(panels, costs, strict=False):
         for network, label, color, marker in looks(section):
@@ -332,10 +345,18 @@ def plot_accuracy(section: Section) -> Figure:
         else:
             plain_log(axes)
         axes.grid(alpha=0.3)
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    add_legend(figure, panels[0])
     figure.suptitle(f"{section.data}: test accuracy, mean and 95 % interval")
     return figure
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """What is in `axes`, below all panels; the figure grows by the lines that it takes."""
+    handles, names = axes.get_legend_handles_labels()
+    names = [name if len(name) <= 80 else f"{name[:77]}..." for name in names]
+    beside = 2 if max(map(len, names)) <= 40 else 1
+    figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(names) / beside))
+    figure.legend(handles, names, loc="outside lower center", ncols=beside, frameon=False)
 
 
 def plain_log(axes: Axes) -> None:
@@ -361,7 +382,7 @@ def plot_curves(section: Section) -> Figure | None:
     known = [look for look in looks(section) if any(run.result.get("history") for run in look[0].runs.values())]
     if not known:
         return None
-    figure = Figure(figsize=(9.2 if section.timed else 5, 3.9), layout="constrained")
+    figure = Figure(figsize=(9.2 if section.timed else 5, 3.4), layout="constrained")
     panels = figure.subplots(1, 2 if section.timed else 1, sharey=True, squeeze=False)[0]
     for network, label, color, marker in known:
         histories = [history for run in network.runs.values() if (history := run.result.get("history"))]
@@ -384,7 +405,7 @@ def plot_curves(section: Section) -> Figure | None:
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g}"))
     panels[0].yaxis.set_minor_formatter(NullFormatter())
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    add_legend(figure, panels[0])
     figure.suptitle(f"{section.data}: learning curves, mean and range over seeds")
     return figure
 
@@ -393,7 +414,7 @@ def plot_throughput(section: Section) -> Figure:
     """Images a second in training and in evaluation, the median over seeds; whiskers from the lowest to the highest."""
     figure = Figure(figsize=(8, 1.6 + 0.5 * len(section.networks)), layout="constrained")
     axes = figure.subplots()
-    labels = [f"{network.label}\n(n = {len(network.runs)})" for network in section.networks]
+    labels = [textwrap.fill(f"{network.label} (n = {len(network.runs)})", 36) for network in section.networks]
     for place, (key, name) in enumerate(
         (("train_images_per_second", "training"), ("eval_images_per_second", "evaluation"))
     ):
