@@ -7,7 +7,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -36,7 +35,7 @@ WARM_UP = 10  # steps left out of a round's rate
 TURN = 0.5  # seconds, at least, of a turn of suite=networks
 
 
-def loop(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
+def loop(config: BenchmarkConfig) -> dict[str, Any]:
     """Training images/s of our loop and of a bare PyTorch one: same images, network, recipe, precision.
 
     The bare loop is what one would write by hand over tensors in memory: no Lightning, no log, no checkpoint. The
@@ -86,7 +85,7 @@ class BareLoop:
         self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, config.recipe
         if self.recipe.channels_last:
             classifier.net.to(memory_format=torch.channels_last)
-        self.autocast = precision == "bf16-mixed"
+        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.optimizer = build_optimizer(classifier.net, self.recipe.optimizer)
         self.scheduler = build_schedule(self.optimizer, self.recipe, config.steps)
@@ -102,14 +101,13 @@ class BareLoop:
         """Logits in evaluation."""
         self.classifier.eval()
         images, _ = self.dataset[rows]
-        autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast)
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), self.autocast():
             return self.classifier(images)
 
     def step(self, rows: Tensor) -> None:
         """One training step."""
         images, labels = self.dataset[rows]
-        with torch.autocast(images.device.type, torch.bfloat16) if self.autocast else nullcontext():
+        with self.autocast():
             logits = self.classifier(augment(images, self.recipe.augment, self.generator, self.classifier.fill))
             loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad()
@@ -182,7 +180,7 @@ def loop_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def networks(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
+def networks(config: BenchmarkConfig) -> dict[str, Any]:
     """Images/s of `config.networks` and of their dense twins, in training and in evaluation, over batch sizes.
 
     Training is the bare loop's step with the recipe. The two take turns, `config.rounds` each of TURN seconds or more,
@@ -195,8 +193,9 @@ def networks(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         InputError: for a configuration or data that cannot be used, or a network without a twin.
     """
     device = find_device(config.trainer)
-    dataset = load(config.data).to(device)
+    dataset = load(config.data)
     images = describe_images(dataset)
+    dataset = dataset.to(device)
     precision = resolve_precision(config.recipe.precision, device)
     rows = []
     for name in config.networks:
@@ -217,8 +216,8 @@ def networks(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
             for part, step in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
                 rates: dict[str, list[float]] = {conv: [] for conv in loops}
                 for turn in range(config.rounds + 1):
-                    for conv, loop in loops.items():
-                        rate = batch_size * rate_of(partial(step, loop, batch), device)
+                    for conv, bare in loops.items():
+                        rate = batch_size * rate_of(partial(step, bare, batch), device)
                         if turn > 0:
                             rates[conv].append(rate)
                 ratios = [a / b for a, b in zip(rates["separable"], rates["dense"], strict=True)]
@@ -267,7 +266,7 @@ SUITES: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., Table], tup
 def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     """Runs `config.suite`, prints its figures, and writes them with hardware and versions under `config.output`."""
     measure, show, keys = SUITES[config.suite]
-    record = measure(config, overrides)
+    record = measure(config)
     record |= {
         "device": describe_device(find_device(config.trainer)),
         "date": time.strftime("%Y-%m-%d"),

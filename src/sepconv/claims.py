@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,19 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from sepconv import InputError, cost, lowrank, models, receptive_field, roofline, runs, terminal
 from sepconv.classifier import ImageClassifier
 from sepconv.compare import Difference, Estimate, Run, describe, find, paired
-from sepconv.compare_report import STYLE, p_value
+from sepconv.compare_report import STYLE, p_value, percent, signed
 from sepconv.config import ClaimsConfig, TrainConfig, check_choice, read
 from sepconv.datasets import EVAL_BATCH, Dataset, load
 from sepconv.measure import describe_device
+from sepconv.models.separable import TABLE
 from sepconv.ops import ConvNormActivation, depthwise_separable
-from sepconv.training import find_device, train
+from sepconv.tables import markdown_table
+from sepconv.training import describe_images, find_device, train
 
 WIDTHS = [i / 8 for i in range(1, 65)]  # tried to match one network's cost to another's
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)  # in and out, of the layers of claim C12
@@ -54,6 +57,7 @@ class Lab:
     def __init__(self, config: ClaimsConfig, dataset: Dataset) -> None:
         self.config, self.dataset = config, dataset
         self.device = find_device(config.trainer)
+        self.counted: dict[str, cost.Cost] = {}  # by network
         self.done: dict[str, Run] = {}
         if Path(config.runs).expanduser().is_dir():
             finished, _ = find([config.runs])
@@ -91,9 +95,9 @@ class Lab:
             )
         return self.done[key]
 
-    def accuracies(self, model: dict[str, Any], **options: Any) -> list[float]:
+    def accuracies(self, model: dict[str, Any]) -> list[float]:
         """Test accuracy of `model` for each seed."""
-        return [self.train(model, seed, **options).result["test_accuracy"] for seed in self.config.seeds]
+        return [self.train(model, seed).result["test_accuracy"] for seed in self.config.seeds]
 
     def build(self, model: dict[str, Any]) -> nn.Module:
         """A network with new weights for these images."""
@@ -101,8 +105,12 @@ class Lab:
 
     def costs(self, model: dict[str, Any]) -> cost.Cost:
         """Parameters and MACs of a network."""
-        net = self.build(model)
-        return cost.Cost(cost.parameters(net), cost.macs(net, self.dataset.shape))
+        key = repr(model)
+        if key not in self.counted:
+            with torch.device("meta"):
+                net = self.build(model)
+            self.counted[key] = cost.Cost(cost.parameters(net), cost.macs(net, self.dataset.shape))
+        return self.counted[key]
 
     def match(self, model: dict[str, Any], wanted: cost.Cost, by: str) -> dict[str, Any]:
         """`model` at the width whose `by` (parameters, macs) is nearest to `wanted`'s."""
@@ -131,19 +139,15 @@ def separable(**options: Any) -> dict[str, Any]:
 
 def mean(values: Sequence[float]) -> str:
     """A mean of shares with its interval, in percent."""
-    estimate = Estimate.of(list(values))
-    assert estimate.high is not None
-    return f"{100 * estimate.mean:.2f} ± {100 * (estimate.high - estimate.mean):.2f} %"
+    return percent(Estimate.of(list(values)))
 
 
 def points(difference: Difference) -> str:
     """A paired difference in percentage points, with its interval and p-value."""
-    estimate = difference.estimate
-    assert estimate.high is not None
-    return f"{100 * estimate.mean:+.2f} ± {100 * (estimate.high - estimate.mean):.2f}, p {p_value(difference)}"
+    return f"{signed(difference.estimate)}, p {p_value(difference)}"
 
 
-def judge(cases: dict[str, Difference], claim: str = "") -> str:
+def judge(cases: dict[str, Difference]) -> str:
     """The verdict where the claim says that each difference is above 0: by their 95 % intervals."""
     above = [case for case, d in cases.items() if (d.estimate.low or 0) > 0]
     below = [case for case, d in cases.items() if (d.estimate.high or 0) < 0]
@@ -181,8 +185,6 @@ def c3(lab: Lab) -> Finding:
 
 def closed_forms(kind: str, form: Callable[[int, int, int, tuple[int, int]], cost.Cost]) -> Finding:
     """A closed form against the parameters of torch's layer, and the MACs that torch's own counter gives it."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     rows, right = [], True
     for ins, outs, size, side in ((1, 32, 3, 28), (3, 16, 5, 32), (64, 128, 3, 14), (256, 256, 3, 7)):
         size = 1 if kind == "pointwise" else size
@@ -340,7 +342,7 @@ def c9(lab: Lab) -> Finding:
         with_, without = (separable(depth=depth, residual=residual) for residual in (True, False))
         a, b = lab.accuracies(with_), lab.accuracies(without)
         difference = paired(a, b)
-        layers = 1 + 2 * len(models_table()) * depth
+        layers = 1 + 2 * len(TABLE) * depth
         cases[f"there are {layers} convolutions"] = difference
         flows = {}
         for name, model in (("with", with_), ("without", without)):
@@ -369,12 +371,6 @@ def c9(lab: Lab) -> Finding:
     )  # fmt: skip
 
 
-def models_table() -> tuple[tuple[int, int], ...]:
-    from sepconv.models.separable import TABLE
-
-    return TABLE
-
-
 def gradient_norms(lab: Lab, model: dict[str, Any]) -> list[float]:
     """Of each convolution, in order: gradient norm over weight norm on a first batch, the median over seeds."""
     found = []
@@ -391,8 +387,6 @@ def gradient_norms(lab: Lab, model: dict[str, Any]) -> list[float]:
 
 def fresh(lab: Lab, model: dict[str, Any]) -> ImageClassifier:
     """An untrained classifier on these images."""
-    from sepconv.training import describe_images
-
     return ImageClassifier(model, asdict(lab.config.recipe), describe_images(lab.dataset))
 
 
@@ -531,9 +525,9 @@ def c12(lab: Lab) -> Finding:
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     loses = [c for c in CHANNELS if gains[c] < 1]
-    faster = [c for c in CHANNELS if gains[c] >= 1]
-    here = f"it is faster from {min(faster)} channels on" if faster else "it is slower at every width"
-    here = f"{here}{', slower below' if loses else ''}, by less than its MACs are fewer" + (
+    faster = [c for c in CHANNELS if c > max(loses, default=0)]  # from where on it never loses
+    here = f"it is faster from {min(faster)} channels on" if faster else f"it is slower at {max(loses)} channels"
+    here = f"{here}{', slower below' if loses and faster else ''}, by less than its MACs are fewer" + (
         "" if all(gains[c] < macs[c] for c in CHANNELS) else " at most widths"
     )
     verdict = "not yet measured on this hardware (no GPU); on this CPU: " if lab.device.type != "cuda" else (
@@ -575,7 +569,6 @@ def c13(lab: Lab) -> Finding:
     rows = [["random kernels of rank 1, as K x 1 and 1 x K", "-", f"{difference:.0e} of the output", "-", "-"]]
     dense = separable(conv="dense")
     whole = lab.accuracies(dense)
-    drops = {}
     for rank in (3, 2, 1):
         errors, reached = [], []
         for seed in lab.config.seeds:
@@ -590,9 +583,8 @@ def c13(lab: Lab) -> Finding:
             lost = sum(layer.error(min(rank, layer.full)) for layer in decompositions.values())
             errors.append((lost / sum(layer.error(0) for layer in decompositions.values())) ** 0.5)
             reached.append(accuracy(classifier, lab.dataset, lab.dataset.test, lab.device))
-        drops[rank] = paired(reached, whole)
         rows.append([f"trained dense network, rank {rank}, not trained further", f"{statistics.fmean(errors):.1%}",
-                     mean(reached), points(drops[rank]), "-"])  # fmt: skip
+                     mean(reached), points(paired(reached, whole)), "-"])  # fmt: skip
     spatial = separable(conv="spatial")
     scratch = lab.accuracies(spatial)
     from_scratch = paired(scratch, whole)
@@ -693,48 +685,37 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     terminal.CONSOLE.print(f"report in {folder.resolve()}/claims.md", soft_wrap=True)
 
 
-@dataclass
-class Report:
-    """The lines of `claims.md`."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def table(self, headings: list[str], rows: list[list[str]]) -> None:
-        self.lines += [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
-        self.lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
-
-
 def write_report(folder: Path) -> str:
     """`claims.md` from the findings in `folder`/claims, which may be of several data sets."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "claims").glob("*.json"))}
-    report = Report([
+    lines = [
         "# The claims, tested", "",
         "What is said of depthwise separable convolution, put to the test by `python scripts/claims.py`, which wrote "
         "this page. Intervals are 95 % by Student's t over paired seeds; p-values are of paired t-tests, one at a "
         "time. A claim is called true only where its interval leaves out 0, and *not shown* where it does not.", "",
-    ])  # fmt: skip
+    ]  # fmt: skip
     rows = []
     for name, (sentence, _) in CLAIMS.items():
         verdicts = [f"{data}: {findings[name]['verdict']}" for data, findings in found.items() if name in findings]
         rows.append([f"[{name}](#{name.lower()})", sentence, "; ".join(unique(verdicts)) or "not yet measured"])
-    report.table(["", "claim", "verdict"], rows)
+    lines += [*markdown_table(["", "claim", "verdict"], rows), ""]
     for name, (sentence, _) in CLAIMS.items():
-        report.lines += [f"## {name}", "", sentence, ""]
+        lines += [f"## {name}", "", sentence, ""]
         for data, findings in found.items():
             if name not in findings:
                 continue
             finding = findings[name]
             counts = f", n = {finding['seeds']} seeds, {finding['epochs']} epochs"
             trained = counts if "seeds" in finding["how"].lower() else ""
-            report.lines += [
+            lines += [
                 f"**{data}**: {finding['verdict']}.", "",
                 f"{finding['how']} {finding['device']}, torch {finding['torch']}, {finding['date']}{trained}; "
                 f"`{finding['command']}`", "",
             ]  # fmt: skip
-            report.table(finding["headings"], finding["rows"])
+            lines += [*markdown_table(finding["headings"], finding["rows"]), ""]
             if finding["plot"]:
-                report.lines += [f"![{name} on {data}](claims/{data}-{name}.png)", ""]
-    return "\n".join(report.lines).rstrip() + "\n"
+                lines += [f"![{name} on {data}](claims/{data}-{name}.png)", ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def unique(verdicts: list[str]) -> list[str]:

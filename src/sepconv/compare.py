@@ -24,7 +24,7 @@ HEADLINE = "test_accuracy"
 COSTS = {"parameters": True, "macs": True, "train_images_per_second": False, "fit_seconds": True}
 # overrides that do not tell networks apart
 APART = {"data", "data.root", "data.download", "model", "seed", "runs", "trainer", "trainer.accelerator"}
-SHOWN = 3
+SHOWN = 3  # keys that are named where configurations differ
 TIMES = {"train_images_per_second", "eval_images_per_second", "fit_seconds", "target_seconds", "peak_memory_bytes"}
 
 
@@ -84,7 +84,7 @@ class Network:
         return Estimate.of([run.result[HEADLINE] for run in self.runs.values()])
 
     def values(self, key: str) -> list[float]:
-        """A figure of each run, where it has one."""
+        """A figure of each run, where it has one: a separated network, which was not trained, took 0 s to fit."""
         found = (run.result.get(key) for run in self.runs.values())
         return [value for value in found if value is not None and (value or key != "fit_seconds")]
 
@@ -263,9 +263,8 @@ def make_section(data: str, networks: list[Network], config: CompareConfig) -> S
         if network is not reference:
             network.difference = difference(network, reference)
     for cost, less in COSTS.items():
-        costs = {network.label: section.figure(network, cost) for network in networks}
         points = [(network, value if less else -value) for network in networks
-                  if (value := costs[network.label]) is not None]  # fmt: skip
+                  if (value := section.figure(network, cost)) is not None]  # fmt: skip
         for network, value in points:
             accuracy = network.accuracy.mean
             beaten = any(

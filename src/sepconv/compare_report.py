@@ -26,12 +26,15 @@ from rich.table import Table
 from sepconv import InputError
 from sepconv.compare import COSTS, HEADLINE, TIMES, Comparison, Difference, Estimate, Network, Section, describe
 from sepconv.config import CompareConfig
+from sepconv.tables import markdown_table, print_whole
 
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sepconv"}  # text stays text; same input, same file
 STYLE = "petroff10"  # colours that the colour-blind tell apart (Petroff, arXiv 2107.02270); markers differ too
 MARKERS = "osD^vPX*<>"
 BESIDE = 4  # networks shown side by side on the terminal
 COST_NAMES = {"parameters": "parameters", "macs": "MACs", "train_images_per_second": "images/s", "fit_seconds": "fit"}
+
+
+Figures = dict[str, list[tuple[str, Figure]]]  # by data set: names and figures
 
 
 def report(comparison: Comparison, config: CompareConfig, overrides: list[str]) -> None:
@@ -47,22 +50,23 @@ def report(comparison: Comparison, config: CompareConfig, overrides: list[str]) 
     folder = Path(config.output).expanduser()
     options = [o for o in overrides if not o.startswith("runs=")]
     command = shlex.join(["python", "scripts/compare.py", *config.runs, *options])
+    figures = {section.data: plots(section) for section in comparison.sections}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files(comparison, folder, command):
+        for name, text in files(comparison, figures, folder, command):
             (folder / name).write_text(text)
         for section in comparison.sections:
-            for name, figure in plots(section):
+            for name, figure in figures[section.data]:
                 figure.savefig(folder / f"{section.data}-{name}.png", dpi=150)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
     console.print(f"report in {folder.resolve()}/report.html", soft_wrap=True)
 
 
-def files(comparison: Comparison, folder: Path, command: str) -> Iterator[tuple[str, str]]:
+def files(comparison: Comparison, figures: Figures, folder: Path, command: str) -> Iterator[tuple[str, str]]:
     """Names and texts of what is written beside the plots."""
-    yield "report.html", page(comparison, folder, command)
-    yield "report.md", markdown(comparison, command)
+    yield "report.html", page(comparison, figures, folder, command)
+    yield "report.md", markdown(comparison, figures, command)
     yield "networks.csv", as_csv(network_records(comparison))
     yield "runs.csv", as_csv(run_records(comparison))
 
@@ -109,10 +113,14 @@ def points(network: Network) -> str:
     """What a network has over the reference, with its interval, in percentage points."""
     if network.difference is None:
         return "-"
-    estimate = network.difference.estimate
+    pairs = network.difference.estimate.n
+    return signed(network.difference.estimate) + ("" if pairs == len(network.runs) else f" (n = {pairs})")
+
+
+def signed(estimate: Estimate) -> str:
+    """A mean difference with its interval, in percentage points."""
     interval = "" if estimate.high is None else f" ± {100 * (estimate.high - estimate.mean):.2f}"
-    pairs = "" if estimate.n == len(network.runs) else f" (n = {estimate.n})"
-    return f"{100 * estimate.mean:+.2f}{interval}{pairs}"
+    return f"{100 * estimate.mean:+.2f}{interval}"
 
 
 def p_value(difference: Difference | None) -> str:
@@ -160,36 +168,33 @@ def print_section(console: Console, section: Section) -> None:
             table.add_column(network.label, justify="right")
         for heading, cell in shown[1:]:
             table.add_row(heading, *(cell(section, network) for network in section.networks))
+        console.print(table)
     else:
         for heading, _ in shown:
             table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
         for network in section.networks:
             table.add_row(*(cell(section, network) for _, cell in shown))
-        # a table wider than the terminal is not cut
-        needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
-        console.width = max(console.width, needed)
-    console.print(table)
+        print_whole(console, table)
     for note in section.notes:
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def markdown(comparison: Comparison, command: str) -> str:
+def markdown(comparison: Comparison, figures: Figures, command: str) -> str:
     """The report as Markdown."""
     lines = ["# Comparison", "", f"`{command}`, {time.strftime('%Y-%m-%d')}", ""]
     for section in comparison.sections:
-        lines += [f"## {title(section)}", "", *markdown_table(section), ""]
+        lines += [f"## {title(section)}", "", *section_table(section), ""]
         lines += [f"- {note}" for note in section.notes] + [""]
-        lines += [f"![{name} on {section.data}]({section.data}-{name}.png)" for name, _ in plots(section)] + [""]
+        lines += [f"![{name} on {section.data}]({section.data}-{name}.png)" for name, _ in figures[section.data]] + [""]
     lines += [LEGEND, "", *(f"- {text}" for text in left_out(comparison))]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def markdown_table(section: Section) -> list[str]:
-    """The lines of a section's table."""
+def section_table(section: Section) -> list[str]:
+    """The lines of a section's table, in Markdown."""
     shown = columns(section)
-    rows = [[heading for heading, _ in shown], ["---", *["---:"] * (len(shown) - 2), "---"]]
-    rows += [[cell(section, network).replace("|", "\\|") for _, cell in shown] for network in section.networks]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    rows = [[cell(section, network) for _, cell in shown] for network in section.networks]
+    return markdown_table([heading for heading, _ in shown], rows, ["---", *["---:"] * (len(shown) - 2), "---"])
 
 
 def network_records(comparison: Comparison) -> list[dict[str, Any]]:
@@ -248,7 +253,7 @@ def as_csv(records: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def page(comparison: Comparison, folder: Path, command: str) -> str:
+def page(comparison: Comparison, figures: Figures, folder: Path, command: str) -> str:
     """The report as one HTML page: plots within, tables that sort, links to each run's configuration."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sepconv", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -268,7 +273,7 @@ def page(comparison: Comparison, folder: Path, command: str) -> str:
                 "headings": [heading for heading, _ in shown],
                 "rows": [[cell(section, network) for _, cell in shown] for network in section.networks],
                 "notes": section.notes,
-                "plots": [svg(figure) for _, figure in plots(section)],
+                "plots": [svg(figure) for _, figure in figures[section.data]],
                 "runs": [
                     {
                         "network": network.label,
@@ -294,7 +299,9 @@ def page(comparison: Comparison, folder: Path, command: str) -> str:
 def svg(figure: Figure) -> str:
     """A figure as an SVG element."""
     text = StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    # text stays text; the same input gives the same file
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sepconv"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 

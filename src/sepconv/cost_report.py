@@ -17,6 +17,7 @@ from sepconv import InputError, cost, models, receptive_field, roofline, twin
 from sepconv.config import CostConfig
 from sepconv.cost import Layer
 from sepconv.datasets import image_shape
+from sepconv.tables import markdown_table, print_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -232,18 +233,15 @@ def print_table(title: str, columns: list[Column], records: list[Record]) -> Non
         if row[0] == "total":
             table.add_section()
         table.add_row(*row)
-    console = Console(highlight=False)
-    # a table wider than the terminal, or than a file's 80 columns, is not cut
-    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
-    console.print(table)
+    print_whole(Console(highlight=False), table)
 
 
 def markdown(title: str, columns: list[Column], records: list[Record]) -> str:
     """A table in Markdown, under its title."""
-    lines = [f"**{title}**", "", "| " + " | ".join(heading for heading, _, _ in columns) + " |"]
-    lines.append("|" + "|".join(" --- " if place == 0 else " ---: " for place in range(len(columns))) + "|")
-    lines += ["| " + " | ".join(cells(record, columns)) + " |" for record in records]
-    return "\n".join(lines) + "\n"
+    align = ["---", *["---:"] * (len(columns) - 1)]
+    rows = [cells(record, columns) for record in records]
+    lines = markdown_table([heading for heading, _, _ in columns], rows, align)
+    return "\n".join([f"**{title}**", "", *lines]) + "\n"
 
 
 def cells(record: Record, columns: list[Column]) -> list[str]:

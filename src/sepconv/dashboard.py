@@ -87,8 +87,8 @@ class Dashboard(Callback):
         for tag, image in filters(module.net).items():
             self.writer.add_image(f"filters/{tag}", image, step)
         probabilities = torch.cat(module.scores).softmax(1).cpu()
-        rows = self.dataset.test[: len(probabilities)].cpu()
-        images, labels = self.dataset.pixels.cpu()[rows], self.dataset.labels.cpu()[rows]
+        rows = self.dataset.test[: len(probabilities)]
+        images, labels = self.dataset.pixels[rows], self.dataset.labels[rows]
         classes = self.dataset.classes
         self.writer.add_figure("test/confusion", draw_confusion(probabilities.argmax(1), labels, classes), step)
         self.writer.add_figure("test/mistakes", draw_mistakes(probabilities, images, labels, classes), step)

@@ -281,7 +281,7 @@ class Original:
         trainer.save_checkpoint(best, weights_only=True)
         shutil.copyfile(best, best.with_name("last.ckpt"))
         tested = trainer.test(classifier, self.data(), ckpt_path=best, weights_only=True, verbose=False)[0]
-        result = describe_run(separated, self.dataset, classifier, stopwatch, tested) | {
+        result = describe_run(separated, self.dataset, row.parameters, row.macs, stopwatch, tested) | {
             "val_accuracy": round(validated["accuracy/validation"], 6),
             "epochs": 0,
             "fit_seconds": 0.0,

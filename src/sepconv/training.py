@@ -83,7 +83,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
         fit_seconds, history = stopwatch.fit_seconds, stopwatch.history
         tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
     assert best.best_model_score is not None
-    result = describe_run(config, dataset, classifier, stopwatch, tested) | {
+    result = describe_run(config, dataset, parameters, macs, stopwatch, tested) | {
         "val_accuracy": round(float(best.best_model_score), 6),
         "epochs": config.recipe.epochs,
         "fit_seconds": fit_seconds,
@@ -101,7 +101,8 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
 def describe_run(
     config: TrainConfig,
     dataset: Dataset,
-    classifier: ImageClassifier,
+    parameters: int,
+    macs: int,
     stopwatch: Stopwatch,
     tested: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -111,8 +112,8 @@ def describe_run(
         "model": config.model["name"],
         "data": config.data.name,
         "seed": config.seed,
-        "parameters": cost.parameters(classifier.net),
-        "macs": cost.macs(classifier.net, dataset.shape),
+        "parameters": parameters,
+        "macs": macs,
         "test_accuracy": round(tested["accuracy/test"], 6),  # Lightning keeps it in float32
         "test_loss": tested["loss/test"],
         "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
