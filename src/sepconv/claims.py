@@ -448,7 +448,7 @@ def accuracy(classifier: ImageClassifier, dataset: Dataset, rows: Tensor, device
         for part in rows.split(EVAL_BATCH):
             images, labels = dataset[part]
             hits += int((classifier(images.to(device)).argmax(1).cpu() == labels.cpu()).sum())
-    return hits / len(rows)
+    return round(hits / len(rows), 6)  # as in result.json, so that equal ones differ by nothing
 
 
 def weight_bytes(run: Run) -> int:
@@ -705,7 +705,8 @@ def write_report(folder: Path) -> str:
             if name not in findings:
                 continue
             finding = findings[name]
-            counts = f", n = {finding['seeds']} seeds, {finding['epochs']} epochs"
+            epochs = finding["epochs"]
+            counts = f", n = {finding['seeds']} seeds, {epochs} epoch{'s' * (epochs != 1)}"
             trained = counts if "seeds" in finding["how"].lower() else ""
             lines += [
                 f"**{data}**: {finding['verdict']}.", "",
