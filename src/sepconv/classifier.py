@@ -1,6 +1,7 @@
 """The one LightningModule: any network, trained by any recipe."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sepconv import InputError, models
+from sepconv.capture import CapturedStep, CudaGraph
 from sepconv.config import RecipeConfig, read
 from sepconv.datasets import GROUPS, ImageData
 from sepconv.recipe import build_optimizer, build_schedule, initialize
@@ -47,6 +49,8 @@ class ImageClassifier(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False  # the whole step is ours: one function, to be captured as one graph
+        self.form = "eager"  # of the training step: eager | compile | graph, as sepconv.capture resolves it
+        self.captured: CapturedStep | None = None
         self.recipe = read(RecipeConfig, recipe)
         self.net = models.build(shape=tuple(images["shape"]), classes=images["classes"], **model)
         initialize(self.net, self.recipe.initialization)
@@ -88,6 +92,24 @@ class ImageClassifier(L.LightningModule):
         if self.recipe.channels_last:
             self.net.to(memory_format=torch.channels_last)
 
+    def on_fit_start(self) -> None:
+        if self.form == "compile":
+            self.net.compile()  # in place: a wrapper would change the names in checkpoints
+        if self.form == "graph":
+            update = partial(self.update, generator=self.data.generator)
+            graph = CudaGraph(self.data.generator)
+            self.captured = CapturedStep(update, self.optimizer, graph, self.data.batch_size)
+
+    def on_fit_end(self) -> None:
+        self.captured = None  # and its memory
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer itself, without Lightning around it."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return optimizer
+
     def training_step(self, rows: Tensor, batch_idx: int) -> None:
         """As many steps as `rows` has batches."""
         # counts steps as Lightning's own optimizer would, which takes a quarter of a millisecond more for each
@@ -106,17 +128,22 @@ class ImageClassifier(L.LightningModule):
         A function of the network (with its optimizer), the rows and the generator's state, without a
         synchronisation with the host.
         """
-        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        assert isinstance(optimizer, Optimizer)
+        scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LRScheduler)
+        loss, hits = self.update(rows, generator) if self.captured is None else self.captured(rows)
+        self.rates.append(float(scheduler.get_last_lr()[0]))
+        scheduler.step()
+        return loss, hits
+
+    def update(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The part of a step that the device does, at the schedule's present learning rate."""
         images, labels = self.data.dataset[rows]
         logits = self(augment(images, self.recipe.augment, generator, self.fill))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        optimizer = self.optimizer
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        self.rates.append(float(scheduler.get_last_lr()[0]))
-        scheduler.step()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def on_train_epoch_start(self) -> None:

@@ -110,12 +110,14 @@ class TrainerConfig:
     """What the training runs on."""
 
     accelerator: str  # auto (CUDA, else Apple's MPS, else the CPU) | cpu | gpu
+    step: str = "auto"  # eager | compile (the network) | graph (a CUDA graph) | auto (graph on CUDA, else eager)
     limit_batches: int | None = None  # at most so many batches of each kind an epoch; null: all
     deterministic: bool = False  # only algorithms that give the same bits each time (a CPU's always do here)
     detect_anomaly: bool = False  # name the operation whose gradient is not a number; slow
 
     def __post_init__(self) -> None:
         check_choice("trainer.accelerator", self.accelerator, "auto", "cpu", "gpu")
+        check_choice("trainer.step", self.step, "auto", "eager", "compile", "graph")
         check(self.limit_batches is None or self.limit_batches > 0, "trainer.limit_batches", self.limit_batches,
               "1 or more, or null")  # fmt: skip
 

@@ -20,12 +20,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sepconv import InputError, cost, runs
+from sepconv.capture import resolve_step
 from sepconv.classifier import ImageClassifier
 from sepconv.config import SeparateConfig
 from sepconv.datasets import EVAL_BATCH, ImageData
 from sepconv.lowrank import Decomposition, layers, separable
 from sepconv.measure import Stopwatch, interleaved_rates, reset_peak_memory
-from sepconv.recipe import resolve_precision
+from sepconv.recipe import build_optimizer, resolve_precision
 from sepconv.terminal import CONSOLE
 from sepconv.training import describe_run, find_device, load_run, make_trainer, record, train
 
@@ -153,6 +154,7 @@ class Original:
         optimizer = dict(self.recorded.recipe.optimizer)
         optimizer["lr"] = float(f"{optimizer.get('lr', 1e-3) * config.finetune_lr:.6g}")
         self.finetuning = replace(self.recorded.recipe, epochs=max(1, config.finetune_epochs), optimizer=optimizer)
+        self.step = resolve_step(config.trainer, self.device, build_optimizer(net, optimizer))
 
     def uniform(self) -> list[Ranks]:
         """The network as it is, then every layer at full rank, and so on to rank 1; each layer as far as it goes."""
@@ -254,6 +256,7 @@ class Original:
         """Trains `classifier` on, in place: its accuracy on the validation images after the last epoch."""
         L.seed_everything(self.recorded.seed, verbose=False)
         classifier.recipe = self.finetuning
+        classifier.form = self.step
         trainer = self.trainer(self.finetuning.epochs)
         try:
             trainer.fit(classifier, self.data())

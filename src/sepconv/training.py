@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sepconv import InputError, cost, runs, terminal
+from sepconv.capture import resolve_step
 from sepconv.classifier import ImageClassifier
 from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, flatten
 from sepconv.dashboard import Dashboard
@@ -59,7 +60,9 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     classifier = ImageClassifier(config.model, asdict(config.recipe), images)
     if origin is not None:
         classifier.load_state_dict(origin.state_dict())
-    build_optimizer(classifier.net, config.recipe.optimizer)  # so that a bad argument leaves no run behind
+    # now, so that a bad argument leaves no run behind
+    optimizer = build_optimizer(classifier.net, config.recipe.optimizer)
+    classifier.form = resolve_step(config.trainer, device, optimizer)
     if checkpoint is None:
         run = runs.create(config)
         runs.write_config(run, config, overrides)
@@ -91,6 +94,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
         "dashboard_seconds": dashboard.seconds,
         "train_images_per_second": stopwatch.images_per_second("train"),
         "precision": precision,
+        "step": classifier.form,
         "command": runs.command_line("train", overrides),
     }
     record(run, config, result, logger)
