@@ -34,7 +34,7 @@ def identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "folder"])
-@pytest.mark.parametrize("recipe", ["fast", "keras"])
+@pytest.mark.parametrize("recipe", ["fast", "keras", "muon"])
 def test_every_configuration_composes(command: Callable[..., Outcome], data: str, recipe: str) -> None:
     outcome = command("train", f"data={data}", f"recipe={recipe}", "data.root=/d", "--cfg", "job", "--resolve")
     assert outcome.status == 0

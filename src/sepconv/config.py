@@ -75,7 +75,9 @@ class RecipeConfig:
     epochs: int
     batch_size: int
     drop_last: bool  # leave out an epoch's last, smaller batch (a random part of it each time)
-    optimizer: dict[str, Any]  # `name` in torch.optim, and its arguments
+    # `name` in torch.optim, and its arguments; Muon also takes `others` (name and arguments of the optimizer of all
+    # but filters) and `depthwise` (others | muon: which of the two depthwise filters go to)
+    optimizer: dict[str, Any]
     schedule: str  # constant | one_cycle, stepped every batch
     warmup: float = 0.0  # one_cycle: share of the steps on the way up to the learning rate
     label_smoothing: float = 0.0
@@ -94,15 +96,9 @@ class RecipeConfig:
         check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal")
         check_choice("recipe.normalize", self.normalize, "standardize", "unit")
         check_choice("recipe.precision", self.precision, "auto", "fp32", "bf16")
-        check(
-            "name" in self.optimizer,
-            "recipe.optimizer",
-            self.optimizer,
-            "a `name` in torch.optim, and arguments",
-        )
-        rate = self.optimizer.get("lr", 1e-3)
-        number = isinstance(rate, int | float) and not isinstance(rate, bool)
-        check(number and 0 < rate < math.inf, "recipe.optimizer.lr", rate, "a number above 0")
+        check_optimizer("recipe.optimizer", self.optimizer)
+        if self.optimizer["name"] == "Muon":
+            check_optimizer("recipe.optimizer.others", self.optimizer.get("others"))
 
 
 @dataclass(kw_only=True)
@@ -110,7 +106,9 @@ class TrainerConfig:
     """What the training runs on."""
 
     accelerator: str  # auto (CUDA, else Apple's MPS, else the CPU) | cpu | gpu
-    step: str = "auto"  # eager | compile (the network) | graph (a CUDA graph) | auto (graph on CUDA, else eager)
+    # eager | compile (the network) | graph (one CUDA graph, replayed) | auto (graph on CUDA, if the optimizer can be
+    # captured and detect_anomaly is off, else eager)
+    step: str = "auto"
     limit_batches: int | None = None  # at most so many batches of each kind an epoch; null: all
     deterministic: bool = False  # only algorithms that give the same bits each time (a CPU's always do here)
     detect_anomaly: bool = False  # name the operation whose gradient is not a number; slow
@@ -288,6 +286,14 @@ def check(valid: bool, key: str, value: object, right: str) -> None:
     """Raises InputError unless `valid`."""
     if not valid:
         raise InputError(f"{key}={value} is out of range: {right}")
+
+
+def check_optimizer(key: str, options: Any) -> None:
+    """Raises InputError unless `options` name an optimizer and give it a learning rate above 0, if any."""
+    check(isinstance(options, dict) and "name" in options, key, options, "a `name` in torch.optim, and arguments")
+    rate = options.get("lr", 1e-3)
+    number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    check(number and 0 < rate < math.inf, f"{key}.lr", rate, "a number above 0")
 
 
 def check_choice(key: str, value: str, *choices: str) -> None:

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sepconv import InputError
-from sepconv.config import RecipeConfig
+from sepconv.config import RecipeConfig, check_choice
+from sepconv.muon import Muon
 
 
 def initialize(net: nn.Module, scheme: str) -> None:
@@ -43,21 +44,66 @@ def initialize(net: nn.Module, scheme: str) -> None:
 def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
     """The optimizer `options["name"]` of torch.optim over `net`'s parameters, with its other options as arguments.
 
-    Weight decay spares biases and norms. Raises InputError for an unknown name or argument.
+    Weight decay spares biases and norms. `Muon` takes filters only (see find_filters), and for the rest needs the
+    options `others`: those of another optimizer, its name among them.
+
+    Raises InputError for an unknown name or argument.
     """
+    if options["name"] != "Muon":
+        return make_optimizer(list(net.parameters()), options, "recipe.optimizer")
+    arguments = {key: value for key, value in options.items() if key not in ("name", "others", "depthwise")}
+    depthwise = options.get("depthwise", "others")
+    check_choice("recipe.optimizer.depthwise", depthwise, "others", "muon")
+    filters = find_filters(net, depthwise == "muon")
+    if not filters:
+        raise InputError("recipe.optimizer.name=Muon finds no filters in this network: choose another optimizer")
+    taken = {id(weight) for weight in filters}
+    rest = [p for p in net.parameters() if id(p) not in taken]
+    others = make_optimizer(rest, options["others"], "recipe.optimizer.others")
+    try:
+        trial = nn.Parameter(torch.ones(1, 1))
+        trial.grad = torch.ones(1, 1)
+        torch.optim.Muon([trial], **arguments).step()  # some arguments it looks at only then
+        return Muon(filters, others, **arguments)
+    except (TypeError, ValueError) as error:
+        raise refusal("recipe.optimizer", "Muon", error) from error
+
+
+def make_optimizer(parameters: list[nn.Parameter], options: dict[str, Any], key: str) -> Optimizer:
+    """The optimizer of torch.optim that `options`, under the configuration's `key`, ask for, over `parameters`."""
     arguments = dict(options)
     name = arguments.pop("name")
     kind = getattr(torch.optim, str(name), None)
     if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
-        raise InputError(f"unknown recipe.optimizer.name={name}: give one of torch.optim, such as AdamW, Adam or SGD")
-    groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if p.ndim > 1]}]
-    if alone := [p for p in net.parameters() if p.ndim <= 1]:
+        raise InputError(f"unknown {key}.name={name}: give one of torch.optim, such as AdamW, Adam or SGD")
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.ndim > 1]}]
+    if alone := [p for p in parameters if p.ndim <= 1]:
         groups.append({"params": alone, "weight_decay": 0.0})
     try:
         return kind(groups, **arguments)
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"recipe.optimizer cannot be made ({reason}): see torch.optim.{name}") from error
+        raise refusal(key, name, error) from error
+
+
+def refusal(key: str, name: str, error: Exception) -> InputError:
+    """The error for arguments that torch.optim's `name` does not take."""
+    reason = " ".join(str(error).split())
+    return InputError(f"{key} cannot be made ({reason}): see torch.optim.{name}")
+
+
+def find_filters(net: nn.Module, depthwise: bool) -> list[nn.Parameter]:
+    """The weights of `net` that Muon takes: those of convolutions and dense layers between the first and the last.
+
+    The first convolution and the last dense layer, next to pixels and classes, are left out, as Muon's author advises.
+
+    Args:
+        depthwise: take depthwise (and grouped) convolutions too, as C x K² matrices. Their channels do not mix, so
+            that to make the filters of different ones orthogonal relates what has nothing in common.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    ends = [layer for layer in layers if isinstance(layer, nn.Conv2d)][:1]
+    ends += [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
+    return [layer.weight for layer in layers if layer not in ends and (depthwise or getattr(layer, "groups", 1) == 1)]
 
 
 def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LRScheduler:

@@ -151,8 +151,7 @@ class Original:
         self.total_macs = cost.macs(net, shape)
         self.saved: dict[tuple[str, int], int] = {}  # MACs, by layer and rank
         self.logits = self.compute_logits(self.classifier, self.dataset.validation)
-        optimizer = dict(self.recorded.recipe.optimizer)
-        optimizer["lr"] = float(f"{optimizer.get('lr', 1e-3) * config.finetune_lr:.6g}")
+        optimizer = scale_rates(self.recorded.recipe.optimizer, config.finetune_lr)
         self.finetuning = replace(self.recorded.recipe, epochs=max(1, config.finetune_epochs), optimizer=optimizer)
         self.step = resolve_step(config.trainer, self.device, build_optimizer(net, optimizer))
 
@@ -303,6 +302,8 @@ class Original:
         _, separated, asked = runs.read_config(run)
         recipe = self.finetuning
         changes = [f"weights={run}", f"recipe.epochs={recipe.epochs}", f"recipe.optimizer.lr={recipe.optimizer['lr']}"]
+        if "others" in recipe.optimizer:
+            changes.append(f"recipe.optimizer.others.lr={recipe.optimizer['others']['lr']}")
         return train(replace(separated, weights=str(run), recipe=recipe), amend(asked, changes), time.time())
 
     def time(self, rows: Sequence[Row]) -> None:
@@ -358,6 +359,14 @@ def last_above(lowest: float, measure: Callable[[int], Row], measured: list[int]
         middle = (good + bad) // 2
         good, bad = (middle, bad) if reaches(middle) else (good, middle)
     return good
+
+
+def scale_rates(options: dict[str, Any], factor: float) -> dict[str, Any]:
+    """`options` of an optimizer, and of `others` in it, with learning rates times `factor`."""
+    scaled = options | {"lr": float(f"{options.get('lr', 1e-3) * factor:.6g}")}
+    if "others" in options:
+        scaled["others"] = scale_rates(options["others"], factor)
+    return scaled
 
 
 def amend(overrides: list[str], changes: list[str]) -> list[str]:
