@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 
 
 class Muon(Optimizer):
-    """Steps along the orthogonalised momentum of each filter bank (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """Steps along the orthogonalised momentum of filters (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    A bank (out, in, K, K) is the matrix (out, in·K·K), as there; torch.optim.Muon steps on it. The first group of
-    parameters is the filters', the others are those of `others`, and each has its own learning rate and options, so
-    that a schedule scales them alike.
+    A layer's filters (out, in, K, K) are the matrix (out, in·K·K), as there; torch.optim.Muon steps on it. The first
+    group of parameters is the filters', the rest are those of `others`, and each has a learning rate and options of
+    its own, so that a schedule scales all rates alike.
 
     Args:
         filters: of two dimensions or more, contiguous or channels last.

@@ -101,9 +101,12 @@ def find_filters(net: nn.Module, depthwise: bool) -> list[nn.Parameter]:
             that to make the filters of different ones orthogonal relates what has nothing in common.
     """
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    ends = [layer for layer in layers if isinstance(layer, nn.Conv2d)][:1]
-    ends += [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
-    return [layer.weight for layer in layers if layer not in ends and (depthwise or getattr(layer, "groups", 1) == 1)]
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    dense = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    left: set[nn.Module] = {*convolutions[:1], *dense[-1:]}
+    if not depthwise:
+        left.update(layer for layer in convolutions if layer.groups > 1)
+    return [layer.get_parameter("weight") for layer in layers if layer not in left]
 
 
 def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LRScheduler:

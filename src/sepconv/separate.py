@@ -291,6 +291,7 @@ class Original:
             "dashboard_seconds": 0.0,
             "train_images_per_second": None,
             "precision": self.precision,
+            "step": None,
             "command": runs.command_line("separate", overrides),
             "separated_from": str(self.run),
         }
