@@ -9,7 +9,7 @@ import torch
 from conftest import REPOSITORY, Outcome, refused
 from hydra import compose, initialize_config_dir
 
-from sepconv.benchmark import BareLoop, Turns, train
+from sepconv.benchmark.loop import BareLoop, Turns, train
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig, read
 from sepconv.datasets import load
@@ -30,7 +30,7 @@ def test_both_loops_train_to_the_same_weights(model: str, precision: str) -> Non
     ours = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
     theirs = copy.deepcopy(ours)
     before = copy.deepcopy(ours.state_dict())
-    turns = Turns(BareLoop(theirs, dataset, precision, config))
+    turns = Turns(BareLoop(theirs, dataset, precision, config.recipe, config.steps, config.seed))
     train(ours, dataset, precision, config, turns)
     assert len(turns.rates["ours"]) == len(turns.rates["bare"]) == 11  # of 15 groups, the first 10 steps left out
     one, other = ours.state_dict(), theirs.state_dict()
@@ -54,7 +54,7 @@ def test_record(command: Callable[..., Outcome], tmp_path: Path) -> None:
 def test_networks_against_their_dense_twins(
     command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sepconv.benchmark.TURN", 0.02)
+    monkeypatch.setattr("sepconv.benchmark.networks.TURN", 0.02)
     arguments = ["suite=networks", "networks=[tiny,separable]", "batch_sizes=[8,16]", "rounds=2", "trainer=cpu"]
     outcome = command("benchmark", *arguments, f"output={tmp_path}")
     assert outcome.status == 0, outcome.err
