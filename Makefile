@@ -16,7 +16,7 @@ lint: .venv/ready
 tensorboard: .venv/ready
 	$(PYTHON) -m tensorboard.main --logdir runs
 
-# Keras, for scripts/benchmark.py suite=peers: an environment of its own, 1.5 GB.
+# Keras, for scripts/benchmark.py suite=peers: an environment of its own, 1.6 GB.
 peers: .venv-peers/ready
 
 # Installed from the lock alone, each file checked against its hash; pip compiles it, for quick starts.
@@ -28,7 +28,7 @@ peers: .venv-peers/ready
 	touch $@
 
 .venv-peers/ready: requirements-peers.lock
-	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sepconv needs Python 3.11 or newer")'
+	python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "TensorFlow needs Python 3.11 to 3.13")'
 	python3 -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
 	touch $@

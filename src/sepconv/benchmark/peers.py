@@ -8,6 +8,8 @@ All but ours train the network of the Keras MNIST example (`configs/model/baseli
   the configuration's recipe; its seconds are those of `Trainer.fit`
 - `bare`: the bare loop of suite=loop, with the configuration's recipe; no validation, no checkpoint, no log
 - `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`
+
+Keras and the bare loop are tested with their last weights, the template and ours with those that validated best.
 """
 
 import json
@@ -26,6 +28,7 @@ import lightning as L
 import numpy as np
 import torch
 from hydra import compose
+from hydra.errors import HydraException
 from rich.table import Table
 
 from sepconv import InputError, cost, models
@@ -41,6 +44,7 @@ from sepconv.benchmark.time_to_accuracy import (
     warm_up,
 )
 from sepconv.classifier import ImageClassifier
+from sepconv.cli import explain_hydra
 from sepconv.config import REPOSITORY, BenchmarkConfig, RecipeConfig, TrainConfig, check, read
 from sepconv.datasets import EVAL_BATCH, Dataset, load
 from sepconv.measure import synchronize
@@ -124,7 +128,10 @@ def ours(config: BenchmarkConfig) -> dict[str, TrainConfig]:
     shared = [o for o in arguments() if re.match(r"[+~]*(data|trainer)[.=]", o)]
     found = {}
     for name in config.experiments:
-        training = read(TrainConfig, compose("train", [f"experiment={name}", *shared]))
+        try:
+            training = read(TrainConfig, compose("train", [f"experiment={name}", *shared]))
+        except HydraException as error:
+            raise InputError(explain_hydra(error, TrainConfig)) from error
         if training.data != config.data:
             raise InputError(f"experiments has {name}, which changes the images: the peers would train on others")
         found[name] = training

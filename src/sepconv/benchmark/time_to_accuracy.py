@@ -64,7 +64,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         "model": config.model,
         "data": config.data.name,
         "recipe": asdict(config.recipe),
-        "precision": warm[0]["precision"],
+        **{key: warm[0][key] for key in ("images", "parameters", "macs", "precision")},
         "target": config.target,
         "seed": config.seed,
         "warm": {
