@@ -11,12 +11,12 @@ import torch
 from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 
-from sepconv import cost, models
-from sepconv.benchmark import peers, time_to_accuracy
+from sepconv import InputError, cost, models
+from sepconv.benchmark import peers, template, time_to_accuracy
 from sepconv.benchmark.loop import BareLoop, Turns, train
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig, TrainConfig, read
-from sepconv.datasets import load
+from sepconv.datasets import Dataset, load
 from sepconv.training import describe_images
 
 ARGUMENTS = ["trainer=cpu", "recipe.batch_size=64", "steps=15", "rounds=2"]
@@ -108,6 +108,11 @@ def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monke
     assert f"{seconds[0]:.2f} s" in outcome.out
 
 
+def test_a_mistake_in_a_cold_run_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^recipe.epochs=0 is out of range: 1 or more$"):
+        time_to_accuracy.train_afresh(["recipe.epochs=0"])
+
+
 def test_peers_take_turns(command: Callable[..., Outcome], tmp_path: Path) -> None:
     """After one epoch of one recipe the bare loop and ours have the same accuracy; the template learns too."""
     arguments = ["peers=[template,bare,ours]", "recipe=keras", "recipe.epochs=1", "rounds=2", "peer_epochs=3"]
@@ -153,6 +158,21 @@ def test_experiments_on_the_same_images(
     assert rows["keras_mnist"]["images_per_second"]["turns"] == [5 * 200 / 5, 5 * 200 / 6]
     assert rows["separable_mnist"]["images_per_second"]["turns"] == [4 * 128 / 5, 4 * 128 / 6]
     assert rows["separable_mnist"]["fit_seconds"]["median"] == 5.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_template_sees_the_same_images(channels: int) -> None:
+    """Through PIL, each image as a training of ours standardizes it."""
+    pixels = torch.randint(256, (6, 10, 12, channels), dtype=torch.uint8)
+    rows = torch.arange(6)
+    dataset = Dataset("", ("a", "b"), pixels, rows % 2, rows[:4], rows[4:5], rows[5:])
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in dataset.statistics())
+    pipeline = template.Pipeline(dataset, batch_size=3)
+    image, label = pipeline.train[1]
+    assert torch.allclose(image, (pixels[1].permute(2, 0, 1) / 255 - mean) / deviation, atol=1e-5)
+    assert label == 1
+    assert [len(images) for images, _ in pipeline.train_dataloader()] == [3, 1]
+    assert len(pipeline.validation) == len(pipeline.test) == 1
 
 
 def test_slow_peers_are_spread_over_the_call() -> None:

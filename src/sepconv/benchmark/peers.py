@@ -215,9 +215,8 @@ def train_keras(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
             capture_output=True, text=True,
         )  # fmt: skip
     if done.returncode != 0:
-        raise InputError(
-            f"the Keras example failed ({done.stderr.strip().splitlines()[-1]}): delete {KERAS} and run make peers"
-        )
+        reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise InputError(f"the Keras example failed ({reason}): delete {KERAS} and run make peers")
     figures = json.loads(done.stdout.splitlines()[-1])
     return figures | {"images": config.peer_epochs * len(dataset.train), "epochs": config.peer_epochs}
 
@@ -242,7 +241,7 @@ def table(record: dict[str, Any]) -> Table:
     """A row a training."""
     shown = Table(title=f"the same {record['images']['train']:,} images of {record['data']}", title_justify="left")
     for column in ("", "epochs", "batch", "fit", "images/s", "times as fast\nas Keras", "n", "test accuracy",
-                   f"runs at\n{record['target']:.2%}", "mean at\nit"):  # fmt: skip
+                   f"runs at\n{100 * record['target']:g} %", "mean at\nit"):  # fmt: skip
         shown.add_column(column, justify="left" if not column else "right")
     for name, row in record["trainings"].items():
         faster = f"{row['times_as_fast_as_keras']:.2f}" if "times_as_fast_as_keras" in row else "-"

@@ -1,9 +1,9 @@
-"""The time from nothing to a stated test accuracy: of one training after another, and of a process that starts afresh.
+"""How long a training takes to a stated test accuracy, in a process that is warm and in one that starts afresh.
 
-Warm trainings follow each other in this process, after one of a single epoch that is left out: compilation, the
-imports and whatever else only a first training pays. Of them `fit_seconds` counts (steps, validation and checkpoints,
-not the loading of the data). A cold training is a process of its own with an empty compile cache, timed from its start
-to its end, everything in it.
+Warm trainings follow each other in this process, after one of a single epoch, which is left out with all that only a
+first training pays: imports, compilation, first calls. Their seconds are `fit_seconds`: steps, validation and
+checkpoints, not the loading of the data. A cold training is a process of its own with an empty compile cache, timed
+from its start to its end, with everything in it.
 """
 
 import json
@@ -121,14 +121,16 @@ def train_afresh(overrides: list[str]) -> dict[str, Any]:
 
 
 def process_seconds(arguments: list[str], environment: dict[str, str] | None = None) -> float:
-    """Seconds of a Python process from its start to its end. Raises InputError where it fails, by its last line."""
+    """Seconds of a Python process from its start to its end. Raises InputError for a mistake of the user's in it."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *arguments], env=os.environ | (environment or {}), capture_output=True, text=True
     )
     seconds = time.perf_counter() - started
+    if done.returncode == 2:  # as sepconv.cli ends a command
+        raise InputError(done.stderr.strip().removeprefix("error: "))
     if done.returncode != 0:
-        raise InputError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+        raise RuntimeError(f"python {' '.join(arguments)} ended with status {done.returncode}: {done.stderr}")
     return seconds
 
 
@@ -152,9 +154,10 @@ def accuracy_cells(judged: dict[str, Any]) -> list[str]:
 
 
 def seconds_cell(seconds: dict[str, Any]) -> str:
-    """The median, and the quartiles."""
+    """The median, and where there are several, the quartiles."""
     low, high = seconds["quartiles"]
-    return f"{seconds['median']:.2f} s ({low:.2f} to {high:.2f})"
+    around = f" ({low:.2f} to {high:.2f})" if len(seconds["turns"]) > 1 else ""
+    return f"{seconds['median']:.2f} s{around}"
 
 
 def table(record: dict[str, Any]) -> Table:
@@ -171,7 +174,7 @@ def table(record: dict[str, Any]) -> Table:
         f"{start['ratio']['median']:.2f} times `import lightning`, "
         f"{start['import_lightning_seconds']['median']:.2f} s"
     )
-    for column in ("", "n", "test accuracy", f"runs at\n{record['target']:.2%}", "mean at\nit", "fit", "process"):
+    for column in ("", "n", "test accuracy", f"runs at\n{100 * record['target']:g} %", "mean at\nit", "fit", "process"):
         shown.add_column(column, justify="left" if not column else "right")
     for name in ("warm", "cold"):
         part = record[name]
