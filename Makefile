@@ -1,6 +1,6 @@
 PYTHON = .venv/bin/python
 
-.PHONY: train test lint tensorboard lock
+.PHONY: train test lint tensorboard peers lock
 
 train: .venv/ready
 	$(PYTHON) scripts/train.py model=separable
@@ -16,6 +16,9 @@ lint: .venv/ready
 tensorboard: .venv/ready
 	$(PYTHON) -m tensorboard.main --logdir runs
 
+# Keras, for scripts/benchmark.py suite=peers: an environment of its own, 1.6 GB.
+peers: .venv-peers/ready
+
 # Installed from the lock alone, each file checked against its hash; pip compiles it, for quick starts.
 .venv/ready: requirements.lock pyproject.toml
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sepconv needs Python 3.11 or newer")'
@@ -24,7 +27,14 @@ tensorboard: .venv/ready
 	$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# After a change of pyproject.toml's dependencies; needs uv.
+.venv-peers/ready: requirements-peers.lock
+	python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "TensorFlow needs Python 3.11 to 3.13")'
+	python3 -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
+	touch $@
+
+# After a change of pyproject.toml's dependencies, or of requirements-peers.in; needs uv.
+LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+	$(LOCK) pyproject.toml --extra dev --output-file requirements.lock
+	$(LOCK) requirements-peers.in --output-file requirements-peers.lock

@@ -3,16 +3,20 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Outcome, refused
+from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 
-from sepconv.benchmark import BareLoop, Turns, train
+from sepconv import InputError, cost, models
+from sepconv.benchmark import peers, template, time_to_accuracy
+from sepconv.benchmark.loop import BareLoop, Turns, train
 from sepconv.classifier import ImageClassifier
-from sepconv.config import BenchmarkConfig, read
-from sepconv.datasets import load
+from sepconv.config import BenchmarkConfig, TrainConfig, read
+from sepconv.datasets import Dataset, load
 from sepconv.training import describe_images
 
 ARGUMENTS = ["trainer=cpu", "recipe.batch_size=64", "steps=15", "rounds=2"]
@@ -30,7 +34,7 @@ def test_both_loops_train_to_the_same_weights(model: str, precision: str) -> Non
     ours = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
     theirs = copy.deepcopy(ours)
     before = copy.deepcopy(ours.state_dict())
-    turns = Turns(BareLoop(theirs, dataset, precision, config))
+    turns = Turns(BareLoop(theirs, dataset, precision, config.recipe, config.steps, config.seed))
     train(ours, dataset, precision, config, turns)
     assert len(turns.rates["ours"]) == len(turns.rates["bare"]) == 11  # of 15 groups, the first 10 steps left out
     one, other = ours.state_dict(), theirs.state_dict()
@@ -54,7 +58,7 @@ def test_record(command: Callable[..., Outcome], tmp_path: Path) -> None:
 def test_networks_against_their_dense_twins(
     command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sepconv.benchmark.TURN", 0.02)
+    monkeypatch.setattr("sepconv.benchmark.networks.TURN", 0.02)
     arguments = ["suite=networks", "networks=[tiny,separable]", "batch_sizes=[8,16]", "rounds=2", "trainer=cpu"]
     outcome = command("benchmark", *arguments, f"output={tmp_path}")
     assert outcome.status == 0, outcome.err
@@ -73,7 +77,154 @@ def test_networks_against_their_dense_twins(
     refused(command("benchmark", "suite=networks", "batch_sizes=[5000]"), "batch_sizes has 5000")
 
 
+def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cold and warm, it is the training that the experiment and the arguments describe, to the same weights."""
+    results: dict[str, list[dict[str, Any]]] = {"train_quietly": [], "train_afresh": []}
+    for name, kept in results.items():
+        make = getattr(time_to_accuracy, name)
+        monkeypatch.setattr(time_to_accuracy, name, lambda *a, make=make, kept=kept: kept.append(make(*a)) or kept[-1])
+    arguments = ["experiment=separable_cifar10", "data=digits", "data.train=400", "recipe.epochs=2", "trainer=cpu"]
+    outcome = command(
+        "benchmark", "suite=time_to_accuracy", *arguments, "target=0.1", "rounds=2", "cold_rounds=1",
+        f"output={tmp_path}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    record = json.loads((tmp_path / "time_to_accuracy-digits-separable_cifar10-cpu.json").read_text())
+    (warm_up, *warm), (cold,) = results["train_quietly"], results["train_afresh"]
+    assert warm_up["epochs"] == 1
+    for key in ("test_loss", "parameters", "epochs", "images"):
+        assert cold[key] == warm[0][key]
+    assert record["model"]["width"] == 2.0
+    accuracies = [result["test_accuracy"] for result in warm]
+    judged = record["warm"]["test_accuracy"]
+    assert judged["turns"] == accuracies
+    assert judged["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert judged["share_at_target"] == sum(accuracy >= 0.1 for accuracy in accuracies) / 2
+    assert record["warm"]["fit_seconds"]["turns"] == [result["fit_seconds"] for result in warm]
+    start, seconds = record["start"], record["cold"]["seconds"]["turns"]
+    assert seconds[0] > start["seconds_to_first_step"]["turns"][0] == cold["seconds_to_first_step"]
+    ratio = cold["seconds_to_first_step"] / start["import_lightning_seconds"]["median"]
+    assert start["ratio"]["turns"] == pytest.approx([ratio])
+    assert f"{seconds[0]:.2f} s" in outcome.out
+
+
+def test_a_mistake_in_a_cold_run_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^recipe.epochs=0 is out of range: 1 or more$"):
+        time_to_accuracy.train_afresh(["recipe.epochs=0"])
+
+
+def test_peers_take_turns(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    """After one epoch of one recipe the bare loop and ours have the same accuracy; the template learns too."""
+    arguments = ["peers=[template,bare,ours]", "recipe=keras", "recipe.epochs=1", "rounds=2", "peer_epochs=3"]
+    outcome = command("benchmark", "suite=peers", *arguments, "target=0.5", "trainer=cpu", f"output={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    rows = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]
+    assert list(rows) == ["template", "bare", "ours"]
+    assert [row["test_accuracy"]["n"] for row in rows.values()] == [1, 2, 2]
+    assert rows["bare"]["test_accuracy"] == rows["ours"]["test_accuracy"]
+    for row in rows.values():
+        assert row["test_accuracy"]["mean_reaches_target"], row
+        turn = row["turns"][0]
+        assert turn["parameters"] == rows["ours"]["turns"][0]["parameters"]
+        assert turn["images"] == 1294 * turn["epochs"]
+        assert row["images_per_second"]["turns"][0] == pytest.approx(turn["images"] / turn["fit_seconds"])
+
+
+def test_experiments_on_the_same_images(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is what train.py makes of that experiment, on this command's data and trainer, but not with its recipe."""
+    asked: list[TrainConfig] = []
+
+    def train_quietly(training: TrainConfig) -> dict[str, Any]:
+        asked.append(training)
+        figures = dict.fromkeys(("parameters", "macs", "batch_size", "precision"))
+        return figures | {"epochs": training.recipe.epochs, "fit_seconds": 2.0 + training.seed, "test_accuracy": 0.9}
+
+    monkeypatch.setattr(time_to_accuracy, "train_quietly", train_quietly)
+    monkeypatch.setattr(peers, "train_quietly", train_quietly)
+    arguments = ["peers=[ours]", "experiments=[keras_mnist,separable_mnist]", "rounds=2", "recipe.epochs=9", "seed=3"]
+    several = ["data=digits", "data.epochs=4", "data.train=200", "trainer=cpu", f"output={tmp_path}"]
+    outcome = command("benchmark", "suite=peers", *arguments, *several)
+    assert outcome.status == 0, outcome.err
+    assert [(t.model["name"], t.recipe.batch_size, t.recipe.epochs, t.seed) for t in asked[:2]] == [
+        ("baseline", 32, 1, 0), ("separable", 128, 1, 0),
+    ]  # fmt: skip
+    assert [(t.model["name"], t.recipe.epochs, t.seed) for t in asked[2:]] == [
+        ("baseline", 5, 3), ("separable", 4, 3), ("baseline", 5, 4), ("separable", 4, 4),
+    ]  # fmt: skip
+    assert {(t.data.name, t.data.train, t.trainer.accelerator) for t in asked} == {("digits", 200, "cpu")}
+    rows = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]
+    assert rows["keras_mnist"]["images_per_second"]["turns"] == [5 * 200 / 5, 5 * 200 / 6]
+    assert rows["separable_mnist"]["images_per_second"]["turns"] == [4 * 128 / 5, 4 * 128 / 6]
+    assert rows["separable_mnist"]["fit_seconds"]["median"] == 5.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_template_sees_the_same_images(channels: int) -> None:
+    """Through PIL, each image as a training of ours standardizes it."""
+    pixels = torch.randint(256, (6, 10, 12, channels), dtype=torch.uint8)
+    rows = torch.arange(6)
+    dataset = Dataset("", ("a", "b"), pixels, rows % 2, rows[:4], rows[4:5], rows[5:])
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in dataset.statistics())
+    pipeline = template.Pipeline(dataset, batch_size=3)
+    image, label = pipeline.train[1]
+    assert torch.allclose(image, (pixels[1].permute(2, 0, 1) / 255 - mean) / deviation, atol=1e-5)
+    assert label == 1
+    assert [len(images) for images, _ in pipeline.train_dataloader()] == [3, 1]
+    assert len(pipeline.validation) == len(pipeline.test) == 1
+
+
+def test_slow_peers_are_spread_over_the_call() -> None:
+    assert peers.order({"keras": 1, "ours": 4}) == ["ours", "ours", "keras", "ours", "ours"]
+    assert peers.order({"ours": 3, "bare": 3, "keras": 2}) == [
+        "ours", "bare", "keras", "ours", "bare", "keras", "ours", "bare",
+    ]  # fmt: skip
+
+
+def test_images_are_handed_over(tmp_path: Path) -> None:
+    dataset = load(data_config("digits"))
+    peers.hand_over(dataset, tmp_path / "images.npz")
+    arrays = np.load(tmp_path / "images.npz")
+    for part in ("train", "validation", "test"):
+        pixels, labels = dataset[getattr(dataset, part)]
+        assert np.array_equal(arrays[f"{part}_pixels"], pixels.permute(0, 2, 3, 1))
+        assert np.array_equal(arrays[f"{part}_labels"], labels)
+
+
+@pytest.mark.skipif(not (peers.KERAS / "ready").exists(), reason="Keras is not installed: make peers")
+def test_keras_trains_the_same_network(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    arguments = ["peers=[keras]", "data=digits", "peer_epochs=3", "target=0.5", "trainer=cpu"]
+    outcome = command("benchmark", "suite=peers", *arguments, f"output={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    row = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]["keras"]
+    (turn,) = row["turns"]
+    assert turn["parameters"] == cost.parameters(models.build(shape=(1, 16, 16), classes=10, name="baseline"))
+    assert len(turn["epoch_seconds"]) == 3
+    assert sum(turn["epoch_seconds"]) < turn["fit_seconds"]
+    assert row["test_accuracy"]["mean_reaches_target"]
+    assert row["times_as_fast_as_keras"] == 1
+
+
+def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "KERAS", tmp_path)
+    suite = ["suite=peers", "trainer=cpu"]
+    refused(command("benchmark", *suite), "make peers", "peers=[template,bare,ours]")
+    refused(command("benchmark", *suite, "peers=[caffe]"), "unknown peers=caffe", "keras, template, bare, ours")
+    refused(command("benchmark", *suite, "peers=[]"), "peers=[]", "one or more")
+    refused(command("benchmark", *suite, "peers=[ours]", "experiments=[x]"), "unknown experiment=x", "keras_mnist")
+    refused(command("benchmark", *suite, "peers=[ours]", "trainer.limit_batches=2"), "data.train=N")
+    refused(command("benchmark", *suite, "peers=[bare]", "data.image_size=8"), "too small")
+    (tmp_path / "ready").touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text("#!/bin/sh\necho no module >&2\nexit 1\n")
+    (tmp_path / "bin/python").chmod(0o755)
+    refused(command("benchmark", *suite, "peers=[keras]"), "no module", "make peers")
+
+
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:
     refused(command("benchmark", "suite=nonsense"), "unknown suite=nonsense", "loop")
     refused(command("benchmark", "steps=5"), "steps=5", "out of range")
+    refused(command("benchmark", "target=99"), "target=99", "a share")
+    refused(command("benchmark", "cold_rounds=0"), "cold_rounds=0", "1 or more")
     refused(command("benchmark", *ARGUMENTS, "output=/dev/null/x"), "cannot write", "output=")

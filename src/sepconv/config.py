@@ -195,17 +195,30 @@ class BenchmarkConfig:
     model: dict[str, Any]
     recipe: RecipeConfig
     trainer: TrainerConfig
-    rounds: int  # loop: trainings; networks: turns of each
+    rounds: int  # loop: trainings; networks: turns of each; time_to_accuracy: warm runs; peers: runs of ours and bare
     steps: int  # loop: optimizer steps of each training
     networks: list[str]  # networks: of sepconv.models, each with its dense twin
     batch_sizes: list[int]  # networks: images of a step
+    target: float  # time_to_accuracy, peers: the test accuracy to reach, a share
+    cold_rounds: int  # time_to_accuracy: runs in a process of their own
+    peers: list[str]  # peers: of keras, template, bare and ours
+    peer_rounds: int  # peers: trainings of keras and of template
+    peer_epochs: int  # peers: epochs of each of those
+    experiments: list[str]  # peers: our trainings, files of configs/experiment; []: the configuration's own
     seed: int
     output: str  # folder of the records
 
     def __post_init__(self) -> None:
-        check_choice("suite", self.suite, "loop", "networks")
+        check_choice("suite", self.suite, "loop", "networks", "time_to_accuracy", "peers")
         check(all(size > 0 for size in self.batch_sizes), "batch_sizes", self.batch_sizes, "1 or more each")
-        check(self.rounds >= 1, "rounds", self.rounds, "1 or more")
+        check(0 < self.target <= 1, "target", self.target, "a share of 1, such as 0.99")
+        for key in ("rounds", "cold_rounds", "peer_rounds", "peer_epochs"):
+            check(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
+        for key in ("peers", "experiments"):
+            check(len(set(getattr(self, key))) == len(getattr(self, key)), key, getattr(self, key), "each once")
+        check(bool(self.peers), "peers", self.peers, "one or more")
+        for peer in self.peers:
+            check_choice("peers", peer, "keras", "template", "bare", "ours")
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 

@@ -1,0 +1,194 @@
+"""Our training loop against a bare PyTorch one."""
+
+import copy
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
+from functools import partial
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.table import Table
+from torch import Tensor
+
+from sepconv import InputError
+from sepconv.classifier import ImageClassifier
+from sepconv.config import BenchmarkConfig, RecipeConfig
+from sepconv.datasets import Batches, Dataset, ImageData, load
+from sepconv.measure import Stopwatch, synchronize
+from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
+from sepconv.training import checkpoints, describe_images, find_device, make_trainer
+from sepconv.transforms import augment
+
+WARM_UP = 10  # steps left out of a round's rate
+
+
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
+    """Training images/s of our loop and of a bare PyTorch one: same images, network, recipe, precision.
+
+    The bare loop is what one would write by hand over tensors in memory: no Lightning, no log, no checkpoint. The
+    two take turns every few steps, so that what else the machine does meets both, in `config.rounds` trainings of
+    `config.steps` steps.
+
+    Returns:
+        Rates of each turn, and the ratios ours / bare of each pair of turns with their median and quartiles.
+
+    Raises:
+        InputError: for a configuration or data that cannot be used, or too few steps.
+    """
+    device = find_device(config.trainer)
+    L.seed_everything(config.seed, verbose=False)
+    dataset = load(config.data)
+    steps = ImageData(dataset, config.recipe.batch_size, drop_last=True).steps
+    if not WARM_UP < config.steps <= steps:
+        raise InputError(
+            f"steps={config.steps} is out of range: an epoch of {dataset.name} has from {WARM_UP + 1} to {steps}"
+        )
+    precision = resolve_precision(config.recipe.precision, device)
+    rates: dict[str, list[float]] = {"bare": [], "ours": []}
+    for _ in range(config.rounds):
+        classifier = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
+        bare = BareLoop(
+            copy.deepcopy(classifier), dataset.to(device), precision, config.recipe, config.steps, config.seed
+        )
+        turns = Turns(bare)
+        train(classifier, dataset, precision, config, turns)
+        for name, measured in turns.rates.items():
+            rates[name] += measured
+    ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)]
+    return {
+        "suite": "loop",
+        "model": config.model,
+        "data": dataset.name,
+        "batch_size": config.recipe.batch_size,
+        "precision": precision,
+        "steps": config.steps,
+        "images_per_second": rates,
+        "ratio": spread(ratios),
+    }
+
+
+class BareLoop:
+    """Trains with nothing but torch: the same images, in the same order, to the same weights as our trainer.
+
+    Args:
+        steps: of the whole training, which the learning rate's schedule is over.
+        seed: draws the order of the images and the augmentation.
+    """
+
+    def __init__(
+        self, classifier: ImageClassifier, dataset: Dataset, precision: str, recipe: RecipeConfig, steps: int, seed: int
+    ) -> None:
+        device = dataset.pixels.device
+        self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, recipe
+        if recipe.channels_last:
+            classifier.net.to(memory_format=torch.channels_last)
+        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.optimizer = build_optimizer(classifier.net, recipe.optimizer)
+        self.scheduler = build_schedule(self.optimizer, recipe, steps)
+        images = len(dataset.train)
+        if recipe.drop_last:
+            images -= images % recipe.batch_size
+        epoch = Batches(dataset.train, recipe.batch_size, images, self.generator)
+        self.batches = chain.from_iterable(repeat(epoch))
+
+    def run(self, steps: int) -> None:
+        """Makes the next `steps` steps."""
+        for rows in islice(self.batches, steps):
+            self.step(rows)
+
+    def classify(self, rows: Tensor) -> Tensor:
+        """Logits in evaluation."""
+        self.classifier.eval()
+        images, _ = self.dataset[rows]
+        with torch.inference_mode(), self.autocast():
+            return self.classifier(images)
+
+    def step(self, rows: Tensor) -> None:
+        """One training step."""
+        images, labels = self.dataset[rows]
+        with self.autocast():
+            logits = self.classifier(augment(images, self.recipe.augment, self.generator, self.classifier.fill))
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+
+
+class Turns(Callback):
+    """Has the bare loop make as many steps after each group of ours, and times both: images a second of each turn."""
+
+    def __init__(self, bare: BareLoop) -> None:
+        self.bare = bare
+        self.rates: dict[str, list[float]] = {"bare": [], "ours": []}
+        self.steps = 0
+
+    def clock(self) -> float:
+        synchronize(self.bare.dataset.pixels.device)
+        return time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = self.clock()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        steps = math.ceil(len(batch) / self.bare.recipe.batch_size)
+        ended = self.clock()
+        self.bare.run(steps)
+        bare_ended = self.clock()
+        if self.steps >= WARM_UP:
+            self.rates["ours"].append(len(batch) / (ended - self.started))
+            self.rates["bare"].append(len(batch) / (bare_ended - ended))
+        self.steps += steps
+        self.started = self.clock()
+
+
+def train(
+    classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig, callback: Callback
+) -> None:
+    """One epoch of `config.steps` steps of our trainer, logs, checkpoints and all."""
+    data = ImageData(dataset, config.recipe.batch_size, drop_last=True, seed=config.seed, limit=config.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+        callbacks = [Stopwatch(time.time()), *checkpoints(Path(folder)), callback]
+        make_trainer(config.trainer, precision, callbacks, logger, epochs=1).fit(classifier, data)
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """The values of each turn, their median and quartiles."""
+    return {"turns": values, "median": statistics.median(values), "quartiles": quartiles(values)}
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """The first and third quartile."""
+    if len(values) < 2:
+        return [values[0], values[0]]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [low, high]
+
+
+def table(record: dict[str, Any]) -> Table:
+    """Rates of both loops, and their ratio."""
+    ratio = record["ratio"]
+    low, high = ratio["quartiles"]
+    title = f"{record['model']['name']} on {record['data']}, batches of {record['batch_size']}, {record['precision']}"
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.caption = (
+        f"ours / bare: median {ratio['median']:.3f} of {len(ratio['turns'])} turns, quartiles {low:.3f} to {high:.3f}"
+    )
+    for column in ("", "median images/s", "lowest", "highest"):
+        table.add_column(column, justify="right")
+    for name, rates in record["images_per_second"].items():
+        table.add_row(name, *(f"{value:,.0f}" for value in (statistics.median(rates), min(rates), max(rates))))
+    return table

@@ -1,0 +1,100 @@
+"""Networks against their dense twins: how much faster, beside how much less there is to compute."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from rich.table import Table
+
+from sepconv import InputError, cost
+from sepconv.benchmark.loop import BareLoop, quartiles
+from sepconv.classifier import ImageClassifier
+from sepconv.config import BenchmarkConfig
+from sepconv.datasets import load
+from sepconv.measure import synchronize
+from sepconv.recipe import resolve_precision
+from sepconv.terminal import CONSOLE
+from sepconv.training import describe_images, find_device
+
+TURN = 0.5  # seconds, at least, of a turn
+
+
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
+    """Images/s of `config.networks` and of their dense twins, in training and in evaluation, over batch sizes.
+
+    Training is the bare loop's step with the recipe. The two take turns, `config.rounds` each of TURN seconds or more,
+    after one that is left out.
+
+    Returns:
+        For each network and batch size: MACs, rates of each turn, and ratios separable / dense of each pair of turns.
+
+    Raises:
+        InputError: for a configuration or data that cannot be used, or a network without a twin.
+    """
+    device = find_device(config.trainer)
+    dataset = load(config.data)
+    images = describe_images(dataset)
+    dataset = dataset.to(device)
+    precision = resolve_precision(config.recipe.precision, device)
+    rows = []
+    for name in config.networks:
+        for batch_size in config.batch_sizes:
+            if batch_size > len(dataset.train):
+                raise InputError(
+                    f"batch_sizes has {batch_size}: {dataset.name} has {len(dataset.train)} images to train on"
+                )
+            row: dict[str, Any] = {"network": name, "batch_size": batch_size}
+            loops, macs = {}, {}
+            for conv in ("separable", "dense"):
+                L.seed_everything(config.seed, verbose=False)
+                classifier = ImageClassifier({"name": name, "conv": conv}, asdict(config.recipe), images)
+                macs[conv] = cost.macs(classifier.net, dataset.shape)
+                loops[conv] = BareLoop(classifier, dataset, precision, config.recipe, config.steps, config.seed)
+            row["macs"] = macs
+            batch = dataset.train[:batch_size]
+            for part, step in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
+                rates: dict[str, list[float]] = {conv: [] for conv in loops}
+                for turn in range(config.rounds + 1):
+                    for conv, bare in loops.items():
+                        rate = batch_size * rate_of(partial(step, bare, batch), device)
+                        if turn > 0:
+                            rates[conv].append(rate)
+                ratios = [a / b for a, b in zip(rates["separable"], rates["dense"], strict=True)]
+                row[part] = {"images_per_second": rates, "median": statistics.median(ratios),
+                             "quartiles": quartiles(ratios)}  # fmt: skip
+            rows.append(row)
+            times = ", ".join(f"{part} {row[part]['median']:.2f}" for part in ("training", "evaluation"))
+            CONSOLE.print(f"{name}, batches of {batch_size}: separable over dense, {times}", soft_wrap=True)
+    return {"suite": "networks", "data": dataset.name, "precision": precision, "networks": rows}
+
+
+def rate_of(call: Callable[[], Any], device: torch.device) -> float:
+    """How often a second `call` runs, over TURN seconds or one call, whichever is longer."""
+    calls = 0
+    synchronize(device)
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < TURN:
+        call()
+        calls += 1
+        synchronize(device)
+    return calls / elapsed
+
+
+def table(record: dict[str, Any]) -> Table:
+    """A row a network and batch size."""
+    table = Table(title=f"separable and dense on {record['data']}, {record['precision']}", title_justify="left")
+    for column in ("network", "batch", "times fewer\nMACs", "train\nimages/s", "times the\ndense rate",
+                   "eval\nimages/s", "times the\ndense rate"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in record["networks"]:
+        cells = [row["network"], str(row["batch_size"]), f"{row['macs']['dense'] / row['macs']['separable']:.2f}"]
+        for part in ("training", "evaluation"):
+            rates = row[part]["images_per_second"]["separable"]
+            cells += [f"{statistics.median(rates):,.0f}", f"{row[part]['median']:.2f}"]
+        table.add_row(*cells)
+    return table

@@ -1,0 +1,256 @@
+"""Our training against others of the same images: Keras, a Lightning template, a bare PyTorch loop.
+
+All but ours train the network of the Keras MNIST example (`configs/model/baseline.yaml`).
+
+- `keras`: that example, `config.peer_epochs` epochs of batches of 32, by Keras on TensorFlow, on the CPU, each in a
+  process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
+- `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
+  the configuration's recipe; its seconds are those of `Trainer.fit`
+- `bare`: the bare loop of suite=loop, with the configuration's recipe; no validation, no checkpoint, no log
+- `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`
+
+Keras and the bare loop are tested with their last weights, the template and ours with those that validated best.
+"""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from hydra import compose
+from hydra.errors import HydraException
+from rich.table import Table
+
+from sepconv import InputError, cost, models
+from sepconv.benchmark import template
+from sepconv.benchmark.loop import BareLoop, spread
+from sepconv.benchmark.time_to_accuracy import (
+    accuracy_cells,
+    arguments,
+    configured,
+    judge,
+    seconds_cell,
+    train_quietly,
+    warm_up,
+)
+from sepconv.classifier import ImageClassifier
+from sepconv.cli import explain_hydra
+from sepconv.config import REPOSITORY, BenchmarkConfig, RecipeConfig, TrainConfig, check, read
+from sepconv.datasets import EVAL_BATCH, Dataset, load
+from sepconv.measure import synchronize
+from sepconv.recipe import resolve_precision
+from sepconv.terminal import CONSOLE
+from sepconv.training import describe_images, find_device
+
+NETWORK = {"name": "baseline"}  # of the Keras MNIST example
+KERAS = REPOSITORY / ".venv-peers"
+
+Turn = dict[str, Any]  # a training: fit_seconds, test_accuracy, images, epochs, batch_size, parameters, precision
+
+
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
+    """Fit seconds and test accuracy of `config.peers`, taking turns.
+
+    Ours and the bare loop have `config.rounds` trainings, Keras and the template, which take longer,
+    `config.peer_rounds`, spread evenly over the call; the seeds are seed, seed + 1, ... One epoch of each of ours
+    comes first and is left out.
+
+    Returns:
+        For each training: its turns, fit seconds, images/s (those trained on, over fit seconds), test accuracies as in
+        `time_to_accuracy.judge`, and how many times its fit goes into that of Keras (medians).
+
+    Raises:
+        InputError: for a configuration or data that cannot be used, or where Keras is not installed.
+    """
+    check(config.trainer.limit_batches is None, "trainer.limit_batches", config.trainer.limit_batches,
+          "null, or the peers would train on more; data.train=N trains all of them on fewer images")  # fmt: skip
+    if "keras" in config.peers:
+        if find_device(config.trainer).type != "cpu":
+            raise InputError("the Keras peer trains on the CPU: give trainer=cpu, or leave keras out of peers=")
+        if not (KERAS / "ready").exists():
+            raise InputError(
+                f"Keras is not in {KERAS}: run make peers, or leave it out with peers=[template,bare,ours]"
+            )
+    dataset = load(config.data)
+    models.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)  # so that small images are refused now
+    trainings: dict[str, Callable[[int], Turn]] = {}
+    for peer in config.peers:
+        if peer == "ours":
+            for name, training in ours(config).items():
+                trainings[name] = partial(train_ours, training, dataset)
+                warm_up(training)
+        else:
+            trainings[peer] = partial(PEERS[peer], config, dataset)
+    slow = {"keras", "template"}
+    turns: dict[str, list[Turn]] = {name: [] for name in trainings}
+    for name in order({name: config.peer_rounds if name in slow else config.rounds for name in trainings}):
+        turn = trainings[name](config.seed + len(turns[name]))
+        turns[name].append(turn)
+        CONSOLE.print(f"{name}: {turn['fit_seconds']:.2f} s, {turn['test_accuracy']:.2%}")
+    rows = {name: summary(done, config.target) for name, done in turns.items()}
+    if "keras" in rows:
+        for row in rows.values():
+            row["times_as_fast_as_keras"] = rows["keras"]["fit_seconds"]["median"] / row["fit_seconds"]["median"]
+    images = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
+    return {"suite": "peers", "data": config.data.name, "images": images, "target": config.target, "trainings": rows}
+
+
+def order(counts: dict[str, int]) -> list[str]:
+    """Each name as often as `counts` says, its turns spread evenly over all."""
+    places = [((turn + 0.5) / count, name) for name, count in counts.items() for turn in range(count)]
+    return [name for _, name in sorted(places, key=lambda place: place[0])]
+
+
+def summary(turns: list[Turn], target: float) -> dict[str, Any]:
+    """The figures of a training's turns."""
+    return {
+        "fit_seconds": spread([turn["fit_seconds"] for turn in turns]),
+        "images_per_second": spread([turn["images"] / turn["fit_seconds"] for turn in turns]),
+        "test_accuracy": judge([turn["test_accuracy"] for turn in turns], target),
+        "turns": turns,
+    }
+
+
+def ours(config: BenchmarkConfig) -> dict[str, TrainConfig]:
+    """Our trainings by name: those of `config.experiments`, on this command's data and trainer, or its own."""
+    if not config.experiments:
+        return {"ours": configured(config)}
+    shared = [o for o in arguments() if re.match(r"[+~]*(data|trainer)[.=]", o)]
+    found = {}
+    for name in config.experiments:
+        try:
+            training = read(TrainConfig, compose("train", [f"experiment={name}", *shared]))
+        except HydraException as error:
+            raise InputError(explain_hydra(error, TrainConfig)) from error
+        if training.data != config.data:
+            raise InputError(f"experiments has {name}, which changes the images: the peers would train on others")
+        found[name] = training
+    return found
+
+
+def images_of(dataset: Dataset, recipe: RecipeConfig) -> int:
+    """Images of an epoch's steps."""
+    count = len(dataset.train)
+    return count - count % recipe.batch_size if recipe.drop_last else count
+
+
+def train_ours(training: TrainConfig, dataset: Dataset, seed: int) -> Turn:
+    """A training of ours in this process."""
+    result = train_quietly(replace(training, seed=seed))
+    kept = ("fit_seconds", "test_accuracy", "epochs", "batch_size", "parameters", "macs", "precision")
+    return {
+        **{key: result[key] for key in kept},
+        "images": result["epochs"] * images_of(dataset, training.recipe),
+        "model": training.model,
+    }
+
+
+def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
+    """A training by the bare loop, and the test at its end."""
+    recipe, device = config.recipe, find_device(config.trainer)
+    L.seed_everything(seed, verbose=False)
+    classifier = ImageClassifier(NETWORK, asdict(recipe), describe_images(dataset))
+    dataset = dataset.to(device)
+    images = images_of(dataset, recipe)
+    steps = recipe.epochs * -(-images // recipe.batch_size)
+    precision = resolve_precision(recipe.precision, device)
+    bare = BareLoop(classifier, dataset, precision, recipe, steps, seed)
+    synchronize(device)
+    started = time.perf_counter()
+    bare.run(steps)
+    synchronize(device)
+    fit_seconds = time.perf_counter() - started
+    hits = sum(
+        int((bare.classify(rows).argmax(1) == dataset.labels[rows]).sum()) for rows in dataset.test.split(EVAL_BATCH)
+    )
+    return {
+        "fit_seconds": fit_seconds,
+        "test_accuracy": round(hits / len(dataset.test), 6),
+        "images": recipe.epochs * images,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "parameters": cost.parameters(classifier.net),
+        "precision": precision,
+    }
+
+
+def train_template(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
+    """A training as Lightning templates set it up."""
+    L.seed_everything(seed, verbose=False)
+    net = models.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)
+    batch_size, epochs = config.recipe.batch_size, config.peer_epochs
+    kind = find_device(config.trainer).type
+    trained = template.train(net, dataset, batch_size, epochs, {"cuda": "gpu"}.get(kind, kind))
+    return {
+        **asdict(trained),
+        "images": epochs * len(dataset.train),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "parameters": cost.parameters(net),
+        "precision": "32-true",
+    }
+
+
+def train_keras(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
+    """The Keras example in a process of its own, on as many threads as torch has here."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder, "images.npz")
+        hand_over(dataset, images)
+        script = str(Path(__file__).with_name("keras_example.py"))
+        numbers = [config.peer_epochs, torch.get_num_threads(), seed]
+        # -P: the modules beside the script are not TensorFlow's to import
+        done = subprocess.run(
+            [str(KERAS / "bin" / "python"), "-P", script, str(images), *map(str, numbers)],
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+            capture_output=True, text=True,
+        )  # fmt: skip
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise InputError(f"the Keras example failed ({reason}): delete {KERAS} and run make peers")
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return figures | {"images": config.peer_epochs * len(dataset.train), "epochs": config.peer_epochs}
+
+
+def hand_over(dataset: Dataset, path: Path) -> None:
+    """Writes the three parts of `dataset` for keras_example.py: pixels, uint8 (N, H, W, C), and labels, int64 (N,)."""
+    arrays: dict[str, np.ndarray] = {}
+    for part in ("train", "validation", "test"):
+        rows = getattr(dataset, part)
+        arrays |= {f"{part}_pixels": dataset.pixels[rows].numpy(), f"{part}_labels": dataset.labels[rows].numpy()}
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+PEERS: dict[str, Callable[[BenchmarkConfig, Dataset, int], Turn]] = {
+    "keras": train_keras,
+    "template": train_template,
+    "bare": train_bare,
+}
+
+
+def table(record: dict[str, Any]) -> Table:
+    """A row a training."""
+    shown = Table(title=f"the same {record['images']['train']:,} images of {record['data']}", title_justify="left")
+    for column in ("", "epochs", "batch", "fit", "images/s", "times as fast\nas Keras", "n", "test accuracy",
+                   f"runs at\n{100 * record['target']:g} %", "mean at\nit"):  # fmt: skip
+        shown.add_column(column, justify="left" if not column else "right")
+    for name, row in record["trainings"].items():
+        faster = f"{row['times_as_fast_as_keras']:.2f}" if "times_as_fast_as_keras" in row else "-"
+        shown.add_row(
+            name,
+            *(str(row["turns"][0][key]) for key in ("epochs", "batch_size")),
+            seconds_cell(row["fit_seconds"]),
+            f"{row['images_per_second']['median']:,.0f}",
+            faster,
+            *accuracy_cells(row["test_accuracy"]),
+        )
+    return shown

@@ -1,0 +1,183 @@
+"""How long a training takes to a stated test accuracy, in a process that is warm and in one that starts afresh.
+
+Warm trainings follow each other in this process, after one of a single epoch, which is left out with all that only a
+first training pays: imports, compilation, first calls. Their seconds are `fit_seconds`: steps, validation and
+checkpoints, not the loading of the data. A cold training is a process of its own with an empty compile cache, timed
+from its start to its end, with everything in it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from rich.table import Table
+
+from sepconv import InputError
+from sepconv.benchmark.loop import spread
+from sepconv.claims import hushed
+from sepconv.compare import Estimate
+from sepconv.compare_report import percent
+from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig
+from sepconv.terminal import CONSOLE
+from sepconv.training import train
+
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile leaves what it made
+
+
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
+    """Test accuracy and time of the configuration's training, warm (`config.rounds`) and cold (`config.cold_rounds`).
+
+    Both have the seeds seed, seed + 1, ... A cold training takes turns with a process that does nothing but import
+    Lightning, which is what its way to the first step is set against.
+
+    Returns:
+        Of the warm runs test accuracies, as in `judge`, and fit seconds; of the cold ones the seconds of the process,
+        to the first step and of the fit, and test accuracies; of each pair of turns the ratio first step / import.
+
+    Raises:
+        InputError: for a configuration or data that cannot be used, or a loss that diverges.
+    """
+    training = configured(config)
+    warm_up(training)
+    warm = []
+    for seed in range(config.seed, config.seed + config.rounds):
+        warm.append(result := train_quietly(replace(training, seed=seed)))
+        CONSOLE.print(f"warm, seed {seed}: {result['fit_seconds']:.2f} s, {result['test_accuracy']:.2%}")
+    given = arguments()
+    cold, imports = [], []
+    for seed in range(config.seed, config.seed + config.cold_rounds):
+        cold.append(result := train_afresh([*given, f"seed={seed}"]))
+        imports.append(process_seconds(["-c", "import lightning"]))
+        CONSOLE.print(f"cold, seed {seed}: {result['seconds']:.2f} s, {result['test_accuracy']:.2%}")
+    first_steps = [result["seconds_to_first_step"] for result in cold]
+    return {
+        "suite": "time_to_accuracy",
+        "training": HydraConfig.get().runtime.choices["experiment"] or config.model["name"],
+        "model": config.model,
+        "data": config.data.name,
+        "recipe": asdict(config.recipe),
+        **{key: warm[0][key] for key in ("images", "parameters", "macs", "precision")},
+        "target": config.target,
+        "seed": config.seed,
+        "warm": {
+            "test_accuracy": judge([result["test_accuracy"] for result in warm], config.target),
+            "fit_seconds": spread([result["fit_seconds"] for result in warm]),
+        },
+        "cold": {
+            "test_accuracy": judge([result["test_accuracy"] for result in cold], config.target),
+            "seconds": spread([result["seconds"] for result in cold]),
+            "fit_seconds": spread([result["fit_seconds"] for result in cold]),
+        },
+        "start": {
+            "seconds_to_first_step": spread(first_steps),
+            "import_lightning_seconds": spread(imports),
+            "ratio": spread([ours / theirs for ours, theirs in zip(first_steps, imports, strict=True)]),
+        },
+    }
+
+
+def configured(config: BenchmarkConfig) -> TrainConfig:
+    """The training that the configuration describes."""
+    return TrainConfig(data=config.data, model=config.model, recipe=config.recipe, trainer=config.trainer,
+                       seed=config.seed, runs="")  # fmt: skip
+
+
+def warm_up(training: TrainConfig) -> None:
+    """One epoch of `training`, for what only the first training of a process pays."""
+    train_quietly(replace(training, recipe=replace(training.recipe, epochs=1)))
+
+
+def train_quietly(training: TrainConfig) -> dict[str, Any]:
+    """What `result.json` has of a training here, whose run is not kept."""
+    with tempfile.TemporaryDirectory() as folder, hushed():
+        _, result = train(replace(training, runs=folder), [], time.time())
+    return result
+
+
+def arguments() -> list[str]:
+    """Arguments that make scripts/train.py train what this command's configuration describes, with any seed."""
+    command = HydraConfig.get()
+    groups = ("data", "model", "recipe", "trainer", "experiment")
+    choices = [f"{group}={choice}" for group in groups if (choice := command.runtime.choices[group])]
+    return choices + [o for o in command.overrides.task if re.match(r"[+~]*(data|model|recipe|trainer)\.", o)]
+
+
+def train_afresh(overrides: list[str]) -> dict[str, Any]:
+    """`result.json` of scripts/train.py in a process with an empty compile cache, and the process's `seconds`."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = str(REPOSITORY / "scripts" / "train.py")
+        caches = {cache: f"{folder}/{cache}" for cache in CACHES}
+        seconds = process_seconds([script, *overrides, f"runs={folder}/runs"], caches)
+        (path,) = Path(folder, "runs").rglob("result.json")
+        return json.loads(path.read_text()) | {"seconds": seconds}
+
+
+def process_seconds(arguments: list[str], environment: dict[str, str] | None = None) -> float:
+    """Seconds of a Python process from its start to its end. Raises InputError for a mistake of the user's in it."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *arguments], env=os.environ | (environment or {}), capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - started
+    if done.returncode == 2:  # as sepconv.cli ends a command
+        raise InputError(done.stderr.strip().removeprefix("error: "))
+    if done.returncode != 0:
+        raise RuntimeError(f"python {' '.join(arguments)} ended with status {done.returncode}: {done.stderr}")
+    return seconds
+
+
+def judge(accuracies: list[float], target: float) -> dict[str, Any]:
+    """Accuracies of each run, their mean with its 95 % interval, and which of them come to `target`."""
+    estimate = Estimate.of(accuracies)
+    reached = [accuracy >= target - 1e-9 for accuracy in accuracies]
+    return {
+        "turns": accuracies,
+        **asdict(estimate),
+        "share_at_target": sum(reached) / len(reached),
+        "mean_reaches_target": estimate.mean >= target - 1e-9,
+    }
+
+
+def accuracy_cells(judged: dict[str, Any]) -> list[str]:
+    """n, the mean with its interval, the share of runs at the target, and whether the mean reaches it."""
+    estimate = Estimate(*(judged[key] for key in ("n", "mean", "low", "high")))
+    return [str(estimate.n), percent(estimate), f"{judged['share_at_target']:.0%}",
+            "yes" if judged["mean_reaches_target"] else "no"]  # fmt: skip
+
+
+def seconds_cell(seconds: dict[str, Any]) -> str:
+    """The median, and where there are several, the quartiles."""
+    low, high = seconds["quartiles"]
+    around = f" ({low:.2f} to {high:.2f})" if len(seconds["turns"]) > 1 else ""
+    return f"{seconds['median']:.2f} s{around}"
+
+
+def table(record: dict[str, Any]) -> Table:
+    """A row for the warm runs and one for the cold ones."""
+    recipe = record["recipe"]
+    title = (
+        f"{record['model']['name']} on {record['data']}, {recipe['epochs']} epochs of batches of "
+        f"{recipe['batch_size']}, {record['precision']}"
+    )
+    shown = Table(title=title, title_justify="left", caption_justify="left")
+    start = record["start"]
+    shown.caption = (
+        f"a cold start takes {start['seconds_to_first_step']['median']:.2f} s to the first step: "
+        f"{start['ratio']['median']:.2f} times `import lightning`, "
+        f"{start['import_lightning_seconds']['median']:.2f} s"
+    )
+    for column in ("", "n", "test accuracy", f"runs at\n{100 * record['target']:g} %", "mean at\nit", "fit", "process"):
+        shown.add_column(column, justify="left" if not column else "right")
+    for name in ("warm", "cold"):
+        part = record[name]
+        whole = seconds_cell(part["seconds"]) if "seconds" in part else "-"
+        shown.add_row(name, *accuracy_cells(part["test_accuracy"]), seconds_cell(part["fit_seconds"]), whole)
+    return shown
