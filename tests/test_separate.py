@@ -75,7 +75,10 @@ def test_full_rank_is_exact(method: str, conv: nn.Conv2d, data: st.DataObject) -
         torch.testing.assert_close(parts(images), conv(images), rtol=0, atol=1e-11)
     assert (parts[-1].bias is None) == (conv.bias is None)
     rank = data.draw(st.integers(1, decomposition.full))
-    assert decomposition.layers(rank)(images).shape == conv(images).shape
+    approximated = decomposition.layers(rank)(images)
+    with torch.no_grad():
+        conv.weight.copy_(decomposition.weight(rank))  # the same as one kernel
+        torch.testing.assert_close(approximated, conv(images), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -117,6 +117,16 @@ class Decomposition:
         """The squared Frobenius norm of what `rank` leaves out of the weights: the discarded singular values'."""
         return float(self.values[:, rank:].square().sum())
 
+    def weight(self, rank: int) -> Tensor:
+        """The weight (C_out, C_in / groups, K, K) of a convolution that computes what the layers at `rank` do."""
+        conv = self.conv
+        product = (self.left[:, :, :rank] * self.values[:, None, :rank]) @ self.right[:, :rank]
+        if self.method != "spatial":  # from (groups, C_in / groups, K, K, C_out / groups)
+            inputs = conv.in_channels // conv.groups
+            grouped = product.reshape(conv.groups, inputs, *conv.kernel_size, -1)
+            product = grouped.permute(0, 4, 1, 2, 3)
+        return product.reshape(conv.weight.shape).to(conv.weight.dtype)
+
     def layers(self, rank: int) -> nn.Sequential:
         """The layers at `rank`, the singular values divided evenly between the two."""
         conv = self.conv
