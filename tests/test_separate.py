@@ -166,19 +166,19 @@ def test_what_is_separated() -> None:
 
 def test_separated_networks_are_built_from_plain_values() -> None:
     """And are networks: they can be separated again."""
-    once = {"base": {"name": "baseline"}, "method": "depthwise", "ranks": {"2.0": 4}}
+    once = {"base": {"name": "baseline"}, "method": "depthwise", "ranks": {"3.0": 4}}
     net = build("separated", (1, 28, 28), 10, **once)
     assert cost.parameters(net) == 121_930 - 9 * 32 * 64 + 4 * 32 * (9 + 64)
     assert cost.macs(net, (1, 28, 28)) == 2_528_000 - 121 * (9 * 32 * 64 - 4 * 32 * (9 + 64))
-    assert list(separable(net, "spatial")) == ["0.0", "2.0.0"]
+    assert list(separable(net, "spatial")) == ["0.0", "3.0.0"]
     twice = build(
-        "separated", (1, 28, 28), 10, base={"name": "separated", **once}, method="spatial", ranks={"2.0.0": 1}
+        "separated", (1, 28, 28), 10, base={"name": "separated", **once}, method="spatial", ranks={"3.0.0": 1}
     )
     assert cost.macs(net, (1, 28, 28)) > cost.macs(twice, (1, 28, 28))
     for ranks, words in (
-        ({"2.0": 10}, r"model.ranks.2.0=10 is out of range: 1 to 9"),
-        ({"2.0": 0}, r"model.ranks.2.0=0 is out of range: 1 to 9"),
-        ({"7": 1}, r"unknown model.ranks.7: depthwise separates 0.0, 2.0"),
+        ({"3.0": 10}, r"model.ranks.3.0=10 is out of range: 1 to 9"),
+        ({"3.0": 0}, r"model.ranks.3.0=0 is out of range: 1 to 9"),
+        ({"7": 1}, r"unknown model.ranks.7: depthwise separates 0.0, 3.0"),
     ):
         with pytest.raises(InputError, match=words):
             build("separated", (1, 28, 28), 10, **{**once, "ranks": ranks})
@@ -267,7 +267,7 @@ def test_sweep_to_full_rank(separate: Callable[..., dict[str, Any]], original: P
     assert rows[0]["macs"] == result(original)["macs"]
     assert rows[1]["logit_difference"] < 1e-4
     assert rows[1]["accuracy"] == rows[0]["accuracy"] == result(original)["val_accuracy"]
-    ranks = [row["ranks"]["2.0"] for row in rows[1:]]
+    ranks = [row["ranks"]["3.0"] for row in rows[1:]]
     assert ranks == sorted(ranks, reverse=True)
     assert (ranks[0], ranks[-1]) == (full, 1)
     assert len(ranks) == min(full, 9)
@@ -280,7 +280,7 @@ def test_sweep_to_full_rank(separate: Callable[..., dict[str, Any]], original: P
     with (report["path"] / "separation.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [int(row["macs"]) for row in table] == [row["macs"] for row in rows]
-    assert table[1]["ranks"] == f"0.0:{rows[1]['ranks']['0.0']} 2.0:{full}"
+    assert table[1]["ranks"] == f"0.0:{rows[1]['ranks']['0.0']} 3.0:{full}"
     assert (report["path"] / "separation.png").read_bytes().startswith(b"\x89PNG")
     assert f"{rows[1]['macs'] / 1e6:,.3f}" in report["out"]
 
@@ -292,7 +292,7 @@ def test_from_separation_to_further_training(
     report = separate("method=depthwise", "rank=2", "sweep=2", "finetune_epochs=2")
     path, finetuned = report["path"], Path(report["finetuned_run"])
     rank_two = report["networks"][report["chosen"]]
-    assert rank_two["ranks"] == {"0.0": 2, "2.0": 2}
+    assert rank_two["ranks"] == {"0.0": 2, "3.0": 2}
     assert [row["finetuned_accuracy"] is None for row in report["networks"]] == [False] * 4
     assert rank_two["finetuned_accuracy"] == result(finetuned)["val_accuracy"] > rank_two["accuracy"]
     assert rank_two["accuracy"] == result(path)["val_accuracy"] > 0.2

@@ -5,12 +5,11 @@ seeds; what comes of it is a Finding. The findings on each data set are kept as 
 from all that are there.
 """
 
-import contextlib
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +32,7 @@ from sepconv.measure import describe_device
 from sepconv.models.separable import TABLE
 from sepconv.ops import ConvNormActivation, depthwise_separable
 from sepconv.tables import markdown_table
-from sepconv.training import describe_images, find_device, train
+from sepconv.training import find_device, make_classifier, train
 
 WIDTHS = [i / 8 for i in range(1, 65)]  # tried to match one network's cost to another's
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)  # in and out, of the layers of claim C12
@@ -85,7 +84,7 @@ class Lab:
                              runs=self.config.runs)  # fmt: skip
         key = self.identity(wanted)
         if key not in self.done:
-            with hushed():
+            with terminal.hushed():
                 path, result = train(wanted, [], time.time())
             self.done[key] = Run(path, wanted, result)
             options = " ".join(f"{k}={v}" for k, v in model.items() if k != "name")
@@ -119,16 +118,6 @@ class Lab:
             return abs(math.log(getattr(self.costs(model | {"width": width}), by) / getattr(wanted, by)))
 
         return model | {"width": min(WIDTHS, key=distance)}
-
-
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Keeps what a training says of itself off the terminal."""
-    terminal.CONSOLE.quiet = True
-    try:
-        yield
-    finally:
-        terminal.CONSOLE.quiet = False
 
 
 def separable(**options: Any) -> dict[str, Any]:
@@ -376,18 +365,13 @@ def gradient_norms(lab: Lab, model: dict[str, Any]) -> list[float]:
     found = []
     for seed in lab.config.seeds:
         torch.manual_seed(seed)
-        classifier = fresh(lab, model)
+        classifier = make_classifier(model, lab.config.recipe, lab.dataset)
         rows = lab.dataset.train[torch.randperm(len(lab.dataset.train))[: lab.config.recipe.batch_size]]
         images, labels = lab.dataset[rows]
         F.cross_entropy(classifier(images), labels).backward()
         weights = [m.weight for m in classifier.net.modules() if isinstance(m, nn.Conv2d)]
         found.append([float(w.grad.norm() / w.detach().norm()) for w in weights if w.grad is not None])
     return [statistics.median(values) for values in zip(*found, strict=True)]
-
-
-def fresh(lab: Lab, model: dict[str, Any]) -> ImageClassifier:
-    """An untrained classifier on these images."""
-    return ImageClassifier(model, asdict(lab.config.recipe), describe_images(lab.dataset))
 
 
 def c10(lab: Lab) -> Finding:

@@ -17,7 +17,7 @@ from sepconv import InputError, models
 from sepconv.capture import CapturedStep, CudaGraph
 from sepconv.config import RecipeConfig, read
 from sepconv.datasets import GROUPS, ImageData
-from sepconv.recipe import build_optimizer, build_schedule, initialize
+from sepconv.recipe import build_optimizer, build_schedule, initialize, stem
 from sepconv.transforms import augment
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class ImageClassifier(L.LightningModule):
         self.recipe = read(RecipeConfig, recipe)
         self.net = models.build(shape=tuple(images["shape"]), classes=images["classes"], **model)
         initialize(self.net, self.recipe.initialization)
+        if self.recipe.whiten:
+            stem(self.net).requires_grad_(False)
         unit = self.recipe.normalize == "unit"
         mean = torch.zeros(images["shape"][0]) if unit else torch.tensor(images["mean"])
         deviation = torch.ones(images["shape"][0]) if unit else torch.tensor(images["deviation"])
@@ -68,7 +70,11 @@ class ImageClassifier(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) for images (B, C, H, W) with pixels from 0 to 255."""
-        return self.net(torch.addcmul(self.offset, images.float(), self.scale))
+        return self.net(self.standardize(images))
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """What the network sees of images (B, C, H, W) with pixels from 0 to 255."""
+        return torch.addcmul(self.offset, images.float(), self.scale)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.net, self.recipe.optimizer)

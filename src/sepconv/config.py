@@ -78,10 +78,11 @@ class RecipeConfig:
     # `name` in torch.optim, and its arguments; Muon also takes `others` (name and arguments of the optimizer of all
     # but filters) and `depthwise` (others | muon: which of the two depthwise filters go to)
     optimizer: dict[str, Any]
-    schedule: str  # constant | one_cycle, stepped every batch
-    warmup: float = 0.0  # one_cycle: share of the steps on the way up to the learning rate
+    schedule: str  # constant | one_cycle | linear, stepped every batch
+    warmup: float = 0.0  # one_cycle, linear: share of the steps on the way up to the learning rate
     label_smoothing: float = 0.0
     initialization: str = "torch"  # torch | glorot_uniform | kaiming_normal
+    whiten: bool = False  # the first convolution gets filters that whiten the images' patches, and is not trained
     normalize: str = "standardize"  # standardize (mean 0, deviation 1 per channel) | unit (0 to 1)
     precision: str = "auto"  # auto (bf16 where the hardware has it) | fp32 | bf16
     channels_last: bool = True
@@ -92,7 +93,7 @@ class RecipeConfig:
         check(self.batch_size >= 1, "recipe.batch_size", self.batch_size, "1 or more")
         check(0 <= self.warmup <= 1, "recipe.warmup", self.warmup, "a share from 0 to 1")
         check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "from 0 to below 1")
-        check_choice("recipe.schedule", self.schedule, "constant", "one_cycle")
+        check_choice("recipe.schedule", self.schedule, "constant", "one_cycle", "linear")
         check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal")
         check_choice("recipe.normalize", self.normalize, "standardize", "unit")
         check_choice("recipe.precision", self.precision, "auto", "fp32", "bf16")

@@ -129,7 +129,7 @@ class Layer:
     output: tuple[int, ...]
     kernel: tuple[int, int] | None  # of a convolution or a pooling
     stride: tuple[int, int] | None
-    parameters: int  # trainable; those of a module that is called twice count the first time
+    parameters: int  # those of a module that is called twice count the first time
     macs: int
     macs_data_gradient: int  # none where nothing before the layer learns, as in the first
     macs_weight_gradient: int
@@ -171,8 +171,8 @@ class Layer:
 
 
 def parameters(net: nn.Module) -> int:
-    """The number of trainable parameters."""
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+    """The number of parameters, trained or frozen."""
+    return sum(p.numel() for p in net.parameters())
 
 
 def macs(net: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -286,7 +286,7 @@ class _Recorder(TorchDispatchMode):
                 tuple(written[0].shape),
                 layer.kernel,
                 layer.stride,
-                parameters=sum(p.numel() for p in new if p.requires_grad),
+                parameters=sum(p.numel() for p in new),
                 macs=layer.macs,
                 macs_data_gradient=layer.data_gradient,
                 macs_weight_gradient=layer.weight_gradient,

@@ -2,10 +2,12 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -39,6 +41,34 @@ def initialize(net: nn.Module, scheme: str) -> None:
             nn.init.normal_(layer.weight, std=0.01)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def whiten(net: nn.Module, images: Tensor) -> None:
+    """Gives the first convolution of `net`, in place, filters that whiten the patches of `images`; biases are 0.
+
+    They are the eigenvectors of the patches' covariance, from the largest eigenvalue on, each with both signs, scaled
+    so that all responses have a deviation of 1/3; where the layer has more filters, random mixes of these. Source:
+    Jordan, arXiv 2404.00498, section 3.2.
+
+    Args:
+        images: (N, C, H, W), as the network sees them.
+    """
+    conv = stem(net)
+    size = conv.weight[0].numel()
+    patches = F.unfold(images, conv.kernel_size).transpose(1, 2).reshape(-1, size)
+    variances, directions = torch.linalg.eigh(torch.cov(patches.T))
+    whitening = (directions / (variances + 1e-2).sqrt()).T.flip(0)
+    pairs = torch.stack([whitening, -whitening], dim=1).flatten(0, 1)[: len(conv.weight)]
+    mixes = F.normalize(torch.randn(len(conv.weight) - len(pairs), size), dim=1) @ whitening
+    with torch.no_grad():
+        conv.weight.copy_((torch.cat([pairs, mixes]) / 3).view_as(conv.weight))
+        if conv.bias is not None:
+            conv.bias.zero_()
+
+
+def stem(net: nn.Module) -> nn.Conv2d:
+    """The first convolution of `net`."""
+    return next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
 
 
 def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
@@ -110,11 +140,11 @@ def find_filters(net: nn.Module, depthwise: bool) -> list[nn.Parameter]:
 
 
 def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LRScheduler:
-    """The learning rate over `steps` optimizer steps, to be stepped after each: `constant` or `one_cycle`.
+    """The learning rate over `steps` optimizer steps, to be stepped after each: `constant`, `one_cycle` or `linear`.
 
     One cycle goes up from a 25th of the rate over the first `warmup` of the steps and down to nothing over the rest,
     along half cosines (Smith, arXiv 1708.07120, in the form that torch and fastai gave it). With no warm-up it is
-    cosine annealing.
+    cosine annealing. `linear` goes up from nothing and down to nothing along straight lines.
     """
 
     def one_cycle(step: int) -> float:
@@ -123,7 +153,14 @@ def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LR
             return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * progress / recipe.warmup)) / 2
         return (1 + math.cos(math.pi * (progress - recipe.warmup) / max(1 - recipe.warmup, 1 / steps))) / 2
 
-    return LambdaLR(optimizer, one_cycle if recipe.schedule == "one_cycle" else lambda step: 1.0)
+    def linear(step: int) -> float:
+        progress = (step + 1) / (steps + 1)  # no step is at a rate of 0
+        if progress < recipe.warmup:
+            return progress / recipe.warmup
+        return (1 - progress) / max(1 - recipe.warmup, 1 / (steps + 1))
+
+    forms: dict[str, Callable[[int], float]] = {"constant": lambda step: 1.0, "one_cycle": one_cycle, "linear": linear}
+    return LambdaLR(optimizer, forms[recipe.schedule])
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:

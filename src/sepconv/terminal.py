@@ -82,6 +82,16 @@ def logged(run: Path) -> Iterator[None]:
         file.close()
 
 
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keeps what a training says of itself off the terminal."""
+    CONSOLE.quiet = True
+    try:
+        yield
+    finally:
+        CONSOLE.quiet = False
+
+
 def quiet() -> None:
     """Keeps what Lightning says of itself off the terminal; a run's log has it."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):

@@ -18,15 +18,17 @@ from torch import Tensor
 from sepconv import InputError, cost, runs, terminal
 from sepconv.capture import resolve_step
 from sepconv.classifier import ImageClassifier
-from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, flatten
+from sepconv.config import EvaluateConfig, RecipeConfig, SourceConfig, TrainConfig, TrainerConfig, flatten
 from sepconv.dashboard import Dashboard
 from sepconv.datasets import Dataset, ImageData, load
 from sepconv.measure import Stopwatch, describe_device, peak_memory, reset_peak_memory
-from sepconv.recipe import build_optimizer, resolve_precision
+from sepconv.recipe import build_optimizer, resolve_precision, whiten
 
 # a run in TensorBoard's HPARAMS: the same columns for all, few enough for its parallel coordinates
 CHOICES = ("epochs", "batch_size", "optimizer.name", "optimizer.lr", "optimizer.weight_decay", "label_smoothing")
 HPARAMS = ("test_accuracy", "val_accuracy", "parameters", "macs", "train_images_per_second", "fit_seconds")
+
+WHITENED = 2000  # images whose patches recipe.whiten looks at
 
 
 def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Path, dict[str, Any]]:
@@ -54,11 +56,11 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     dataset = load(config.data)
     recipe = config.recipe
     data = ImageData(dataset, recipe.batch_size, recipe.drop_last, config.seed, config.trainer.limit_batches)
-    images = describe_images(dataset)
-    if origin is not None:
-        images = check_images(origin, images, config)
-    classifier = ImageClassifier(config.model, asdict(config.recipe), images)
-    if origin is not None:
+    if origin is None:
+        classifier = make_classifier(config.model, config.recipe, dataset)
+    else:
+        images = check_images(origin, describe_images(dataset), config)
+        classifier = ImageClassifier(config.model, asdict(config.recipe), images)
         classifier.load_state_dict(origin.state_dict())
     # now, so that a bad argument leaves no run behind
     optimizer = build_optimizer(classifier.net, config.recipe.optimizer)
@@ -140,6 +142,18 @@ def record(run: Path, config: TrainConfig, result: dict[str, Any], logger: Tenso
     logger.log_hyperparams(shown | {name: asked.get(f"recipe.{name}", 0.0) for name in CHOICES}, metrics)
     logger.finalize("success")
     runs.write_result(run, result)
+
+
+def make_classifier(model: dict[str, Any], recipe: RecipeConfig, dataset: Dataset) -> ImageClassifier:
+    """A new classifier of the images of `dataset`, on the CPU, with initial weights as `recipe` has them.
+
+    Raises InputError for a network that cannot be built.
+    """
+    classifier = ImageClassifier(model, asdict(recipe), describe_images(dataset))
+    if recipe.whiten:
+        images, _ = dataset[dataset.train[:WHITENED]]
+        whiten(classifier.net, classifier.standardize(images))
+    return classifier
 
 
 def describe_images(dataset: Dataset) -> dict[str, Any]:

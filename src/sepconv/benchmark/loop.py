@@ -5,7 +5,6 @@ import math
 import statistics
 import tempfile
 import time
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -25,7 +24,7 @@ from sepconv.config import BenchmarkConfig, RecipeConfig
 from sepconv.datasets import Batches, Dataset, ImageData, load
 from sepconv.measure import Stopwatch, synchronize
 from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
-from sepconv.training import checkpoints, describe_images, find_device, make_trainer
+from sepconv.training import checkpoints, find_device, make_classifier, make_trainer
 from sepconv.transforms import augment
 
 WARM_UP = 10  # steps left out of a round's rate
@@ -55,7 +54,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     precision = resolve_precision(config.recipe.precision, device)
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(config.rounds):
-        classifier = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
+        classifier = make_classifier(config.model, config.recipe, dataset)
         bare = BareLoop(
             copy.deepcopy(classifier), dataset.to(device), precision, config.recipe, config.steps, config.seed
         )

@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,13 +12,12 @@ from rich.table import Table
 
 from sepconv import InputError, cost
 from sepconv.benchmark.loop import BareLoop, quartiles
-from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig
 from sepconv.datasets import load
 from sepconv.measure import synchronize
 from sepconv.recipe import resolve_precision
 from sepconv.terminal import CONSOLE
-from sepconv.training import describe_images, find_device
+from sepconv.training import find_device, make_classifier
 
 TURN = 0.5  # seconds, at least, of a turn
 
@@ -38,8 +36,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """
     device = find_device(config.trainer)
     dataset = load(config.data)
-    images = describe_images(dataset)
-    dataset = dataset.to(device)
+    resident = dataset.to(device)
     precision = resolve_precision(config.recipe.precision, device)
     rows = []
     for name in config.networks:
@@ -52,11 +49,11 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
             loops, macs = {}, {}
             for conv in ("separable", "dense"):
                 L.seed_everything(config.seed, verbose=False)
-                classifier = ImageClassifier({"name": name, "conv": conv}, asdict(config.recipe), images)
+                classifier = make_classifier({"name": name, "conv": conv}, config.recipe, dataset)
                 macs[conv] = cost.macs(classifier.net, dataset.shape)
-                loops[conv] = BareLoop(classifier, dataset, precision, config.recipe, config.steps, config.seed)
+                loops[conv] = BareLoop(classifier, resident, precision, config.recipe, config.steps, config.seed)
             row["macs"] = macs
-            batch = dataset.train[:batch_size]
+            batch = resident.train[:batch_size]
             for part, step in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
                 rates: dict[str, list[float]] = {conv: [] for conv in loops}
                 for turn in range(config.rounds + 1):

@@ -43,14 +43,13 @@ from sepconv.benchmark.time_to_accuracy import (
     train_quietly,
     warm_up,
 )
-from sepconv.classifier import ImageClassifier
 from sepconv.cli import explain_hydra
 from sepconv.config import REPOSITORY, BenchmarkConfig, RecipeConfig, TrainConfig, check, read
 from sepconv.datasets import EVAL_BATCH, Dataset, load
 from sepconv.measure import synchronize
 from sepconv.recipe import resolve_precision
 from sepconv.terminal import CONSOLE
-from sepconv.training import describe_images, find_device
+from sepconv.training import find_device, make_classifier
 
 NETWORK = {"name": "baseline"}  # of the Keras MNIST example
 KERAS = REPOSITORY / ".venv-peers"
@@ -159,7 +158,7 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
     """A training by the bare loop, and the test at its end."""
     recipe, device = config.recipe, find_device(config.trainer)
     L.seed_everything(seed, verbose=False)
-    classifier = ImageClassifier(NETWORK, asdict(recipe), describe_images(dataset))
+    classifier = make_classifier(NETWORK, recipe, dataset)
     dataset = dataset.to(device)
     images = images_of(dataset, recipe)
     steps = recipe.epochs * -(-images // recipe.batch_size)

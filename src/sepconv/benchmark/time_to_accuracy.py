@@ -22,11 +22,10 @@ from rich.table import Table
 
 from sepconv import InputError
 from sepconv.benchmark.loop import spread
-from sepconv.claims import hushed
 from sepconv.compare import Estimate
 from sepconv.compare_report import percent
 from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, hushed
 from sepconv.training import train
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile leaves what it made

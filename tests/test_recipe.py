@@ -1,0 +1,72 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import data_config
+from torch import nn
+
+from sepconv import cost
+from sepconv.config import RecipeConfig, read
+from sepconv.datasets import load
+from sepconv.models import build
+from sepconv.recipe import build_schedule, stem, whiten
+
+
+@pytest.mark.parametrize(("channels", "filters", "pairs"), [(1, 32, 9), (3, 24, 12)])
+def test_whitening_filters(channels: int, filters: int, pairs: int) -> None:
+    """Responses of one deviation, in pairs of both signs, uncorrelated between pairs; the strongest directions."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(channels, filters, 3))
+    images = F.avg_pool2d(torch.randn(200, channels, 20, 20), 3, 1)  # neighbours correlate
+    whiten(net, 5 * images)
+    with torch.no_grad():
+        responses = net(5 * images).transpose(0, 1).flatten(1)
+    correlation = torch.corrcoef(responses[: 2 * pairs])
+    one, other = responses[0 : 2 * pairs : 2], responses[1 : 2 * pairs : 2]
+    torch.testing.assert_close(one, -other, rtol=0, atol=1e-5)
+    torch.testing.assert_close(correlation[::2, ::2], torch.eye(pairs), rtol=0, atol=0.05)
+    torch.testing.assert_close(responses.std(1), torch.full((filters,), 1 / 3), rtol=0.15, atol=0)
+    # no patch varies more along any direction than along the first filter
+    patches = F.unfold(5 * images, 3).transpose(1, 2).flatten(0, 1)
+    first = net[0].weight[0].detach().flatten()
+    largest = torch.linalg.eigvalsh(torch.cov(patches.T))[-1]
+    torch.testing.assert_close((patches @ first).var() / first.square().sum(), largest, rtol=1e-3, atol=0)
+
+
+def test_a_whitening_layer_is_not_trained(train: Callable[..., Path]) -> None:
+    run = train("model=baseline", "recipe.whiten=true", "recipe.epochs=2", "trainer.limit_batches=3")
+    dataset = load(data_config("digits"))
+    states = [
+        torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for name in ("best", "last")
+    ]
+    one, other = (state["net.0.0.weight"] for state in states)
+    assert torch.equal(one, other)
+    net = build("baseline", dataset.shape, len(dataset.classes))
+    torch.manual_seed(0)
+    mean, deviation = dataset.statistics()
+    images = (dataset[dataset.train[:2000]][0] / 255 - mean[0]) / deviation[0]
+    whiten(net, images)
+    ours, theirs = (filters[:18].flatten(1) for filters in (one, stem(net).weight.detach()))  # but for signs
+    torch.testing.assert_close(ours.T @ ours, theirs.T @ theirs, rtol=1e-3, atol=1e-3)
+    assert f'"parameters": {cost.parameters(net)},' in (run / "result.json").read_text()  # frozen ones too
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.2, 1.0])
+def test_linear_schedule(warmup: float) -> None:
+    recipe = {"epochs": 1, "batch_size": 1, "drop_last": True, "schedule": "linear", "warmup": warmup, "augment": {},
+              "optimizer": {"name": "SGD"}}  # fmt: skip
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=2.0)
+    scheduler = build_schedule(optimizer, read(RecipeConfig, recipe), 9)
+    rates = []
+    for _ in range(9):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    peak = {0.0: 0, 0.2: 1, 1.0: 8}[warmup]
+    assert max(rates) == rates[peak] <= 2.0
+    assert min(rates) > 0
+    for part in (rates[: peak + 1], rates[peak:]):
+        steps = torch.tensor(part).diff()
+        torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-4, atol=1e-6)
