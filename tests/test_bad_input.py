@@ -35,6 +35,8 @@ Command = Callable[..., Outcome]
         ("recipe.batch_size=abc", ["recipe.batch_size", "abc", "Integer"]),
         ("recipe.batch_size=0", ["recipe.batch_size=0", "1 or more"]),
         ("recipe.batch_size=-5", ["recipe.batch_size=-5"]),
+        ("recipe.epoch_images=1295", ["recipe.epoch_images=1295", "larger than the training set", "1294"]),
+        ("recipe.epoch_images=100", ["recipe.epoch_images=100", "at least a batch, 128"]),
         ("recipe.batch_size=100000", ["recipe.batch_size=100000", "larger than the training set", "1294"]),
         ("recipe.epochs=0", ["recipe.epochs=0"]),
         ("recipe.epochs=1.5", ["recipe.epochs", "1.5"]),

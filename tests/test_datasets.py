@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from torchvision.datasets import MNIST
 
 from sepconv import InputError, datasets, measure
+from sepconv.config import RecipeConfig, read
 from sepconv.datasets import Batches, Dataset, ImageData, hold_out, load
 
 
@@ -105,8 +107,27 @@ def test_batches_cover_an_epoch_in_a_new_order_each_time() -> None:
     assert torch.cat(list(Batches(rows, 4))).tolist() == rows.tolist()
 
 
+def recipe(**changes: Any) -> RecipeConfig:
+    base = {"epochs": 1, "batch_size": 64, "drop_last": False, "schedule": "constant", "optimizer": {"name": "SGD"}}
+    return read(RecipeConfig, {**base, "augment": {}, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [({}, 1294), ({"drop_last": True}, 1280), ({"epoch_images": 200}, 200),
+     ({"epoch_images": 200, "drop_last": True}, 192)],
+)  # fmt: skip
+def test_images_of_an_epoch(changes: dict[str, Any], count: int) -> None:
+    """So many, each once, others in the next epoch."""
+    data = ImageData(load(data_config("digits")), recipe(**changes))
+    first, second = (torch.cat(list(data.train_dataloader())) for _ in range(2))
+    assert len(first) == len(first.unique()) == len(second) == count
+    assert data.steps == -(-count // 64)
+    assert (set(first.tolist()) == set(second.tolist())) == (count == 1294)
+
+
 def test_generator_state_is_kept() -> None:
-    data = ImageData(load(data_config("digits")), 64, seed=3)
+    data = ImageData(load(data_config("digits")), recipe(), seed=3)
     state = data.state_dict()
     one = torch.cat(list(data.train_dataloader()))
     data.load_state_dict(state)

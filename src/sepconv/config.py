@@ -73,6 +73,7 @@ class RecipeConfig:
     """How a network is trained."""
 
     epochs: int
+    epoch_images: int | None = None  # an epoch is so many of the training images, drawn anew each time; null: all
     batch_size: int
     drop_last: bool  # leave out an epoch's last, smaller batch (a random part of it each time)
     # `name` in torch.optim, and its arguments; Muon also takes `others` (name and arguments of the optimizer of all
@@ -91,6 +92,8 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "recipe.epochs", self.epochs, "1 or more")
         check(self.batch_size >= 1, "recipe.batch_size", self.batch_size, "1 or more")
+        check(self.epoch_images is None or self.epoch_images >= self.batch_size, "recipe.epoch_images",
+              self.epoch_images, f"at least a batch, {self.batch_size}, or null")  # fmt: skip
         check(0 <= self.warmup <= 1, "recipe.warmup", self.warmup, "a share from 0 to 1")
         check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "from 0 to below 1")
         check_choice("recipe.schedule", self.schedule, "constant", "one_cycle", "linear")

@@ -21,7 +21,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as tvf
 
 from sepconv import InputError
-from sepconv.config import DataConfig
+from sepconv.config import DataConfig, RecipeConfig
 from sepconv.measure import free_memory
 
 EVAL_BATCH = 500  # images; accuracy does not depend on it
@@ -327,6 +327,18 @@ class Batches:
         yield from rows[: self.count].split(self.size)
 
 
+def count_images(dataset: Dataset, recipe: RecipeConfig) -> int:
+    """Images that an epoch of `recipe` trains on. Raises InputError where there are not so many."""
+    for key in ("batch_size", "epoch_images"):
+        if (getattr(recipe, key) or 0) > len(dataset.train):
+            raise InputError(
+                f"recipe.{key}={getattr(recipe, key)} is larger than the training set: "
+                f"{dataset.name} has {len(dataset.train)} images to train on"
+            )
+    count = recipe.epoch_images or len(dataset.train)
+    return count - count % recipe.batch_size if recipe.drop_last else count
+
+
 class ImageData(L.LightningDataModule):
     """The one data module: a Dataset on the trainer's device, and the generator behind all that is random there.
 
@@ -337,23 +349,14 @@ class ImageData(L.LightningDataModule):
     steps of them: what the loop costs, a few tenths of a millisecond, is paid once for all of them.
 
     Args:
-        drop_last: leave out an epoch's last batch where it is not full.
+        recipe: says the size of the batches and the length of an epoch.
         limit: use at most so many batches of each part.
     """
 
-    def __init__(
-        self, dataset: Dataset, batch_size: int, drop_last: bool = False, seed: int = 0, limit: int | None = None
-    ) -> None:
+    def __init__(self, dataset: Dataset, recipe: RecipeConfig, seed: int = 0, limit: int | None = None) -> None:
         super().__init__()
-        if batch_size > len(dataset.train):
-            raise InputError(
-                f"recipe.batch_size={batch_size} is larger than the training set: "
-                f"{dataset.name} has {len(dataset.train)} images to train on"
-            )
+        batch_size, count = recipe.batch_size, count_images(dataset, recipe)
         self.dataset, self.batch_size, self.seed, self.limit = dataset, batch_size, seed, limit
-        count = len(dataset.train)
-        if drop_last:
-            count -= count % batch_size
         self.count = count if limit is None else min(count, limit * batch_size)  # images of an epoch
         self.steps = math.ceil(self.count / batch_size)  # of an epoch
         self.group = math.ceil(self.steps / GROUPS)  # batches handed over at a time

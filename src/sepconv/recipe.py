@@ -122,21 +122,16 @@ def refusal(key: str, name: str, error: Exception) -> InputError:
 
 
 def find_filters(net: nn.Module, depthwise: bool) -> list[nn.Parameter]:
-    """The weights of `net` that Muon takes: those of convolutions and dense layers between the first and the last.
+    """The weights of `net` that Muon takes: those of all convolutions but the first, which is next to the pixels.
 
-    The first convolution and the last dense layer, next to pixels and classes, are left out, as Muon's author advises.
+    Dense layers are left out: of the Keras example's it took a quarter of a CPU's step, for no more accuracy.
 
     Args:
         depthwise: take depthwise (and grouped) convolutions too, as C x K² matrices. Their channels do not mix, so
             that to make the filters of different ones orthogonal relates what has nothing in common.
     """
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    dense = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    left: set[nn.Module] = {*convolutions[:1], *dense[-1:]}
-    if not depthwise:
-        left.update(layer for layer in convolutions if layer.groups > 1)
-    return [layer.get_parameter("weight") for layer in layers if layer not in left]
+    convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    return [layer.weight for layer in convolutions[1:] if depthwise or layer.groups == 1]
 
 
 def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LRScheduler:

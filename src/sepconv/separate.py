@@ -242,8 +242,7 @@ class Original:
 
     def data(self) -> ImageData:
         """The data as a training of the run's seed would draw them."""
-        recipe, limit = self.recorded.recipe, self.config.trainer.limit_batches
-        return ImageData(self.dataset, recipe.batch_size, recipe.drop_last, self.recorded.seed, limit)
+        return ImageData(self.dataset, self.recorded.recipe, self.recorded.seed, self.config.trainer.limit_batches)
 
     def evaluate(self, classifier: ImageClassifier, part: str) -> float:
         """Accuracy on the `part` (validation, test), as `evaluate.py` computes it."""

@@ -54,8 +54,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     L.seed_everything(config.seed, verbose=False)
     reset_peak_memory()
     dataset = load(config.data)
-    recipe = config.recipe
-    data = ImageData(dataset, recipe.batch_size, recipe.drop_last, config.seed, config.trainer.limit_batches)
+    data = ImageData(dataset, config.recipe, config.seed, config.trainer.limit_batches)
     if origin is None:
         classifier = make_classifier(config.model, config.recipe, dataset)
     else:
@@ -238,7 +237,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     device = find_device(config.trainer)
     precision = resolve_precision(recorded.recipe.precision, device)
     trainer = make_trainer(config.trainer, precision, [], False, recorded.recipe.epochs)
-    data = ImageData(dataset, recorded.recipe.batch_size, limit=config.trainer.limit_batches)
+    data = ImageData(dataset, recorded.recipe, limit=config.trainer.limit_batches)
     tested = trainer.test(classifier, data, verbose=False)[0]
     accuracy = tested["accuracy/test"]
     table = Table(title=f"{run}, {config.checkpoint} checkpoint", title_justify="left")

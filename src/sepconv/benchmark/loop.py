@@ -5,6 +5,7 @@ import math
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from sepconv import InputError
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig, RecipeConfig
-from sepconv.datasets import Batches, Dataset, ImageData, load
+from sepconv.datasets import Batches, Dataset, ImageData, count_images, load
 from sepconv.measure import Stopwatch, synchronize
 from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
 from sepconv.training import checkpoints, find_device, make_classifier, make_trainer
@@ -46,7 +47,8 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     device = find_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
     dataset = load(config.data)
-    steps = ImageData(dataset, config.recipe.batch_size, drop_last=True).steps
+    recipe = replace(config.recipe, drop_last=True)
+    steps = count_images(dataset, recipe) // recipe.batch_size
     if not WARM_UP < config.steps <= steps:
         raise InputError(
             f"steps={config.steps} is out of range: an epoch of {dataset.name} has from {WARM_UP + 1} to {steps}"
@@ -54,10 +56,8 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     precision = resolve_precision(config.recipe.precision, device)
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(config.rounds):
-        classifier = make_classifier(config.model, config.recipe, dataset)
-        bare = BareLoop(
-            copy.deepcopy(classifier), dataset.to(device), precision, config.recipe, config.steps, config.seed
-        )
+        classifier = make_classifier(config.model, recipe, dataset)
+        bare = BareLoop(copy.deepcopy(classifier), dataset.to(device), precision, recipe, config.steps, config.seed)
         turns = Turns(bare)
         train(classifier, dataset, precision, config, turns)
         for name, measured in turns.rates.items():
@@ -94,10 +94,7 @@ class BareLoop:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.optimizer = build_optimizer(classifier.net, recipe.optimizer)
         self.scheduler = build_schedule(self.optimizer, recipe, steps)
-        images = len(dataset.train)
-        if recipe.drop_last:
-            images -= images % recipe.batch_size
-        epoch = Batches(dataset.train, recipe.batch_size, images, self.generator)
+        epoch = Batches(dataset.train, recipe.batch_size, count_images(dataset, recipe), self.generator)
         self.batches = chain.from_iterable(repeat(epoch))
 
     def run(self, steps: int) -> None:
@@ -157,7 +154,7 @@ def train(
     classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig, callback: Callback
 ) -> None:
     """One epoch of `config.steps` steps of our trainer, logs, checkpoints and all."""
-    data = ImageData(dataset, config.recipe.batch_size, drop_last=True, seed=config.seed, limit=config.steps)
+    data = ImageData(dataset, classifier.recipe, config.seed, limit=config.steps)
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
         callbacks = [Stopwatch(time.time()), *checkpoints(Path(folder)), callback]

@@ -44,8 +44,8 @@ from sepconv.benchmark.time_to_accuracy import (
     warm_up,
 )
 from sepconv.cli import explain_hydra
-from sepconv.config import REPOSITORY, BenchmarkConfig, RecipeConfig, TrainConfig, check, read
-from sepconv.datasets import EVAL_BATCH, Dataset, load
+from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig, check, read
+from sepconv.datasets import EVAL_BATCH, Dataset, count_images, load
 from sepconv.measure import synchronize
 from sepconv.recipe import resolve_precision
 from sepconv.terminal import CONSOLE
@@ -137,19 +137,13 @@ def ours(config: BenchmarkConfig) -> dict[str, TrainConfig]:
     return found
 
 
-def images_of(dataset: Dataset, recipe: RecipeConfig) -> int:
-    """Images of an epoch's steps."""
-    count = len(dataset.train)
-    return count - count % recipe.batch_size if recipe.drop_last else count
-
-
 def train_ours(training: TrainConfig, dataset: Dataset, seed: int) -> Turn:
     """A training of ours in this process."""
     result = train_quietly(replace(training, seed=seed))
     kept = ("fit_seconds", "test_accuracy", "epochs", "batch_size", "parameters", "macs", "precision")
     return {
         **{key: result[key] for key in kept},
-        "images": result["epochs"] * images_of(dataset, training.recipe),
+        "images": result["epochs"] * count_images(dataset, training.recipe),
         "model": training.model,
     }
 
@@ -160,7 +154,7 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
     L.seed_everything(seed, verbose=False)
     classifier = make_classifier(NETWORK, recipe, dataset)
     dataset = dataset.to(device)
-    images = images_of(dataset, recipe)
+    images = count_images(dataset, recipe)
     steps = recipe.epochs * -(-images // recipe.batch_size)
     precision = resolve_precision(recipe.precision, device)
     bare = BareLoop(classifier, dataset, precision, recipe, steps, seed)
