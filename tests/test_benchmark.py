@@ -34,7 +34,7 @@ def test_both_loops_train_to_the_same_weights(model: str, precision: str) -> Non
     ours = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
     theirs = copy.deepcopy(ours)
     before = copy.deepcopy(ours.state_dict())
-    turns = Turns(BareLoop(theirs, dataset, precision, config.recipe, config.steps, config.seed))
+    turns = Turns(BareLoop(theirs, dataset, precision, config.recipe, config.steps, config.seed, config.trainer))
     train(ours, dataset, precision, config, turns)
     assert len(turns.rates["ours"]) == len(turns.rates["bare"]) == 11  # of 15 groups, the first 10 steps left out
     one, other = ours.state_dict(), theirs.state_dict()

@@ -13,7 +13,7 @@ from sepconv.config import TrainerConfig
 
 WARM_UP = 3  # steps made before the capture: by then libraries have chosen their kernels and have their workspaces
 
-Step = Callable[[Tensor], tuple[Tensor, Tensor]]
+Step = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def resolve_step(config: TrainerConfig, device: torch.device, optimizer: Optimizer) -> str:
@@ -64,7 +64,7 @@ class CudaGraph:
         self.generator = generator
         self.stream = torch.cuda.Stream()
 
-    def warm_up(self, function: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def warm_up(self, function: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Calls `function` on the stream of the capture, so that nothing is bound to another."""
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
@@ -98,7 +98,7 @@ class CapturedStep:
     step they are tensors on the device, written before each step, as a graph would keep a number for ever.
 
     Args:
-        step: from rows (B,) to the loss and number of hits, 0-d; it changes weights by `optimizer.step()`.
+        step: from rows (B,) to figures of the step, such as its loss; it changes weights by `optimizer.step()`.
         graph: made for the generator that `step` draws from.
     """
 
@@ -108,12 +108,11 @@ class CapturedStep:
         self.replay: Callable[[], None] | None = None
         device = optimizer.param_groups[0]["params"][0].device
         self.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
-        # the graph reads and writes these, wherever it is replayed
+        # the graph reads these and writes those, wherever it is replayed
         self.rows = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.loss = torch.zeros((), device=device)
-        self.hits = torch.zeros((), dtype=torch.int64, device=device)
+        self.figures: tuple[Tensor, ...] = ()
 
-    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             rate.fill_(group["lr"])
         if len(rows) != len(self.rows):
@@ -126,15 +125,13 @@ class CapturedStep:
             self.optimizer.zero_grad()  # the gradients are then the graph's own tensors
             self.replay = self.graph.record(self.run_on_static)
         self.replay()
-        return self.loss.clone(), self.hits.clone()
+        return tuple(figure.clone() for figure in self.figures)
 
     def run_on_static(self) -> None:
-        """The step, from `self.rows` to `self.loss` and `self.hits`."""
-        loss, hits = self.run(self.rows)
-        self.loss.copy_(loss)
-        self.hits.copy_(hits)
+        """The step, from `self.rows` to `self.figures`."""
+        self.figures = self.run(self.rows)
 
-    def run(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The step, op by op, as the graph makes it."""
         with self.on_device():
             return self.step(rows)

@@ -77,9 +77,8 @@ class Lab:
             data = replace(data, train=size)
             recipe = replace(recipe, epochs=round(recipe.epochs * ratio), batch_size=min(recipe.batch_size, size))
         if plain:
-            optimizer = {key: value for key, value in recipe.optimizer.items() if key != "weight_decay"}
             none = replace(recipe.augment, crop=0, flip=False, shift=0, rotate=0, cutout=0)
-            recipe = replace(recipe, augment=none, label_smoothing=0.0, optimizer=optimizer | {"weight_decay": 0.0})
+            recipe = replace(recipe, augment=none, label_smoothing=0.0, optimizer=undecayed(recipe.optimizer))
         wanted = TrainConfig(data=data, model=model, recipe=recipe, trainer=self.config.trainer, seed=seed,
                              runs=self.config.runs)  # fmt: skip
         key = self.identity(wanted)
@@ -118,6 +117,12 @@ class Lab:
             return abs(math.log(getattr(self.costs(model | {"width": width}), by) / getattr(wanted, by)))
 
         return model | {"width": min(WIDTHS, key=distance)}
+
+
+def undecayed(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` of an optimizer, and of `others` in it, without weight decay."""
+    rest = {"others": undecayed(options["others"])} if "others" in options else {}
+    return options | {"weight_decay": 0.0} | rest
 
 
 def separable(**options: Any) -> dict[str, Any]:
@@ -689,8 +694,7 @@ def write_report(folder: Path) -> str:
             if name not in findings:
                 continue
             finding = findings[name]
-            epochs = finding["epochs"]
-            counts = f", n = {finding['seeds']} seeds, {epochs} epoch{'s' * (epochs != 1)}"
+            counts = f", n = {finding['seeds']} seeds, {terminal.epochs(finding['epochs'])}"
             trained = counts if "seeds" in finding["how"].lower() else ""
             lines += [
                 f"**{data}**: {finding['verdict']}.", "",

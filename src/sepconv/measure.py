@@ -1,6 +1,7 @@
 """What a run measures of itself: time, throughput, memory, and on what."""
 
 import contextlib
+import ctypes
 import platform
 import resource
 import statistics
@@ -171,6 +172,19 @@ def peak_memory(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_freed_memory() -> None:
+    """Has glibc, where the process runs on it, keep large blocks that are freed, for the next of their size.
+
+    By default it gives them back to the system, which hands them out again a page at a time and zeroed: half of the
+    time of an evaluation on a CPU, and a tenth of that of a small network's step.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**30)
 
 
 def free_memory(device: torch.device) -> int:

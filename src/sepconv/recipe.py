@@ -131,7 +131,7 @@ def find_filters(net: nn.Module, depthwise: bool) -> list[nn.Parameter]:
             that to make the filters of different ones orthogonal relates what has nothing in common.
     """
     convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
-    return [layer.weight for layer in convolutions[1:] if depthwise or layer.groups == 1]
+    return [layer.get_parameter("weight") for layer in convolutions[1:] if depthwise or layer.groups == 1]
 
 
 def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LRScheduler:

@@ -17,6 +17,11 @@ from sepconv.datasets import Dataset
 CONSOLE = Console(highlight=False)
 
 
+def epochs(count: int) -> str:
+    """So many epochs, in words."""
+    return f"{count} epoch{'s' * (count != 1)}"
+
+
 def introduce(
     config: TrainConfig, dataset: Dataset, steps: int, parameters: int, macs: int, precision: str,
     device: dict[str, Any], run: Path,
@@ -28,7 +33,7 @@ def introduce(
     for name, value in {
         "network": f"{config.model['name']}: {parameters:,} parameters, {macs:,} MACs an image",
         "data": f"{dataset.name}: {sizes}; {height} x {width} x {channels}, {len(dataset.classes)} classes",
-        "recipe": f"{recipe.optimizer['name']}, {recipe.schedule}, {recipe.epochs} epochs of {steps} batches of "
+        "recipe": f"{recipe.optimizer['name']}, {recipe.schedule}, {epochs(recipe.epochs)} of {steps} batches of "
         f"{recipe.batch_size}, {precision}, seed {config.seed}",
         "device": ", ".join(str(value) for value in device.values()),
         "run": str(run),
@@ -52,7 +57,7 @@ def conclude(result: dict[str, Any], run: Path) -> None:
         "MACs": f"{result['macs']:,} an image",
         "training": rate(result["train_images_per_second"]),
         "evaluation": rate(result["eval_images_per_second"]),
-        "fit": f"{result['fit_seconds']:.1f} s, {result['epochs']} epochs",
+        "fit": f"{result['fit_seconds']:.1f} s, {epochs(result['epochs'])}",
         "first step": "none was left to do" if first is None else f"{first:.1f} s after the start",
         "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
     }.items():

@@ -21,7 +21,7 @@ from sepconv.classifier import ImageClassifier
 from sepconv.config import EvaluateConfig, RecipeConfig, SourceConfig, TrainConfig, TrainerConfig, flatten
 from sepconv.dashboard import Dashboard
 from sepconv.datasets import Dataset, ImageData, load
-from sepconv.measure import Stopwatch, describe_device, peak_memory, reset_peak_memory
+from sepconv.measure import Stopwatch, describe_device, keep_freed_memory, peak_memory, reset_peak_memory
 from sepconv.recipe import build_optimizer, resolve_precision, whiten
 
 # a run in TensorBoard's HPARAMS: the same columns for all, few enough for its parallel coordinates
@@ -287,6 +287,7 @@ def make_trainer(
 ) -> L.Trainer:
     """Lightning's trainer on the one device that `config` means."""
     terminal.quiet()
+    keep_freed_memory()
     # Lightning sets it for processes that fork, which ours do not; where there is no GPU it has torch's optimizers
     # look for NVIDIA's library at every step, for 0.15 ms
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)

@@ -20,10 +20,11 @@ from rich.table import Table
 from torch import Tensor
 
 from sepconv import InputError
+from sepconv.capture import CapturedStep, CudaGraph, Step, resolve_step
 from sepconv.classifier import ImageClassifier
-from sepconv.config import BenchmarkConfig, RecipeConfig
+from sepconv.config import BenchmarkConfig, RecipeConfig, TrainerConfig
 from sepconv.datasets import Batches, Dataset, ImageData, count_images, load
-from sepconv.measure import Stopwatch, synchronize
+from sepconv.measure import Stopwatch, keep_freed_memory, synchronize
 from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
 from sepconv.training import checkpoints, find_device, make_classifier, make_trainer
 from sepconv.transforms import augment
@@ -57,7 +58,9 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(config.rounds):
         classifier = make_classifier(config.model, recipe, dataset)
-        bare = BareLoop(copy.deepcopy(classifier), dataset.to(device), precision, recipe, config.steps, config.seed)
+        bare = BareLoop(
+            copy.deepcopy(classifier), dataset.to(device), precision, recipe, config.steps, config.seed, config.trainer
+        )
         turns = Turns(bare)
         train(classifier, dataset, precision, config, turns)
         for name, measured in turns.rates.items():
@@ -81,11 +84,20 @@ class BareLoop:
     Args:
         steps: of the whole training, which the learning rate's schedule is over.
         seed: draws the order of the images and the augmentation.
+        trainer: says the form of the step.
     """
 
     def __init__(
-        self, classifier: ImageClassifier, dataset: Dataset, precision: str, recipe: RecipeConfig, steps: int, seed: int
+        self,
+        classifier: ImageClassifier,
+        dataset: Dataset,
+        precision: str,
+        recipe: RecipeConfig,
+        steps: int,
+        seed: int,
+        trainer: TrainerConfig,
     ) -> None:
+        keep_freed_memory()  # as our trainer does
         device = dataset.pixels.device
         self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, recipe
         if recipe.channels_last:
@@ -96,6 +108,13 @@ class BareLoop:
         self.scheduler = build_schedule(self.optimizer, recipe, steps)
         epoch = Batches(dataset.train, recipe.batch_size, count_images(dataset, recipe), self.generator)
         self.batches = chain.from_iterable(repeat(epoch))
+        self.make_step: Step = self.update
+        form = resolve_step(trainer, device, self.optimizer)
+        if form == "compile":
+            classifier.net.compile()
+        if form == "graph":
+            graph = CudaGraph(self.generator)
+            self.make_step = CapturedStep(self.update, self.optimizer, graph, recipe.batch_size)
 
     def run(self, steps: int) -> None:
         """Makes the next `steps` steps."""
@@ -111,6 +130,11 @@ class BareLoop:
 
     def step(self, rows: Tensor) -> None:
         """One training step."""
+        self.make_step(rows)
+        self.scheduler.step()
+
+    def update(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The part of a step that the device does: its loss."""
         images, labels = self.dataset[rows]
         with self.autocast():
             logits = self.classifier(augment(images, self.recipe.augment, self.generator, self.classifier.fill))
@@ -118,7 +142,7 @@ class BareLoop:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.scheduler.step()
+        return (loss.detach(),)
 
 
 class Turns(Callback):
@@ -154,6 +178,8 @@ def train(
     classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig, callback: Callback
 ) -> None:
     """One epoch of `config.steps` steps of our trainer, logs, checkpoints and all."""
+    optimizer = build_optimizer(classifier.net, classifier.recipe.optimizer)
+    classifier.form = resolve_step(config.trainer, find_device(config.trainer), optimizer)
     data = ImageData(dataset, classifier.recipe, config.seed, limit=config.steps)
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)

@@ -51,7 +51,9 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
                 L.seed_everything(config.seed, verbose=False)
                 classifier = make_classifier({"name": name, "conv": conv}, config.recipe, dataset)
                 macs[conv] = cost.macs(classifier.net, dataset.shape)
-                loops[conv] = BareLoop(classifier, resident, precision, config.recipe, config.steps, config.seed)
+                loops[conv] = BareLoop(
+                    classifier, resident, precision, config.recipe, config.steps, config.seed, config.trainer
+                )
             row["macs"] = macs
             batch = resident.train[:batch_size]
             for part, step in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):

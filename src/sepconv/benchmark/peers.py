@@ -157,7 +157,7 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
     images = count_images(dataset, recipe)
     steps = recipe.epochs * -(-images // recipe.batch_size)
     precision = resolve_precision(recipe.precision, device)
-    bare = BareLoop(classifier, dataset, precision, recipe, steps, seed)
+    bare = BareLoop(classifier, dataset, precision, recipe, steps, seed, config.trainer)
     synchronize(device)
     started = time.perf_counter()
     bare.run(steps)

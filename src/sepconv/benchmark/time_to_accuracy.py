@@ -25,7 +25,7 @@ from sepconv.benchmark.loop import spread
 from sepconv.compare import Estimate
 from sepconv.compare_report import percent
 from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig
-from sepconv.terminal import CONSOLE, hushed
+from sepconv.terminal import CONSOLE, epochs, hushed
 from sepconv.training import train
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile leaves what it made
@@ -163,7 +163,7 @@ def table(record: dict[str, Any]) -> Table:
     """A row for the warm runs and one for the cold ones."""
     recipe = record["recipe"]
     title = (
-        f"{record['model']['name']} on {record['data']}, {recipe['epochs']} epochs of batches of "
+        f"{record['model']['name']} on {record['data']}, {epochs(recipe['epochs'])} of batches of "
         f"{recipe['batch_size']}, {record['precision']}"
     )
     shown = Table(title=title, title_justify="left", caption_justify="left")
