@@ -48,6 +48,14 @@ def test_keras_example_counts(name: str, parameters: int, macs: int) -> None:
     assert cost.macs(net, (1, 28, 28)) == macs
 
 
+def test_keras_example_with_options() -> None:
+    net = build("baseline_separable", (1, 28, 28), 10, hidden=18, depth_multiplier=2)
+    filters, pointwise, dense = 9 * 32 * 2, 64 * 64 + 64, 1600 * 18 + 18 + 18 * 10 + 10
+    assert cost.parameters(net) == 320 + filters + pointwise + dense == 34_064
+    with pytest.raises(InputError, match=r"model.depth_multiplier=2 is out of range: 1 where model.conv=dense"):
+        build("baseline_separable", (1, 28, 28), 10, conv="dense", depth_multiplier=2)
+
+
 def test_separable_counts() -> None:
     net = build("separable", (1, 28, 28), 10)
     assert cost.parameters(net) <= 35_000

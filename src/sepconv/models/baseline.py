@@ -3,12 +3,14 @@
 Source: keras.io/examples/vision/mnist_convnet, in the form with one hidden dense layer.
 """
 
+from functools import partial
+
 from torch import nn
 
 from sepconv import InputError
 from sepconv.config import check
 from sepconv.models.options import find_kind
-from sepconv.ops import ConvNormActivation
+from sepconv.ops import ConvNormActivation, Layer
 
 # channels of each 3 x 3 convolution (unpadded, with bias); a 2 x 2 max pooling and a ReLU follow each
 TABLE = (32, 64)
@@ -17,8 +19,6 @@ TABLE = (32, 64)
 def baseline(shape: tuple[int, int, int], classes: int, *, conv: str = "dense", hidden: int = 64) -> nn.Sequential:
     """Conv 32, pool, conv 64, pool, dense 64, dense `classes`: 121,930 parameters at 28 x 28 x 1, 10 classes.
 
-    The ReLU comes after the pooling, on a quarter of the positions: the largest of four values is what it was.
-
     Args:
         conv: the kind of the second convolution: separable or spatial (nothing between its two steps), or dense.
         hidden: units of the dense layer between.
@@ -26,10 +26,35 @@ def baseline(shape: tuple[int, int, int], classes: int, *, conv: str = "dense", 
     Raises:
         InputError: images too small for it.
     """
+    return keras_example(shape, classes, find_kind(conv).bare, hidden)
+
+
+def baseline_separable(
+    shape: tuple[int, int, int], classes: int, *, conv: str = "separable", hidden: int = 64, depth_multiplier: int = 1
+) -> nn.Sequential:
+    """The baseline with its second convolution depthwise separable, nothing between its two steps.
+
+    The smallest controlled comparison: one layer differs. 105,834 parameters at 28 x 28 x 1, 10 classes.
+
+    Args:
+        depth_multiplier: filters of the depthwise step on each channel, as of Keras's SeparableConv2D.
+    """
+    second = find_kind(conv).bare
+    if depth_multiplier != 1:
+        check(conv == "separable", "model.depth_multiplier", depth_multiplier, f"1 where model.conv={conv}")
+        second = partial(second, depth_multiplier=depth_multiplier)
+    return keras_example(shape, classes, second, hidden)
+
+
+def keras_example(shape: tuple[int, int, int], classes: int, second: Layer, hidden: int) -> nn.Sequential:
+    """The network of TABLE with `second` for its second convolution, and `hidden` units between.
+
+    The ReLU comes after the pooling, on a quarter of the positions: the largest of four values is what it was.
+    """
+    check(hidden >= 1, "model.hidden", hidden, "1 or more")
     channels, *sides = shape
     layers: list[nn.Module] = []
-    check(hidden >= 1, "model.hidden", hidden, "1 or more")
-    for out_channels, convolution in zip(TABLE, (ConvNormActivation, find_kind(conv).bare), strict=True):
+    for out_channels, convolution in zip(TABLE, (ConvNormActivation, second), strict=True):
         layers.append(convolution(channels, out_channels, 3, 1, 0, norm_layer=None, activation_layer=None))
         layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
         channels, sides = out_channels, [(side - 2) // 2 for side in sides]
@@ -42,13 +67,3 @@ def baseline(shape: tuple[int, int, int], classes: int, *, conv: str = "dense", 
         nn.ReLU(inplace=True),
         nn.Linear(hidden, classes),
     )
-
-
-def baseline_separable(
-    shape: tuple[int, int, int], classes: int, *, conv: str = "separable", hidden: int = 64
-) -> nn.Sequential:
-    """The baseline with its second convolution depthwise separable, nothing between its two steps.
-
-    The smallest controlled comparison: one layer differs. 105,834 parameters at 28 x 28 x 1, 10 classes.
-    """
-    return baseline(shape, classes, conv=conv, hidden=hidden)
