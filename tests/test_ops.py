@@ -25,18 +25,25 @@ from sepconv.ops import (
 )
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("multiplier", [1, 2, 3])
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "padding", "dilation"),
-    [(3, 2, 1, 1), (3, 3, 0, 1), (3, 2, 2, 2), (5, 2, 2, 1), (2, 4, 0, 1)],
+    [(3, 1, 1, 1), (3, 2, 1, 1), (3, 3, 0, 1), (3, 2, 2, 2), (5, 2, 2, 1), (2, 4, 0, 1)],
 )
-def test_strided_depthwise_gradients(kernel_size: int, stride: int, padding: int, dilation: int) -> None:
-    """The backward pass by way of stride 1 gives what torch's own gives."""
-    layer = DepthwiseConv2d(6, 12, kernel_size, stride, padding, dilation, groups=6, bias=False).double()
-    images = torch.randn(2, 6, 11, 14, dtype=torch.double, requires_grad=True)
+def test_depthwise_gradients(
+    kernel_size: int, stride: int, padding: int, dilation: int, multiplier: int, layout: torch.memory_format
+) -> None:
+    """Our ways give what torch's own gives, forward and backward."""
+    out_channels = 6 * multiplier
+    layer = DepthwiseConv2d(6, out_channels, kernel_size, stride, padding, dilation, groups=6, bias=False).double()
+    images = torch.randn(2, 6, 11, 14, dtype=torch.double).to(memory_format=layout).requires_grad_()
     ours = layer(images)
     theirs = F.conv2d(images, layer.weight, None, stride, padding, dilation, groups=6)
-    assert "StridedDepthwise" in str(ours.grad_fn)
-    assert torch.equal(ours, theirs)
+    if multiplier == 1 and stride > 1:
+        assert "StridedDepthwise" in str(ours.grad_fn)
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert ours.is_contiguous(memory_format=layout)
     gradient = torch.randn_like(ours)
     for a, b in zip(*(torch.autograd.grad(y, [images, layer.weight], gradient) for y in (ours, theirs)), strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
