@@ -681,11 +681,13 @@ def write_report(folder: Path) -> str:
         "# The claims, tested", "",
         "What is said of depthwise separable convolution, put to the test by `python scripts/claims.py`, which wrote "
         "this page. Intervals are 95 % by Student's t over paired seeds; p-values are of paired t-tests, one at a "
-        "time. A claim is called true only where its interval leaves out 0, and *not shown* where it does not.", "",
+        "time. A claim is called true only where its interval leaves out 0, and *not shown* where it does not. A verdict "
+        "holds for trainings of the length given with it.", "",
     ]  # fmt: skip
     rows = []
     for name, (sentence, _) in CLAIMS.items():
-        verdicts = [f"{data}: {findings[name]['verdict']}" for data, findings in found.items() if name in findings]
+        verdicts = [f"{data}{trained(findings[name])}: {findings[name]['verdict']}"
+                    for data, findings in found.items() if name in findings]  # fmt: skip
         rows.append([f"[{name}](#{name.lower()})", sentence, "; ".join(unique(verdicts)) or "not yet measured"])
     lines += [*markdown_table(["", "claim", "verdict"], rows), ""]
     for name, (sentence, _) in CLAIMS.items():
@@ -694,17 +696,22 @@ def write_report(folder: Path) -> str:
             if name not in findings:
                 continue
             finding = findings[name]
-            counts = f", n = {finding['seeds']} seeds, {terminal.epochs(finding['epochs'])}"
-            trained = counts if "seeds" in finding["how"].lower() else ""
             lines += [
                 f"**{data}**: {finding['verdict']}.", "",
-                f"{finding['how']} {finding['device']}, torch {finding['torch']}, {finding['date']}{trained}; "
+                f"{finding['how']} {finding['device']}, torch {finding['torch']}, {finding['date']}{trained(finding)}; "
                 f"`{finding['command']}`", "",
             ]  # fmt: skip
             lines += [*markdown_table(finding["headings"], finding["rows"]), ""]
             if finding["plot"]:
                 lines += [f"![{name} on {data}](claims/{data}-{name}.png)", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def trained(finding: dict[str, Any]) -> str:
+    """How many trainings of what length a finding rests on; nothing where it rests on none."""
+    if "seeds" not in finding["how"].lower():
+        return ""
+    return f", n = {finding['seeds']} seeds, {terminal.epochs(finding['epochs'])}"
 
 
 def unique(verdicts: list[str]) -> list[str]:
