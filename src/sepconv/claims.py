@@ -681,8 +681,8 @@ def write_report(folder: Path) -> str:
         "# The claims, tested", "",
         "What is said of depthwise separable convolution, put to the test by `python scripts/claims.py`, which wrote "
         "this page. Intervals are 95 % by Student's t over paired seeds; p-values are of paired t-tests, one at a "
-        "time. A claim is called true only where its interval leaves out 0, and *not shown* where it does not. A verdict "
-        "holds for trainings of the length given with it.", "",
+        "time. A claim is called true only where its interval leaves out 0, and *not shown* where it does not. A "
+        "verdict holds for trainings of the length given with it.", "",
     ]  # fmt: skip
     rows = []
     for name, (sentence, _) in CLAIMS.items():
