@@ -688,7 +688,7 @@ def write_report(folder: Path) -> str:
     for name, (sentence, _) in CLAIMS.items():
         verdicts = [f"{data}{trained(findings[name])}: {findings[name]['verdict']}"
                     for data, findings in found.items() if name in findings]  # fmt: skip
-        rows.append([f"[{name}](#{name.lower()})", sentence, "; ".join(unique(verdicts)) or "not yet measured"])
+        rows.append([f"[{name}](#{name.lower()})", sentence, "<br>".join(unique(verdicts)) or "not yet measured"])
     lines += [*markdown_table(["", "claim", "verdict"], rows), ""]
     for name, (sentence, _) in CLAIMS.items():
         lines += [f"## {name}", "", sentence, ""]

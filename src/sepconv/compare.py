@@ -311,7 +311,8 @@ def time_to(target: float, history: list[dict[str, float]]) -> float | None:
 
 def describe(device: dict[str, Any]) -> str:
     """A device in a few words."""
-    threads = f", {device['threads']} threads" if "threads" in device else ""
+    count = device.get("threads")
+    threads = "" if count is None else f", {count} thread{'s' * (count != 1)}"
     return f"{device['name']}{threads}"
 
 
