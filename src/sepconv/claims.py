@@ -417,7 +417,8 @@ def c10(lab: Lab) -> Finding:
         "The same table of blocks at the same widths, separable and dense, trained on parts of the training set over "
         "as many steps, with no augmentation, label smoothing or weight decay; gap: accuracy on the training images "
         "less that on the test images, of the checkpoint that validation chose; seeds paired.",
-        ["training images", "test accuracy, dense", "separable", "gap, dense", "separable", "dense less separable"],
+        ["training images", "test accuracy, dense", "separable", "gap, dense", "separable",
+         "dense less separable (points)"],
         rows, f"less overfitting: {judge(cases)}; {storage}", figure,
     )  # fmt: skip
 
