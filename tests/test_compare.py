@@ -167,12 +167,22 @@ def test_what_cannot_be_compared(make: Callable[..., Path], tmp_path: Path, comm
     assert section.figure(section.reference, "fit_seconds") is None
     assert section.figure(section.reference, "macs") == MACS["baseline"]
     assert all("fit_seconds" not in network.front for network in section.networks)
+
     outcome = command("compare", tmp_path / "runs", f"output={tmp_path / 'out'}")
     assert outcome.status == 0, outcome.err
     assert "times and memory are not compared" in outcome.out
     shutil.rmtree(gpu)
     make("separable", 0, 0.99, "data.split_seed=5")
     refused(command("compare", tmp_path / "runs"), "different images cannot be compared", "split_seed 5")
+
+
+def test_what_differs_beside_the_network_is_named(make: Callable[..., Path], tmp_path: Path) -> None:
+    make("baseline", 0, 0.99, step="graph", precision="32-true")
+    make("separable", 0, 0.99)
+    (section,) = compare(ask(tmp_path)).sections
+    assert "trainer.step differs (eager: separable; graph: baseline)" in section.notes
+    assert "precision differs (32-true: baseline; bf16-mixed: separable)" in section.notes
+    assert not any("torch differs" in note for note in section.notes)
 
 
 def test_paths(make: Callable[..., Path], tmp_path: Path) -> None:

@@ -350,4 +350,5 @@ def notes(section: Section) -> Iterable[str]:
 DISTINCTIONS: dict[str, Callable[[Run], str]] = {
     "precision": lambda run: run.result["precision"],
     "torch": lambda run: run.result["versions"]["torch"],
+    "trainer.step": lambda run: run.result.get("step") or "eager",  # older records and separated networks have none
 }
