@@ -300,7 +300,8 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         multiplier, strided = self.out_channels // self.in_channels, max(self.stride) > 1
         own = multiplier > 1 or (strided and torch.is_grad_enabled())
-        if not (own and input.device.type == "cpu" and self.bias is None and self.padding_mode == "zeros"):
+        plain = self.bias is None and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if not (own and plain and input.device.type == "cpu"):
             return super().forward(input)
         weight = self.weight
         if torch.is_autocast_enabled("cpu"):
