@@ -62,7 +62,7 @@ def weight_of(net: nn.Module, conv: nn.Conv2d) -> Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(conv=convolutions(), data=st.data())
 def test_full_rank_is_exact(method: str, conv: nn.Conv2d, data: st.DataObject) -> None:
     assume(separable(conv, method))

@@ -133,8 +133,8 @@ def draw_confusion(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) 
     """How many images of each class (rows) were taken for each (columns); hits, which would outshine all, are pale."""
     count = len(classes)
     matrix = (labels * count + predicted).bincount(minlength=count**2).view(count, count)
-    figure = Figure(figsize=(7, 6.5), layout="constrained", dpi=90)
-    axes = figure.subplots()
+    figure = Figure(figsize=(7, 6.5), dpi=90)  # a constrained layout would draw it twice
+    axes = figure.subplots(gridspec_kw={"left": 0.2, "bottom": 0.2, "right": 0.96, "top": 0.94})
     mistakes = matrix.float().fill_diagonal_(0)
     axes.imshow(mistakes.numpy(), cmap="Blues")
     few = count <= 20
@@ -156,8 +156,9 @@ def draw_mistakes(probabilities: Tensor, images: Tensor, labels: Tensor, classes
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero().flatten()
     order = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-    figure = Figure(figsize=(9, 7), layout="constrained", dpi=90)
-    for axes in figure.subplots(4, MISTAKES // 4).flatten():
+    figure = Figure(figsize=(9, 7), dpi=90)
+    room = {"left": 0.04, "bottom": 0.02, "right": 0.96, "top": 0.87, "hspace": 0.45}
+    for axes in figure.subplots(4, MISTAKES // 4, gridspec_kw=room).flatten():
         axes.axis("off")
     for axes, row in zip(figure.axes, order.tolist(), strict=False):
         axes.imshow(images[row].squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
