@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What there is to measure on one GPU, in three parts of under nine minutes each:
+# What there is to measure on one GPU, in three parts, each meant to take under nine minutes (not yet tried on one):
 #
 #   bash scripts/gpu.sh PART DATA OUT
 #

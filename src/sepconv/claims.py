@@ -559,22 +559,26 @@ def c13(lab: Lab) -> Finding:
     rows = [["random kernels of rank 1, as K x 1 and 1 x K", "-", f"{difference:.0e} of the output", "-", "-"]]
     dense = separable(conv="dense")
     whole = lab.accuracies(dense)
-    for rank in (3, 2, 1):
-        errors, reached = [], []
-        for seed in lab.config.seeds:
-            run = lab.train(dense, seed)
-            classifier = ImageClassifier.load_from_checkpoint(
-                runs.read_checkpoint(run.path, "best", run.config), map_location="cpu", weights_only=True
-            )
-            found = lowrank.separable(classifier.net, "spatial").values()
-            decompositions = [lowrank.Decomposition(layer, "spatial") for layer in found]
-            for layer in decompositions:  # as one kernel: what its many small steps compute, and much faster
-                layer.conv.weight.data = layer.weight(min(rank, layer.full))
+    errors: dict[int, list[float]] = {rank: [] for rank in (3, 2, 1)}
+    reached: dict[int, list[float]] = {rank: [] for rank in errors}
+    for seed in lab.config.seeds:
+        run = lab.train(dense, seed)
+        classifier = ImageClassifier.load_from_checkpoint(
+            runs.read_checkpoint(run.path, "best", run.config), map_location="cpu", weights_only=True
+        )
+        found = lowrank.separable(classifier.net, "spatial").values()
+        decompositions = [lowrank.Decomposition(layer, "spatial") for layer in found]
+        for rank in errors:
+            with torch.no_grad():
+                for layer in decompositions:  # as one kernel: what its many small steps compute, and much faster
+                    layer.conv.weight.copy_(layer.weight(min(rank, layer.full)))
             lost = sum(layer.error(min(rank, layer.full)) for layer in decompositions)
-            errors.append((lost / sum(layer.error(0) for layer in decompositions)) ** 0.5)
-            reached.append(accuracy(classifier, lab.dataset, lab.dataset.test, lab.device))
-        rows.append([f"trained dense network, rank {rank}, not trained further", f"{statistics.fmean(errors):.1%}",
-                     mean(reached), points(paired(reached, whole)), "-"])  # fmt: skip
+            errors[rank].append((lost / sum(layer.error(0) for layer in decompositions)) ** 0.5)
+            reached[rank].append(accuracy(classifier, lab.dataset, lab.dataset.test, lab.device))
+    for rank in errors:
+        error = f"{statistics.fmean(errors[rank]):.1%}"
+        rows.append([f"trained dense network, rank {rank}, not trained further", error, mean(reached[rank]),
+                     points(paired(reached[rank], whole)), "-"])  # fmt: skip
     spatial = separable(conv="spatial")
     scratch = lab.accuracies(spatial)
     from_scratch = paired(scratch, whole)

@@ -124,7 +124,7 @@ def refusal(key: str, name: str, error: Exception) -> InputError:
 def find_filters(net: nn.Module, depthwise: bool) -> list[nn.Parameter]:
     """The weights of `net` that Muon takes: those of all convolutions but the first, which is next to the pixels.
 
-    Dense layers are left out: of the Keras example's it took a quarter of a CPU's step, for no more accuracy.
+    Dense layers are left out: of the Keras example's it took a sixth of a CPU's step, for no more accuracy.
 
     Args:
         depthwise: take depthwise (and grouped) convolutions too, as C x K² matrices. Their channels do not mix, so

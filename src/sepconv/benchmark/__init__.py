@@ -28,6 +28,11 @@ SUITES: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., Table], tup
 def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     """Runs `config.suite`, prints its figures, and writes them with hardware and versions under `config.output`."""
     measure, show, keys = SUITES[config.suite]
+    folder = Path(config.output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before what takes long
+    except OSError as error:
+        raise unwritable(config, error) from error
     record = measure(config)
     record |= {
         "device": describe_device(find_device(config.trainer)),
@@ -37,15 +42,16 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         "versions": runs.versions(),
     }
     print_whole(CONSOLE, show(record))
+    named = {"network": config.model["name"], **record}
+    path = folder / ("-".join([config.suite, *(str(named[key]) for key in keys), record["device"]["kind"]]) + ".json")
     try:
-        folder = Path(config.output).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        named = {"network": config.model["name"], **record}
-        path = folder / (
-            "-".join([config.suite, *(str(named[key]) for key in keys), record["device"]["kind"]]) + ".json"
-        )
         path.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
-        raise InputError(f"cannot write to {config.output} ({error.strerror}): choose another output=") from error
+        raise unwritable(config, error) from error
     CONSOLE.print(f"recorded in {path}", soft_wrap=True)
     return record
+
+
+def unwritable(config: BenchmarkConfig, error: OSError) -> InputError:
+    """The error for a folder that takes no record."""
+    return InputError(f"cannot write to {config.output} ({error.strerror}): choose another output=")

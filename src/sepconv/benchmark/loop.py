@@ -72,6 +72,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         "data": dataset.name,
         "batch_size": config.recipe.batch_size,
         "precision": precision,
+        "step": bare.form,
         "steps": config.steps,
         "images_per_second": rates,
         "ratio": spread(ratios),
@@ -109,10 +110,10 @@ class BareLoop:
         epoch = Batches(dataset.train, recipe.batch_size, count_images(dataset, recipe), self.generator)
         self.batches = chain.from_iterable(repeat(epoch))
         self.make_step: Step = self.update
-        form = resolve_step(trainer, device, self.optimizer)
-        if form == "compile":
+        self.form = resolve_step(trainer, device, self.optimizer)
+        if self.form == "compile":
             classifier.net.compile()
-        if form == "graph":
+        if self.form == "graph":
             graph = CudaGraph(self.generator)
             self.make_step = CapturedStep(self.update, self.optimizer, graph, recipe.batch_size)
 

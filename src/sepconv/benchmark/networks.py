@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,14 +48,16 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
                 )
             row: dict[str, Any] = {"network": name, "batch_size": batch_size}
             loops, macs = {}, {}
+            recipe = replace(config.recipe, batch_size=batch_size)  # a captured step is of one size
             for conv in ("separable", "dense"):
                 L.seed_everything(config.seed, verbose=False)
-                classifier = make_classifier({"name": name, "conv": conv}, config.recipe, dataset)
+                classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset)
                 macs[conv] = cost.macs(classifier.net, dataset.shape)
                 loops[conv] = BareLoop(
-                    classifier, resident, precision, config.recipe, config.steps, config.seed, config.trainer
+                    classifier, resident, precision, recipe, config.steps, config.seed, config.trainer
                 )
             row["macs"] = macs
+            row["step"] = {conv: bare.form for conv, bare in loops.items()}
             batch = resident.train[:batch_size]
             for part, step in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
                 rates: dict[str, list[float]] = {conv: [] for conv in loops}

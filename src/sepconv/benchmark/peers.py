@@ -9,7 +9,8 @@ All but ours train the network of the Keras MNIST example (`configs/model/baseli
 - `bare`: the bare loop of suite=loop, with the configuration's recipe; no validation, no checkpoint, no log
 - `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`
 
-Keras and the bare loop are tested with their last weights, the template and ours with those that validated best.
+Keras and the bare loop are tested with their last weights, the template and ours with those that validated best. All
+but Keras run in one process, which keeps the memory that they free (`sepconv.measure.keep_freed_memory`).
 """
 
 import json
