@@ -126,6 +126,16 @@ def test_images_of_an_epoch(changes: dict[str, Any], count: int) -> None:
     assert (set(first.tolist()) == set(second.tolist())) == (count == 1294)
 
 
+def test_an_epoch_of_several_passes() -> None:
+    """Each image once in each pass, in another order."""
+    data = ImageData(load(data_config("digits")), recipe(epoch_images=2 * 1294 + 100, drop_last=True))
+    rows = torch.cat(list(data.train_dataloader()))
+    assert len(rows) == 2688 - 2688 % 64 == data.steps * 64
+    passes = rows.split(1294)
+    assert [len(part.unique()) for part in passes] == [1294, 1294, len(rows) - 2588]
+    assert not torch.equal(passes[0], passes[1])
+
+
 def test_generator_state_is_kept() -> None:
     data = ImageData(load(data_config("digits")), recipe(), seed=3)
     state = data.state_dict()

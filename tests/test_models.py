@@ -1,6 +1,7 @@
 import copy
 import inspect
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -54,6 +55,17 @@ def test_keras_example_with_options() -> None:
     assert cost.parameters(net) == 320 + filters + pointwise + dense == 34_064
     with pytest.raises(InputError, match=r"model.depth_multiplier=2 is out of range: 1 where model.conv=dense"):
         build("baseline_separable", (1, 28, 28), 10, conv="dense", depth_multiplier=2)
+
+
+def test_airbench_counts() -> None:
+    """Those of airbench94_muon.py: stem with bias, six convolutions, norms with scales, a dense layer without bias."""
+    channels, sides = (24, 64, 64, 256, 256, 256, 256), (31, 15, 15, 7, 7, 3)
+    filters = [9 * a * b for a, b in pairwise(channels)]
+    net = build("airbench", (3, 32, 32), 10)
+    assert cost.parameters(net) == 12 * 24 + 24 + sum(filters) + 2 * sum(channels[1:]) + 2560
+    convolutions = sum(side**2 * count for side, count in zip(sides, filters, strict=True))
+    assert cost.macs(net, (3, 32, 32)) == 31**2 * 12 * 24 + convolutions + 2560
+    assert cost.parameters(net) == 1_972_792
 
 
 def test_separable_counts() -> None:
@@ -141,9 +153,8 @@ def test_images_too_small_are_refused_when_it_is_built(name: str, options: dict[
         built.append(side)
         assert net.eval()(torch.empty(2, *shape, device="meta")).shape == (2, 3)
     assert built == list(range(min(built), 13))
-    assert min(built) == {"baseline": 10, "baseline_separable": 10, "xception": 7 if "form" in options else 5}.get(
-        name, 1
-    )
+    smallest = {"baseline": 10, "baseline_separable": 10, "airbench": 9, "xception": 7 if "form" in options else 5}
+    assert min(built) == smallest.get(name, 1)
 
 
 @pytest.mark.parametrize("name", IMAGENET)

@@ -66,7 +66,7 @@ def test_steps_against_the_definition(memory_format: torch.memory_format, shape:
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("shape", [(8, 4, 3, 3), (24, 2, 3, 3), (16, 16, 1, 1), (6, 1, 3, 3)])
 def test_filters_step_in_place_as_torchs_matrices(memory_format: torch.memory_format, shape: tuple[int, ...]) -> None:
-    """Bit for bit, with columns in the order of memory, also for a gradient in the other format."""
+    """To float32's rounding, with columns in the order of memory, also for a gradient in the other format."""
     weight = filters(memory_format, *shape)
     order = (0, 1, 2, 3) if weight.is_contiguous() else (0, 2, 3, 1)
     matrix = nn.Parameter(weight.detach().permute(order).flatten(1).clone())
@@ -79,7 +79,7 @@ def test_filters_step_in_place_as_torchs_matrices(memory_format: torch.memory_fo
         matrix.grad = gradient.permute(order).flatten(1).clone()
         optimizer.step()
         reference.step()
-        assert torch.equal(weight.detach().permute(order).flatten(1), matrix)
+        torch.testing.assert_close(weight.detach().permute(order).flatten(1), matrix.detach(), rtol=1e-6, atol=1e-7)
     assert (weight.data_ptr(), weight.stride()) == (place, strides)
 
 
@@ -103,12 +103,35 @@ def test_what_muon_takes() -> None:
     assert {names[id(p)] for p in too.param_groups[0]["params"]} == {f"{name}.weight" for name in pointwise | depthwise}
 
 
-def test_no_graph_holds_muon() -> None:
-    """It reads its learning rate on the host, whatever the others can do."""
-    others = {"name": "AdamW", "fused": True}
-    optimizer = build_optimizer(models.build(name="tiny", shape=(1, 16, 16), classes=10), OPTIONS | {"others": others})
-    assert capturable(optimizer.others)
-    assert not capturable(optimizer)
+def test_a_graph_holds_muon_if_it_holds_the_others() -> None:
+    net = models.build(name="tiny", shape=(1, 16, 16), classes=10)
+    for others, right in (({"name": "AdamW", "fused": True}, True), ({"name": "SGD"}, False)):
+        assert capturable(build_optimizer(net, OPTIONS | {"others": others | {"lr": 0.1}})) is right
+
+
+def test_a_rate_on_the_device() -> None:
+    """Steps by a tensor's value, as a captured step has it, as by the number."""
+    stepped = []
+    for rate in (0.25, torch.tensor(0.25)):
+        weight, bias = filters(torch.channels_last, 8, 4, 3, 3), nn.Parameter(torch.ones(3))
+        optimizer = Muon([weight], torch.optim.SGD([bias], fused=True), weight_decay=0.1, normalize=True)
+        weight.grad, bias.grad = gradients(weight, 1)[0], torch.ones(3)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        stepped.append(weight.detach())
+    assert torch.equal(*stepped)
+
+
+def test_normalized_filters() -> None:
+    """Before the step their norm is the root of their number, and the step is the orthogonal update alone."""
+    weight = filters(torch.channels_last, 8, 4, 3, 3)
+    optimizer = Muon([weight], torch.optim.SGD([nn.Parameter(torch.ones(3))]), lr=0.5, weight_decay=0, normalize=True)
+    start = weight.detach().clone()
+    (weight.grad,) = gradients(weight, 1)
+    expected = start * 8**0.5 / start.norm() - 0.5 * orthogonalize(weight.grad.flatten(1)).view_as(start)
+    optimizer.step()
+    assert (weight.detach() - expected).norm() < 0.01 * expected.norm()
 
 
 def test_a_schedule_scales_all_rates_alike() -> None:

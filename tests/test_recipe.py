@@ -11,7 +11,8 @@ from sepconv import cost
 from sepconv.config import RecipeConfig, read
 from sepconv.datasets import load
 from sepconv.models import build
-from sepconv.recipe import build_schedule, stem, whiten
+from sepconv.ops import DepthwiseConv2d
+from sepconv.recipe import build_schedule, initialize, stem, whiten
 
 
 @pytest.mark.parametrize(("channels", "filters", "pairs"), [(1, 32, 9), (3, 24, 12)])
@@ -20,14 +21,14 @@ def test_whitening_filters(channels: int, filters: int, pairs: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(channels, filters, 3))
     images = F.avg_pool2d(torch.randn(200, channels, 20, 20), 3, 1)  # neighbours correlate
-    whiten(net, 5 * images)
+    whiten(net, 5 * images, 0.5)
     with torch.no_grad():
         responses = net(5 * images).transpose(0, 1).flatten(1)
     correlation = torch.corrcoef(responses[: 2 * pairs])
     one, other = responses[0 : 2 * pairs : 2], responses[1 : 2 * pairs : 2]
     torch.testing.assert_close(one, -other, rtol=0, atol=1e-5)
     torch.testing.assert_close(correlation[::2, ::2], torch.eye(pairs), rtol=0, atol=0.05)
-    torch.testing.assert_close(responses.std(1), torch.full((filters,), 1 / 3), rtol=0.15, atol=0)
+    torch.testing.assert_close(responses.std(1), torch.full((filters,), 0.5), rtol=0.15, atol=0)
     # no patch varies more along any direction than along the first filter
     patches = F.unfold(5 * images, 3).transpose(1, 2).flatten(0, 1)
     first = net[0].weight[0].detach().flatten()
@@ -36,7 +37,7 @@ def test_whitening_filters(channels: int, filters: int, pairs: int) -> None:
 
 
 def test_a_whitening_layer_is_not_trained(train: Callable[..., Path]) -> None:
-    run = train("model=baseline", "recipe.whiten=true", "recipe.epochs=2", "trainer.limit_batches=3")
+    run = train("model=baseline", "recipe.whiten=0.5", "recipe.epochs=2", "trainer.limit_batches=3")
     dataset = load(data_config("digits"))
     states = [
         torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for name in ("best", "last")
@@ -47,10 +48,30 @@ def test_a_whitening_layer_is_not_trained(train: Callable[..., Path]) -> None:
     torch.manual_seed(0)
     mean, deviation = dataset.statistics()
     images = (dataset[dataset.train[:2000]][0] / 255 - mean[0]) / deviation[0]
-    whiten(net, images)
+    whiten(net, images, 0.5)
     ours, theirs = (filters[:18].flatten(1) for filters in (one, stem(net).weight.detach()))  # but for signs
     torch.testing.assert_close(ours.T @ ours, theirs.T @ theirs, rtol=1e-3, atol=1e-3)
     assert f'"parameters": {cost.parameters(net)},' in (run / "result.json").read_text()  # frozen ones too
+
+
+def test_dirac_initialization() -> None:
+    """The first filters of dense and pointwise convolutions pass their channel on; depthwise ones are torch's."""
+    net = build("airbench", (3, 32, 32), 10, conv="separable")
+    torch.manual_seed(0)
+    images = torch.randn(2, 16, 6, 6)
+    before = [layer.weight.clone() for layer in net.modules() if isinstance(layer, DepthwiseConv2d)]
+    initialize(net, "dirac")
+    assert all(
+        torch.equal(one, layer.weight)
+        for one, layer in zip(before, [m for m in net.modules() if isinstance(m, DepthwiseConv2d)], strict=True)
+    )
+    assert float(net[-1].weight.detach().std()) == pytest.approx(1 / 256, rel=0.1)
+    for conv in (nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(16, 8, 1)):
+        initialize(conv, "dirac")
+        passed = min(conv.out_channels, 16)
+        assert conv.bias is not None
+        assert torch.equal(conv(images)[:, :passed], images[:, :passed])
+        assert conv.weight[passed:].numel() == 0 or conv.weight[passed:].std() > 0.01
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.2, 1.0])

@@ -138,11 +138,27 @@ def test_same_seed_same_weights(train: Train, model: str) -> None:
     assert result(one)["test_accuracy"] == result(again)["test_accuracy"]
 
 
+def test_several_views_of_a_test_image(train: Train) -> None:
+    """Beside the plain accuracy, which stays what it is, that of the mean logits of an image and its mirror image."""
+    plain, run = (train("model=baseline", "recipe.epochs=3", f"recipe.tta={tta}") for tta in ("none", "mirror"))
+    classifier = ImageClassifier.load_from_checkpoint(
+        run / "checkpoints/best.ckpt", map_location="cpu", weights_only=True
+    ).eval()
+    dataset = load(data_config("digits"))
+    images, labels = dataset[dataset.test]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=result(run)["precision"] == "bf16-mixed"):
+        hits = ((classifier(images) + classifier(images.flip(-1))).argmax(1) == labels).float().mean()
+    assert result(run)["test_accuracy_tta"] == pytest.approx(float(hits), abs=0.006)  # two images
+    assert result(run)["test_accuracy"] == result(plain)["test_accuracy"] != result(run)["test_accuracy_tta"]
+    assert result(plain)["test_accuracy_tta"] is None
+
+
 def test_resume_continues_a_stopped_run(
     train: Train, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run stopped in its third epoch and resumed ends with the weights of one that never stopped."""
-    arguments = ["recipe.epochs=4", "trainer.limit_batches=5", "seed=2"]
+    flips = ["recipe.augment.flip=true", "recipe.augment.alternate=true"]  # which images come mirrored is kept too
+    arguments = ["recipe.epochs=4", "trainer.limit_batches=5", "seed=2", *flips]
     whole = train(*arguments)
     steps = 0
     training_step = ImageClassifier.training_step

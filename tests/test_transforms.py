@@ -1,10 +1,13 @@
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sepconv.config import Augment
-from sepconv.transforms import augment, random_affine, random_crop, random_cutout, random_flip
+from sepconv.transforms import AlternatingFlip, augment, random_affine, random_crop, random_cutout, random_flip, views
 
 
 @pytest.fixture
@@ -26,6 +29,42 @@ def test_crop_is_a_window_of_the_padded_image(images: Tensor, generator: torch.G
     assert match.any(0).all()  # every place occurs, the corners too
 
 
+def test_a_reflecting_crop_is_a_window_of_the_reflected_image(images: Tensor, generator: torch.Generator) -> None:
+    cropped = random_crop(images, 2, generator, reflect=True)
+    padded = F.pad(images.float(), (2, 2, 2, 2), mode="reflect").byte()
+    match = (padded.unfold(2, 9, 1).unfold(3, 7, 1) == cropped[:, :, None, None]).all(1).flatten(3).all(3)
+    assert match.flatten(1).any(1).all()
+    assert match.any(0).all()
+
+
+def test_alternating_flips(images: Tensor, generator: torch.Generator) -> None:
+    """Each visit shows the other side; about half of the images begin mirrored; others' visits change nothing."""
+    flip = AlternatingFlip(1000, generator)
+    rows = torch.randperm(1000, generator=generator)[:256]
+    seen = [flip(images, rows) for _ in range(2)]
+    flip(images[:7], torch.arange(1000)[~torch.isin(torch.arange(1000), rows)][:7])
+    seen.append(flip(images, rows))
+    for one, other in pairwise(seen):
+        assert torch.equal(one, other.flip(-1))
+    same = (seen[0] == images).flatten(1).all(1)
+    assert 90 < same.sum() < 166
+    assert torch.equal(seen[0][same], images[same])
+
+
+def test_views() -> None:
+    images = torch.arange(9.0).view(1, 1, 3, 3).expand(2, 2, 3, 3)
+    for kind, count in (("mirror", 2), ("translate", 6)):
+        shown = views(images, kind)
+        assert len(shown) == count
+        assert sum(share for _, share in shown) == 1
+        assert torch.equal(shown[0][0], images)
+        for (one, share), (other, same) in zip(shown[::2], shown[1::2], strict=True):
+            assert torch.equal(one.flip(-1), other)
+            assert share == same == {2: 0.5, 6: 0.25 if one is images else 0.125}[count]
+    moved = [view[0, 0].tolist() for view, _ in shown[2::2]]
+    assert moved == [[[4, 3, 4], [1, 0, 1], [4, 3, 4]], [[4, 5, 4], [7, 8, 7], [4, 5, 4]]]
+
+
 def test_flip_mirrors_half_of_the_images(images: Tensor, generator: torch.Generator) -> None:
     flipped = random_flip(images, generator)
     same = (flipped == images).flatten(1).all(1)
@@ -36,6 +75,18 @@ def test_flip_mirrors_half_of_the_images(images: Tensor, generator: torch.Genera
 
 def test_affine_without_amounts_is_the_identity(images: Tensor, generator: torch.Generator) -> None:
     assert torch.allclose(random_affine(images, 0, 0, generator), images.float(), atol=1e-3)
+
+
+def test_affine_against_torchs_grid(images: Tensor, generator: torch.Generator) -> None:
+    state = generator.get_state()
+    changed = random_affine(images, 20, 2, generator)
+    generator.set_state(state)
+    angle, right, down = (torch.rand(3, len(images), generator=generator) * 2 - 1).unbind()
+    cosine, sine = angle.mul(math.radians(20)).cos(), angle.mul(math.radians(20)).sin()
+    rows = [[cosine, -sine * 9 / 7, right * 4 / 7], [sine * 7 / 9, cosine, down * 4 / 9]]
+    theta = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    torch.testing.assert_close(changed, F.grid_sample(images.float(), grid, align_corners=False), rtol=0, atol=0.05)
 
 
 def test_shift_moves_rigidly(generator: torch.Generator) -> None:

@@ -10,6 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from sepconv import InputError
 from sepconv.config import TrainerConfig
+from sepconv.muon import Muon
 
 WARM_UP = 3  # steps made before the capture: by then libraries have chosen their kernels and have their workspaces
 
@@ -17,12 +18,12 @@ Step = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def resolve_step(config: TrainerConfig, device: torch.device, optimizer: Optimizer) -> str:
-    """The form that `config.step` means on `device`: `eager`, `compile` or `graph`.
+    """The form that `config.step` means on `device`: `eager`, `compile`, `graph` or `compiled_graph`.
 
     `auto` is `graph` on CUDA, unless something asks the host in the middle of a step: `trainer.detect_anomaly`, or an
     optimizer that reads its learning rate there. Otherwise it is `eager`.
 
-    Raises InputError for `graph` where there can be none.
+    Raises InputError for a graph where there can be none.
     """
     obstacle = None
     if device.type != "cuda":
@@ -34,8 +35,8 @@ def resolve_step(config: TrainerConfig, device: torch.device, optimizer: Optimiz
         obstacle = (
             f"cannot hold {name}, which reads its rate on the host: choose trainer.step=eager, AdamW or fused SGD"
         )
-    if config.step == "graph" and obstacle:
-        raise InputError(f"trainer.step=graph {obstacle}")
+    if config.step.endswith("graph") and obstacle:
+        raise InputError(f"trainer.step={config.step} {obstacle}")
     if config.step == "auto":
         return "eager" if obstacle else "graph"
     return config.step
@@ -45,8 +46,10 @@ def capturable(optimizer: Optimizer) -> bool:
     """Whether `optimizer` steps on CUDA by a learning rate that is a tensor there, without asking the host.
 
     In torch 2.11 to 2.15: those with the option `capturable` (RMSprop and Adadelta not in their loop over parameters),
-    and SGD's fused kernel; not Adagrad, Adafactor and Muon.
+    and SGD's fused kernel; not Adagrad and Adafactor. Of sepconv.muon, those whose `others` do.
     """
+    if isinstance(optimizer, Muon):
+        return capturable(optimizer.others)
     return all(
         group.get("foreach") is not False if "capturable" in group else isinstance(optimizer, SGD) and group["fused"]
         for group in optimizer.param_groups

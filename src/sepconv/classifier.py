@@ -18,7 +18,7 @@ from sepconv.capture import CapturedStep, CudaGraph
 from sepconv.config import RecipeConfig, read
 from sepconv.datasets import GROUPS, ImageData
 from sepconv.recipe import build_optimizer, build_schedule, initialize, stem
-from sepconv.transforms import augment
+from sepconv.transforms import augment, views
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class ImageClassifier(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False  # the whole step is ours: one function, to be captured as one graph
-        self.form = "eager"  # of the training step: eager | compile | graph, as sepconv.capture resolves it
+        self.form = "eager"  # of the training step, as sepconv.capture resolves it
         self.captured: CapturedStep | None = None
         self.recipe = read(RecipeConfig, recipe)
         self.net = models.build(shape=tuple(images["shape"]), classes=images["classes"], **model)
@@ -99,9 +99,9 @@ class ImageClassifier(L.LightningModule):
             self.net.to(memory_format=torch.channels_last)
 
     def on_fit_start(self) -> None:
-        if self.form == "compile":
+        if self.form.startswith("compile"):
             self.net.compile()  # in place: a wrapper would change the names in checkpoints
-        if self.form == "graph":
+        if self.form.endswith("graph"):
             update = partial(self.update, generator=self.data.generator)
             graph = CudaGraph(self.data.generator)
             self.captured = CapturedStep(update, self.optimizer, graph, self.data.batch_size)
@@ -143,7 +143,7 @@ class ImageClassifier(L.LightningModule):
 
     def update(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The part of a step that the device does, at the schedule's present learning rate."""
-        images, labels = self.data.dataset[rows]
+        images, labels = self.data.training_images(rows)
         logits = self(augment(images, self.recipe.augment, generator, self.fill))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         optimizer = self.optimizer
@@ -197,6 +197,7 @@ class ImageClassifier(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.evaluated: list[Tensor] = []
         self.scores: list[Tensor] = []  # logits of each batch of the test, in the order of the images
+        self.tta_hits: list[Tensor] = []  # of each batch of the test, by the mean logits of its views
 
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
         images, labels = self.data.dataset[rows]
@@ -211,7 +212,18 @@ class ImageClassifier(L.LightningModule):
         loss, hits, count = torch.stack(self.evaluated).double().sum(0).tolist()
         part = "test" if self.trainer.testing else "validation"
         self.log_dict({f"loss/{part}": loss / count, f"accuracy/{part}": hits / count}, prog_bar=True)
+        if self.tta_hits:
+            self.log("accuracy/test_tta", float(torch.stack(self.tta_hits).sum()) / count)
 
     on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def test_step(self, rows: Tensor, batch_idx: int) -> None:
+        self.validation_step(rows, batch_idx)
+        if self.recipe.tta != "none":
+            images, labels = self.data.dataset[rows]
+            (_, first), *others = views(images, self.recipe.tta)
+            mean = first * self.scores[-1]
+            for view, share in others:
+                mean += share * self(view).float()
+            self.tta_hits.append((mean.argmax(1) == labels).sum())

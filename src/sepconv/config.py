@@ -25,8 +25,10 @@ T = TypeVar("T")
 class Augment:
     """Random changes to a training image, drawn per sample; 0 or false leaves one out."""
 
-    crop: int = 0  # zero padding, in pixels, before a crop back to the image's size at a random place
+    crop: int = 0  # padding, in pixels, before a crop back to the image's size at a random place
+    reflect: bool = False  # pad with the image's own pixels, mirrored at its border; else with zeros
     flip: bool = False  # mirror left to right, half of the time
+    alternate: bool = False  # flips at every other visit of an image, instead of at random
     shift: float = 0.0  # translation of up to this many pixels each way, sub-pixel
     rotate: float = 0.0  # rotation of up to this many degrees each way
     cutout: int = 0  # side, in pixels, of a square replaced by the training set's mean colour
@@ -39,6 +41,8 @@ class Augment:
                 getattr(self, field.name),
                 "0 or more",
             )
+        if self.alternate and not self.flip:
+            raise InputError("augment.alternate=true says when to flip: give augment.flip=true too")
 
 
 @dataclass(kw_only=True)
@@ -73,7 +77,8 @@ class RecipeConfig:
     """How a network is trained."""
 
     epochs: int
-    epoch_images: int | None = None  # an epoch is so many of the training images, drawn anew each time; null: all
+    # an epoch is so many images, drawn anew each time; more than there are is several passes over them; null: one pass
+    epoch_images: int | None = None
     batch_size: int
     drop_last: bool  # leave out an epoch's last, smaller batch (a random part of it each time)
     # `name` in torch.optim, and its arguments; Muon also takes `others` (name and arguments of the optimizer of all
@@ -82,12 +87,14 @@ class RecipeConfig:
     schedule: str  # constant | one_cycle | linear, stepped every batch
     warmup: float = 0.0  # one_cycle, linear: share of the steps on the way up to the learning rate
     label_smoothing: float = 0.0
-    initialization: str = "torch"  # torch | glorot_uniform | kaiming_normal
-    whiten: bool = False  # the first convolution gets filters that whiten the images' patches, and is not trained
+    initialization: str = "torch"  # torch | glorot_uniform | kaiming_normal | dirac
+    # the first convolution gets filters that whiten the images' patches, to this deviation, and is not trained; 0: none
+    whiten: float = 0.0
     normalize: str = "standardize"  # standardize (mean 0, deviation 1 per channel) | unit (0 to 1)
     precision: str = "auto"  # auto (bf16 where the hardware has it) | fp32 | bf16
     channels_last: bool = True
     augment: Augment
+    tta: str = "none"  # test-time augmentation: none | mirror | translate (mirrored, and shifted by a pixel)
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "recipe.epochs", self.epochs, "1 or more")
@@ -97,7 +104,9 @@ class RecipeConfig:
         check(0 <= self.warmup <= 1, "recipe.warmup", self.warmup, "a share from 0 to 1")
         check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "from 0 to below 1")
         check_choice("recipe.schedule", self.schedule, "constant", "one_cycle", "linear")
-        check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal")
+        check(self.whiten >= 0, "recipe.whiten", self.whiten, "0 or more")
+        check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal", "dirac")
+        check_choice("recipe.tta", self.tta, "none", "mirror", "translate")
         check_choice("recipe.normalize", self.normalize, "standardize", "unit")
         check_choice("recipe.precision", self.precision, "auto", "fp32", "bf16")
         check_optimizer("recipe.optimizer", self.optimizer)
@@ -110,8 +119,8 @@ class TrainerConfig:
     """What the training runs on."""
 
     accelerator: str  # auto (CUDA, else Apple's MPS, else the CPU) | cpu | gpu
-    # eager | compile (the network) | graph (one CUDA graph, replayed) | auto (graph on CUDA, if the optimizer can be
-    # captured and detect_anomaly is off, else eager)
+    # eager | compile (the network) | graph (one CUDA graph, replayed) | compiled_graph (both) | auto (graph on CUDA, if
+    # the optimizer can be captured and detect_anomaly is off, else eager)
     step: str = "auto"
     limit_batches: int | None = None  # at most so many batches of each kind an epoch; null: all
     deterministic: bool = False  # only algorithms that give the same bits each time (a CPU's always do here)
@@ -119,7 +128,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_choice("trainer.accelerator", self.accelerator, "auto", "cpu", "gpu")
-        check_choice("trainer.step", self.step, "auto", "eager", "compile", "graph")
+        check_choice("trainer.step", self.step, "auto", "eager", "compile", "graph", "compiled_graph")
         check(self.limit_batches is None or self.limit_batches > 0, "trainer.limit_batches", self.limit_batches,
               "1 or more, or null")  # fmt: skip
 

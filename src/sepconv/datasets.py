@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional as tvf
 from sepconv import InputError
 from sepconv.config import DataConfig, RecipeConfig
 from sepconv.measure import free_memory
+from sepconv.transforms import AlternatingFlip
 
 EVAL_BATCH = 500  # images; accuracy does not depend on it
 GROUPS = 20  # parts that an epoch's batches are handed over in
@@ -307,15 +308,17 @@ def image_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
 class Batches:
     """`count` of `rows` (all of them, unless given), in parts of `size`: int64 (size,) on their device.
 
-    With a generator, they are drawn anew each time: when the first part is asked for, because Lightning makes
-    iterators that it does not use.
+    With a generator, they are drawn anew each time, in as many passes as `count` takes: when the first part is asked
+    for, because Lightning makes iterators that it does not use.
     """
 
     def __init__(
         self, rows: Tensor, size: int, count: int | None = None, generator: torch.Generator | None = None
     ) -> None:
         self.rows, self.size, self.generator = rows, size, generator
-        self.count = len(rows) if count is None else min(count, len(rows))
+        self.count = len(rows) if count is None else count
+        if generator is None:
+            self.count = min(self.count, len(rows))
 
     def __len__(self) -> int:
         return math.ceil(self.count / self.size)
@@ -323,18 +326,21 @@ class Batches:
     def __iter__(self) -> Iterator[Tensor]:
         rows = self.rows
         if self.generator is not None:
-            rows = rows[torch.randperm(len(rows), generator=self.generator, device=rows.device)]
+            passes = [
+                torch.randperm(len(rows), generator=self.generator, device=rows.device)
+                for _ in range(math.ceil(self.count / len(rows)))
+            ]
+            rows = rows[torch.cat(passes)]
         yield from rows[: self.count].split(self.size)
 
 
 def count_images(dataset: Dataset, recipe: RecipeConfig) -> int:
-    """Images that an epoch of `recipe` trains on. Raises InputError where there are not so many."""
-    for key in ("batch_size", "epoch_images"):
-        if (getattr(recipe, key) or 0) > len(dataset.train):
-            raise InputError(
-                f"recipe.{key}={getattr(recipe, key)} is larger than the training set: "
-                f"{dataset.name} has {len(dataset.train)} images to train on"
-            )
+    """Images that an epoch of `recipe` trains on. Raises InputError where there are too few for a batch."""
+    if recipe.batch_size > len(dataset.train):
+        raise InputError(
+            f"recipe.batch_size={recipe.batch_size} is larger than the training set: "
+            f"{dataset.name} has {len(dataset.train)} images to train on"
+        )
     count = recipe.epoch_images or len(dataset.train)
     return count - count % recipe.batch_size if recipe.drop_last else count
 
@@ -342,8 +348,8 @@ def count_images(dataset: Dataset, recipe: RecipeConfig) -> int:
 class ImageData(L.LightningDataModule):
     """The one data module: a Dataset on the trainer's device, and the generator behind all that is random there.
 
-    The generator draws the order of the batches and the augmentation, and is saved in checkpoints, so that a
-    training step is a function of the network, the batch's rows and this state.
+    The generator draws the order of the batches and the augmentation. It is saved in checkpoints, with the images that
+    come mirrored next, so that a training step is a function of the network, the batch's rows and this state.
 
     Lightning's loop gets the rows of several batches at a time, GROUPS times an epoch, and the module makes as many
     steps of them: what the loop costs, a few tenths of a millisecond, is paid once for all of them.
@@ -361,6 +367,8 @@ class ImageData(L.LightningDataModule):
         self.steps = math.ceil(self.count / batch_size)  # of an epoch
         self.group = math.ceil(self.steps / GROUPS)  # batches handed over at a time
         self.generator = torch.Generator().manual_seed(seed)
+        self.alternate = recipe.augment.alternate
+        self.flip: AlternatingFlip | None = None
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
@@ -368,6 +376,13 @@ class ImageData(L.LightningDataModule):
         self.dataset = self.dataset.to(device)
         if self.generator.device.type != device.type:
             self.generator = torch.Generator(device).manual_seed(self.seed)
+        if self.alternate and self.flip is None:
+            self.flip = AlternatingFlip(len(self.dataset.labels), self.generator)
+
+    def training_images(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of the dataset's `rows`, a batch; the images mirrored by turns where the recipe asks."""
+        images, labels = self.dataset[rows]
+        return images if self.flip is None else self.flip(images, rows), labels
 
     def train_dataloader(self) -> Batches:
         return Batches(self.dataset.train, self.group * self.batch_size, self.count, self.generator)
@@ -379,7 +394,10 @@ class ImageData(L.LightningDataModule):
         return Batches(self.dataset.test, EVAL_BATCH, self.limit and self.limit * EVAL_BATCH)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state()}
+        state = {"generator": self.generator.get_state()}
+        return state if self.flip is None else state | {"mirrored": self.flip.mirrored}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.generator.set_state(state_dict["generator"].cpu())
+        if self.flip is not None:
+            self.flip.mirrored.copy_(state_dict["mirrored"])

@@ -35,6 +35,7 @@ class Stopwatch(Callback):
         self.moments: list[float] = []
         self.events: list[torch.cuda.Event] = []
         self.images: list[int] = []  # between each mark and the one before
+        self.test_seconds = 0.0  # of the test, all of its views
         self.before = 0.0  # seconds of training before a resume
         self.history: list[dict[str, float]] = []  # of each epoch: seconds of training so far, and how it validates
         self.fit_started = 0.0
@@ -102,6 +103,7 @@ class Stopwatch(Callback):
     def on_test_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.clear()
         self.mark(module.device)
+        self.test_started = time.perf_counter()
 
     def on_test_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int,
@@ -110,7 +112,8 @@ class Stopwatch(Callback):
         self.mark(batch.device, len(batch))
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.intervals["eval"] += self.between()
+        self.intervals["eval"] += self.between()  # waits for the device
+        self.test_seconds = time.perf_counter() - self.test_started
 
     def images_per_second(self, part: str) -> float | None:
         """The median rate of `part` (train, eval), the first intervals left out; None where there are none."""

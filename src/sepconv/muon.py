@@ -12,23 +12,29 @@ from torch.optim import Optimizer
 class Muon(Optimizer):
     """Steps along the orthogonalised momentum of filters (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    A layer's filters (out, in, K, K) are the matrix (out, in·K·K), as there; torch.optim.Muon steps on it. The first
-    group of parameters is the filters', the rest are those of `others`, and each has a learning rate and options of
-    its own, so that a schedule scales all rates alike.
+    A layer's filters (out, in, K, K) are the matrix (out, in·K·K), as there. The first group of parameters is the
+    filters', the rest are those of `others`, and each has a learning rate and options of its own, so that a schedule
+    scales all rates alike. A rate may be a tensor on the device: nothing asks the host for it, and a CUDA graph can
+    hold the step, if it can hold that of `others`.
 
     Args:
         filters: of two dimensions or more, contiguous or channels last.
         others: steps on the rest of the network.
+        normalize: before each step, scale a layer's filters to a norm of sqrt(out), as airbench94_muon does: where a
+            norm follows, which takes no notice of their scale, the learning rate is then the step's share of it.
         arguments: of torch.optim.Muon.
 
     Raises:
         ValueError, TypeError: for arguments that torch.optim.Muon refuses.
     """
 
-    def __init__(self, filters: list[nn.Parameter], others: Optimizer, **arguments: Any) -> None:
+    def __init__(
+        self, filters: list[nn.Parameter], others: Optimizer, normalize: bool = False, **arguments: Any
+    ) -> None:
         self.muon = torch.optim.Muon([as_matrix(weight) for weight in filters], **arguments)
         self.others = others
-        super().__init__([self.muon.param_groups[0] | {"params": filters}, *others.param_groups], {})
+        group = self.muon.param_groups[0] | {"params": filters, "normalize": normalize}
+        super().__init__([group, *others.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -38,23 +44,38 @@ class Muon(Optimizer):
                 loss = closure()
         # groups and state are this optimizer's, whom schedules and checkpoints know; the two that step borrow them
         group, *rest = self.param_groups
-        matrices = {as_matrix(weight): weight for weight in group["params"] if weight.grad is not None}
-        self.muon.param_groups = [group | {"params": list(matrices)}]
-        self.muon.state = defaultdict(dict, {matrix: self.state[weight] for matrix, weight in matrices.items()})
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        # torch's Muon reads its rate on the host: so it steps from 0 at a rate of 1, and the step is scaled here
+        steps = [step_of(weight) for weight in weights]
+        self.muon.param_groups = [group | {"params": steps, "lr": 1.0, "weight_decay": 0.0}]
+        self.muon.state = defaultdict(dict, {step: self.state[w] for step, w in zip(steps, weights, strict=True)})
         self.muon.step()
-        self.muon.zero_grad()  # the gradients' memory is the network's to free
+        for weight, step in zip(weights, steps, strict=True):
+            if group["normalize"]:
+                weight.mul_(len(weight) ** 0.5 / weight.norm())
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            as_matrix(weight).add_(step.mul_(group["lr"]))
         self.others.param_groups, self.others.state = rest, self.state
         self.others.step()
         return loss
 
 
+def step_of(weight: Tensor) -> Tensor:
+    """Zeros (out, rest), with the gradient of `weight` (out, ...), whatever its format."""
+    assert weight.grad is not None
+    step = torch.zeros_like(as_matrix(weight))
+    step.grad = weight.grad.permute(axes(weight)).reshape(step.shape)
+    return step
+
+
 def as_matrix(weight: Tensor) -> Tensor:
-    """`weight` (out, ...) in place as (out, rest), and its gradient with it.
+    """`weight` (out, ...), detached, in place as (out, rest).
 
     The columns are in the order of memory, which channels last permutes: an orthogonal factor is permuted with them.
     """
-    order = range(weight.ndim) if weight.is_contiguous() else (0, 2, 3, 1)
-    matrix = weight.detach().permute(*order).view(len(weight), -1)
-    if weight.grad is not None:
-        matrix.grad = weight.grad.permute(*order).reshape(len(weight), -1)
-    return matrix
+    return weight.detach().permute(axes(weight)).view(len(weight), -1)
+
+
+def axes(weight: Tensor) -> tuple[int, ...]:
+    """The dimensions of `weight` in the order of memory."""
+    return tuple(range(weight.ndim)) if weight.is_contiguous() else (0, 2, 3, 1)

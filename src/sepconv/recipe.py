@@ -23,7 +23,10 @@ def initialize(net: nn.Module, scheme: str) -> None:
         scheme: `torch` (each layer's own); `glorot_uniform`, zero biases (Keras's default: Glorot and Bengio 2010,
             equation 16); `kaiming_normal` by fan-out (He et al. 2015), zero biases, dense layers N(0, 0.01²), as
             torchvision's MobileNets, but with a depthwise layer's fan counted per group: torch's own count makes
-            its outputs so small that a batch norm's running variance, which starts at 1, takes long to get there.
+            its outputs so small that a batch norm's running variance, which starts at 1, takes long to get there;
+            `dirac`: torch's own, but for the first filters of each convolution that is not depthwise, one for each
+            input channel, which pass that channel on, and dense layers N(0, 1/in²), zero biases (Jordan, arXiv
+            2404.00498, section 3.3, and airbench94_muon's last layer).
     """
     if scheme == "torch":
         return
@@ -33,6 +36,11 @@ def initialize(net: nn.Module, scheme: str) -> None:
         if scheme == "glorot_uniform":
             # A depthwise kernel's fans are swapped between Keras and torch; their sum, which counts, is the same.
             nn.init.xavier_uniform_(layer.weight)
+        elif scheme == "dirac":
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=1 / layer.in_features)
+            elif layer.groups == 1:
+                nn.init.dirac_(layer.weight[: layer.in_channels])
         elif isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
             with torch.no_grad():
@@ -43,7 +51,7 @@ def initialize(net: nn.Module, scheme: str) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def whiten(net: nn.Module, images: Tensor) -> None:
+def whiten(net: nn.Module, images: Tensor, deviation: float) -> None:
     """Gives the first convolution of `net`, in place, filters that whiten the patches of `images`; biases are 0.
 
     They are the eigenvectors of the patches' covariance, from the largest eigenvalue on, each with both signs, scaled
@@ -61,7 +69,7 @@ def whiten(net: nn.Module, images: Tensor) -> None:
     pairs = torch.stack([whitening, -whitening], dim=1).flatten(0, 1)[: len(conv.weight)]
     mixes = F.normalize(torch.randn(len(conv.weight) - len(pairs), size), dim=1) @ whitening
     with torch.no_grad():
-        conv.weight.copy_((torch.cat([pairs, mixes]) / 3).view_as(conv.weight))
+        conv.weight.copy_((torch.cat([pairs, mixes]) * deviation).view_as(conv.weight))
         if conv.bias is not None:
             conv.bias.zero_()
 
@@ -93,7 +101,8 @@ def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
     try:
         trial = nn.Parameter(torch.ones(1, 1))
         trial.grad = torch.ones(1, 1)
-        torch.optim.Muon([trial], **arguments).step()  # some arguments it looks at only then
+        trials = Muon([trial], torch.optim.SGD([nn.Parameter(torch.ones(1))]), **arguments)
+        trials.step()  # some arguments it looks at only then
         return Muon(filters, others, **arguments)
     except (TypeError, ValueError) as error:
         raise refusal("recipe.optimizer", "Muon", error) from error

@@ -48,10 +48,12 @@ def conclude(result: dict[str, Any], run: Path) -> None:
         return "too short to measure" if images_per_second is None else f"{images_per_second:,.0f} images/s"
 
     first = result["seconds_to_first_step"]
+    tta = {} if result["test_accuracy_tta"] is None else {"test, several views": f"{result['test_accuracy_tta']:.2%}"}
     title = f"{result['model']} on {result['data']}, seed {result['seed']}"
     table = Table("", title, show_edge=False, pad_edge=False)
     for name, value in {
         "test accuracy": f"{result['test_accuracy']:.2%} of {result['images']['test']:,} images",
+        **tta,
         "validation": f"{result['val_accuracy']:.2%} of {result['images']['validation']:,}",
         "parameters": f"{result['parameters']:,}",
         "MACs": f"{result['macs']:,} an image",

@@ -121,10 +121,12 @@ def describe_run(
         "macs": macs,
         "test_accuracy": round(tested["accuracy/test"], 6),  # Lightning keeps it in float32
         "test_loss": tested["loss/test"],
+        "test_accuracy_tta": round(tested["accuracy/test_tta"], 6) if "accuracy/test_tta" in tested else None,
         "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
         "batch_size": config.recipe.batch_size,
         "seconds_to_first_step": stopwatch.seconds_to_first_step,
         "eval_images_per_second": stopwatch.images_per_second("eval"),
+        "test_seconds": stopwatch.test_seconds,
         "peak_memory_bytes": peak_memory(device),
         "device": describe_device(device),
         "git": runs.git_state(),
@@ -151,7 +153,7 @@ def make_classifier(model: dict[str, Any], recipe: RecipeConfig, dataset: Datase
     classifier = ImageClassifier(model, asdict(recipe), describe_images(dataset))
     if recipe.whiten:
         images, _ = dataset[dataset.train[:WHITENED]]
-        whiten(classifier.net, classifier.standardize(images))
+        whiten(classifier.net, classifier.standardize(images), recipe.whiten)
     return classifier
 
 

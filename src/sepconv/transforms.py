@@ -25,8 +25,8 @@ def augment(images: Tensor, settings: Augment, generator: torch.Generator, fill:
         (B, C, H, W), uint8 where nothing interpolates, else float32.
     """
     if settings.crop:
-        images = random_crop(images, settings.crop, generator)
-    if settings.flip:
+        images = random_crop(images, settings.crop, generator, settings.reflect)
+    if settings.flip and not settings.alternate:
         images = random_flip(images, generator)
     if settings.shift or settings.rotate:
         images = random_affine(images, settings.rotate, settings.shift, generator)
@@ -41,10 +41,19 @@ def uniform(count: int, low: float, high: float, images: Tensor, generator: torc
     return draws * (high - low) + low
 
 
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pads with `padding` zero pixels and crops back at a random place (He et al. 2016, section 4.2)."""
+def random_crop(images: Tensor, padding: int, generator: torch.Generator, reflect: bool = False) -> Tensor:
+    """Pads with `padding` pixels and crops back at a random place (He et al. 2016, section 4.2).
+
+    Args:
+        reflect: pad with the image's own pixels, mirrored at its border; else with zeros.
+    """
     batch, channels, height, width = images.shape
-    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
+    pixels = images.permute(0, 2, 3, 1)
+    if reflect:
+        for axis, side in ((1, height), (2, width)):
+            pixels = pixels.index_select(axis, reflected(padding, side, images.device))
+    else:
+        pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding))
     corner = torch.randint(2 * padding + 1, (2, batch), generator=generator, device=images.device)
     rows = corner[0, :, None] + torch.arange(height, device=images.device)
     columns = corner[1, :, None] + torch.arange(width, device=images.device)
@@ -52,8 +61,14 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Ten
     stride = width + 2 * padding
     first = torch.arange(batch, device=images.device) * (height + 2 * padding) * stride
     index = first[:, None, None] + rows[:, :, None] * stride + columns[:, None, :]
-    pixels = padded.reshape(-1, channels).index_select(0, index.flatten())
-    return pixels.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    cropped = pixels.reshape(-1, channels).index_select(0, index.flatten())
+    return cropped.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def reflected(padding: int, side: int, device: torch.device) -> Tensor:
+    """Where, along an axis of `side` pixels, those of the padded one come from: its ends are mirrors, not repeated."""
+    positions = torch.arange(-padding, side + padding, device=device)
+    return side - 1 - (side - 1 - positions.abs()).abs()
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,19 +77,41 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
+class AlternatingFlip:
+    """Mirrors each image at every other visit, beginning with its first or its second at random.
+
+    Any two visits in a row see both sides of an image, where random flips show the same side twice half of the time.
+    Source: Jordan, arXiv 2404.00498, section 3.6.
+
+    Args:
+        count: images of the data set.
+        generator: draws which begin mirrored; the device is its own.
+    """
+
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self.mirrored = torch.rand(count, generator=generator, device=generator.device) < 0.5  # at the next visit
+
+    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
+        """`images` (B, C, H, W), which have `rows` (B,) in the data set, as they are seen at this visit."""
+        mirrored = self.mirrored.index_select(0, rows)
+        self.mirrored[rows] = ~mirrored
+        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+
+
 def random_affine(images: Tensor, degrees: float, pixels: float, generator: torch.Generator) -> Tensor:
     """Rotates by up to `degrees` and shifts by up to `pixels` each way (bilinear; zeros come in from outside)."""
     draws = uniform(3, -1, 1, images, generator)
     angle = draws[0] * math.radians(degrees)
     height, width = images.shape[-2:]
     cosine, sine = angle.cos(), angle.sin()
-    # In affine_grid's coordinates a side is 2 long; the aspect keeps a rotation of a rectangle rigid.
-    rows = [
-        [cosine, -sine * (height / width), draws[1] * (2 * pixels / width)],
-        [sine * (width / height), cosine, draws[2] * (2 * pixels / height)],
-    ]
-    theta = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    # In grid_sample's coordinates a side is 2 long; the aspect keeps a rotation of a rectangle rigid.
+    x, y = (torch.arange(1 - side, side, 2, device=images.device) / side for side in (width, height))
+    across = torch.stack([cosine, sine * (width / height)], dim=-1)
+    down = torch.stack([-sine * (height / width), cosine], dim=-1)
+    shift = torch.stack([draws[1] * (2 * pixels / width), draws[2] * (2 * pixels / height)], dim=-1)
+    # as F.affine_grid has it, whose matrix product takes twice as long as all else here
+    along = (down[:, None] * y[:, None] + shift[:, None])[:, :, None]
+    grid = along + (across[:, None] * x[:, None])[:, None]
     return F.grid_sample(images.float(), grid, align_corners=False)
 
 
@@ -89,3 +126,20 @@ def random_cutout(images: Tensor, side: int, generator: torch.Generator, fill: T
         masks.append((position >= start[:, None]) & (position < start[:, None] + side))
     inside = masks[0][:, None, :, None] & masks[1][:, None, None, :]
     return torch.where(inside, fill.to(images.dtype)[:, None, None], images)
+
+
+def views(images: Tensor, kind: str) -> list[tuple[Tensor, float]]:
+    """What test-time augmentation shows of `images` (B, C, H, W), and the share of each view in the mean of logits.
+
+    Args:
+        kind: `mirror`: the images and their mirror images. `translate`: these, for half of the mean, and for the other
+            half the same of the images moved by a pixel, up and left or down and right, their border reflected
+            (Jordan, arXiv 2404.00498, section 3.5: six views).
+    """
+    shown = [(images, 1.0)]
+    if kind == "translate":
+        height, width = images.shape[-2:]
+        rows, columns = (reflected(1, side, images.device) for side in (height, width))
+        padded = images.index_select(2, rows).index_select(3, columns)
+        shown = [(images, 0.5), (padded[:, :, :height, :width], 0.25), (padded[:, :, 2:, 2:], 0.25)]
+    return [(view, share / 2) for image, share in shown for view in (image, image.flip(-1))]

@@ -27,7 +27,7 @@ from sepconv.datasets import Batches, Dataset, ImageData, count_images, load
 from sepconv.measure import Stopwatch, keep_freed_memory, synchronize
 from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
 from sepconv.training import checkpoints, find_device, make_classifier, make_trainer
-from sepconv.transforms import augment
+from sepconv.transforms import AlternatingFlip, augment
 
 WARM_UP = 10  # steps left out of a round's rate
 
@@ -107,13 +107,14 @@ class BareLoop:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.optimizer = build_optimizer(classifier.net, recipe.optimizer)
         self.scheduler = build_schedule(self.optimizer, recipe, steps)
+        self.flip = AlternatingFlip(len(dataset.labels), self.generator) if recipe.augment.alternate else None
         epoch = Batches(dataset.train, recipe.batch_size, count_images(dataset, recipe), self.generator)
         self.batches = chain.from_iterable(repeat(epoch))
         self.make_step: Step = self.update
         self.form = resolve_step(trainer, device, self.optimizer)
-        if self.form == "compile":
+        if self.form.startswith("compile"):
             classifier.net.compile()
-        if self.form == "graph":
+        if self.form.endswith("graph"):
             graph = CudaGraph(self.generator)
             self.make_step = CapturedStep(self.update, self.optimizer, graph, recipe.batch_size)
 
@@ -137,6 +138,8 @@ class BareLoop:
     def update(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The part of a step that the device does: its loss."""
         images, labels = self.dataset[rows]
+        if self.flip is not None:
+            images = self.flip(images, rows)
         with self.autocast():
             logits = self.classifier(augment(images, self.recipe.augment, self.generator, self.classifier.fill))
             loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)

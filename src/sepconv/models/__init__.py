@@ -13,6 +13,7 @@ from torch import nn
 
 from sepconv import InputError
 from sepconv.config import read
+from sepconv.models.airbench import airbench
 from sepconv.models.baseline import baseline, baseline_separable
 from sepconv.models.mobilenet_v1 import mobilenet_v1
 from sepconv.models.mobilenet_v2 import mobilenet_v2
@@ -28,6 +29,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "baseline_separable": baseline_separable,
     "separable": separable,
     "tiny": tiny,
+    "airbench": airbench,
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,
     "mobilenet_v3_small": mobilenet_v3_small,

@@ -1,0 +1,69 @@
+"""The network of the speed records on CIFAR-10, dense as it is there, and with separable convolutions.
+
+Source: Jordan, arXiv 2404.00498, section 3.1, with the widths of KellerJordan/cifar10-airbench's airbench94_muon, and
+those, the third convolution and the residual connection of its airbench96_faster.
+"""
+
+from functools import partial
+
+from torch import nn
+
+from sepconv import InputError
+from sepconv.config import check_choice
+from sepconv.models.options import find_kind, make_scale
+from sepconv.ops import ConvNormActivation, Residual
+
+# kernel size, unpadded; twice as many filters as a patch has pixels: its whitening directions, with both signs
+STEM = 2
+# of each form: out_channels of its groups, convolutions in each; the first one's output is halved by a max pooling
+TABLE = {
+    "94": ((64, 256, 256), 2),
+    "96": ((128, 384, 512), 3),
+}
+
+
+def gelu(inplace: bool) -> nn.Module:
+    """GELU, which has no form in place."""
+    return nn.GELU()
+
+
+norm = partial(nn.BatchNorm2d, momentum=0.4)  # a training of few steps: the average must be of the last of them
+
+
+def pool_norm(channels: int) -> nn.Module:
+    """A halving max pooling, then the norm: (B, channels, H, W) to (B, channels, H // 2, W // 2)."""
+    return nn.Sequential(nn.MaxPool2d(2), norm(channels))
+
+
+def airbench(
+    shape: tuple[int, int, int], classes: int, *, form: str = "94", width: float = 1.0, conv: str = "dense"
+) -> nn.Sequential:
+    """The network of TABLE, 1,972,792 parameters in form 94 at 3 channels and 10 classes, the norms' scales among them.
+
+    Args:
+        form: 94 or 96, the test accuracy in per cent that its record is for.
+        width: multiplies the channels of the groups (to multiples of 8).
+        conv: the kind of each 3 x 3 convolution: dense, separable or spatial (nothing between their two steps).
+
+    Raises:
+        InputError: images too small for it.
+    """
+    check_choice("model.form", form, *TABLE)
+    if min(shape[1:]) < STEM + 7:
+        raise InputError(f"images of {shape[1]} x {shape[2]} are too small for this network: 9 x 9 or more")
+    scale, kind = make_scale(width), find_kind(conv)
+    channels = 2 * shape[0] * STEM**2
+    layers: list[nn.Module] = [
+        ConvNormActivation(shape[0], channels, STEM, padding=0, norm_layer=None, activation_layer=gelu)
+    ]
+    widths, depth = TABLE[form]
+    for out_channels in map(scale, widths):
+        layers.append(kind.bare(channels, out_channels, norm_layer=pool_norm, activation_layer=gelu))
+        one_more = partial(kind.bare, out_channels, out_channels, norm_layer=norm)
+        if depth == 2:
+            layers.append(one_more(activation_layer=gelu))
+        else:
+            block = nn.Sequential(one_more(activation_layer=gelu), one_more(activation_layer=None))
+            layers += [Residual(block), nn.GELU()]
+        channels = out_channels
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes, bias=False))
