@@ -13,9 +13,10 @@ from conftest import REPOSITORY, SLIM, Outcome, data_config, real
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sepconv import cost
 from sepconv.classifier import ImageClassifier
 from sepconv.datasets import load
-from sepconv.models import NETWORKS
+from sepconv.models import NETWORKS, build
 
 Train = Callable[..., Path]
 SHORT = ["recipe.epochs=2", "trainer.limit_batches=4"]
@@ -49,6 +50,25 @@ def test_every_experiment_composes_and_says_how_to_run_it(command: Callable[...,
     assert outcome.status == 0, outcome.err
     text = (REPOSITORY / f"configs/experiment/{experiment}.yaml").read_text()
     assert f"# python scripts/train.py experiment={experiment}" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "macs"),
+    [("022", 0.22e6, 28e6), ("040", 0.40e6, 50e6), ("079", 0.79e6, 98e6), ("170", 1.7e6, 250e6)],
+)
+def test_experiments_of_a_size_keep_to_it(
+    command: Callable[..., Outcome], size: str, parameters: float, macs: float
+) -> None:
+    experiment = f"size_{size}_cifar10"
+    outcome = command("train", f"experiment={experiment}", "--cfg", "job", "--resolve")
+    model = OmegaConf.to_container(OmegaConf.create(outcome.out).model)
+    assert isinstance(model, dict)
+    net = build(shape=(3, 32, 32), classes=10, **model)
+    counted = cost.parameters(net), cost.macs(net, (3, 32, 32))
+    assert counted[0] <= parameters
+    assert counted[1] <= macs
+    stated = f"{counted[0]:,} parameters and {counted[1] / 1e6:.1f} M MACs"
+    assert stated in (REPOSITORY / f"configs/experiment/{experiment}.yaml").read_text()
 
 
 @pytest.mark.parametrize("model", NETWORKS)
@@ -271,6 +291,17 @@ def test_real_data_for_some_steps(train: Train, data: str, model: str) -> None:
         "test": 10_000,
     }
     assert record["val_accuracy"] > {"mnist": 0.3, "cifar10": 0.12}[data]
+
+
+def test_a_gpus_experiment_for_some_steps(train: Train) -> None:
+    """The separable sprint on CIFAR-10, of 20 small batches: it learns, and is tested with its views."""
+    config = real("cifar10")
+    small = ["model.width=0.125", "recipe.batch_size=100", "trainer.limit_batches=20"]
+    record = result(train("experiment=sprint_separable_cifar10", f"data.root={config.root}", *small))
+    assert record["images"]["train"] == 49_500
+    assert record["test_accuracy"] > 0.15
+    assert record["test_accuracy_tta"] > 0.15
+    assert record["test_accuracy_tta"] != record["test_accuracy"]
 
 
 @pytest.mark.gpu
