@@ -158,9 +158,20 @@ def test_experiments_on_the_same_images(
     ]  # fmt: skip
     assert {(t.data.name, t.data.train, t.trainer.accelerator) for t in asked} == {("digits", 200, "cpu")}
     rows = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]
+    assert "test_accuracy_tta" not in rows["keras_mnist"]
     assert rows["keras_mnist"]["images_per_second"]["turns"] == [5 * 200 / 5, 5 * 200 / 6]
     assert rows["separable_mnist"]["images_per_second"]["turns"] == [4 * 128 / 5, 4 * 128 / 6]
     assert rows["separable_mnist"]["fit_seconds"]["median"] == 5.5
+
+
+def test_experiments_on_other_images(command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an experiment changes of them is to be given for all."""
+    monkeypatch.setattr(peers, "compose", lambda name, given: compose(name, ["data.validation=50", *given]))
+    monkeypatch.setattr(peers, "warm_up", lambda training: pytest.fail(str(training.data.validation)))
+    suite = ["suite=peers", "peers=[ours]", "experiments=[keras_mnist]", "data=digits", "trainer=cpu"]
+    refused(command("benchmark", *suite), "keras_mnist", "changes the images", "give data.validation=50 to this")
+    with pytest.raises(pytest.fail.Exception, match="50"):
+        command("benchmark", *suite, "data.validation=50")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -213,7 +224,9 @@ def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch:
     monkeypatch.setattr(peers, "KERAS", tmp_path)
     suite = ["suite=peers", "trainer=cpu"]
     refused(command("benchmark", *suite), "make peers", "peers=[template,bare,ours]")
-    refused(command("benchmark", *suite, "peers=[caffe]"), "unknown peers=caffe", "keras, template, bare, ours")
+    refused(
+        command("benchmark", *suite, "peers=[caffe]"), "unknown peers=caffe", "keras, airbench, template, bare, ours"
+    )
     refused(command("benchmark", *suite, "peers=[]"), "peers=[]", "one or more")
     refused(command("benchmark", *suite, "peers=[ours]", "experiments=[x]"), "unknown experiment=x", "keras_mnist")
     refused(command("benchmark", *suite, "peers=[ours]", "trainer.limit_batches=2"), "data.train=N")

@@ -208,15 +208,19 @@ class BenchmarkConfig:
     model: dict[str, Any]
     recipe: RecipeConfig
     trainer: TrainerConfig
-    rounds: int  # loop: trainings; networks: turns of each; time_to_accuracy: warm runs; peers: runs of ours and bare
+    # loop: trainings; networks: turns of each; time_to_accuracy: warm runs; peers: runs of ours, bare and airbench
+    rounds: int
     steps: int  # loop: optimizer steps of each training
     networks: list[str]  # networks: of sepconv.models, each with its dense twin
     batch_sizes: list[int]  # networks: images of a step
     target: float  # time_to_accuracy, peers: the test accuracy to reach, a share
     cold_rounds: int  # time_to_accuracy: runs in a process of their own
-    peers: list[str]  # peers: of keras, template, bare and ours
+    peers: list[str]  # peers: of keras, airbench, template, bare and ours
     peer_rounds: int  # peers: trainings of keras and of template
     peer_epochs: int  # peers: epochs of each of those
+    seconds: float | None  # peers: after so many no turn begins but the first of a training; null: all do
+    airbench: str | None  # peers: folder of a checkout of github.com/KellerJordan/cifar10-airbench
+    airbench_script: str  # peers: airbench94_muon.py | airbench96_faster.py
     experiments: list[str]  # peers: our trainings, files of configs/experiment; []: the configuration's own
     seed: int
     output: str  # folder of the records
@@ -227,11 +231,13 @@ class BenchmarkConfig:
         check(0 < self.target <= 1, "target", self.target, "a share of 1, such as 0.99")
         for key in ("rounds", "cold_rounds", "peer_rounds", "peer_epochs"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
+        check(self.seconds is None or self.seconds > 0, "seconds", self.seconds, "above 0, or null")
         for key in ("peers", "experiments"):
             check(len(set(getattr(self, key))) == len(getattr(self, key)), key, getattr(self, key), "each once")
         check(bool(self.peers), "peers", self.peers, "one or more")
         for peer in self.peers:
-            check_choice("peers", peer, "keras", "template", "bare", "ours")
+            check_choice("peers", peer, "keras", "airbench", "template", "bare", "ours")
+        check_choice("airbench_script", self.airbench_script, "airbench94_muon.py", "airbench96_faster.py")
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 

@@ -110,12 +110,12 @@ def command_line(script: str, overrides: list[str]) -> str:
     return shlex.join(["python", f"scripts/{script}.py", *overrides])
 
 
-def git_state() -> dict[str, Any]:
-    """The commit of this code and whether it was changed since; nulls outside a git checkout."""
+def git_state(checkout: Path = REPOSITORY) -> dict[str, Any]:
+    """The commit of the code in a folder, by default ours, and whether it was changed since; nulls without git."""
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True)
+            done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True)
         except OSError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -1,25 +1,30 @@
-"""Our training against others of the same images: Keras, a Lightning template, a bare PyTorch loop.
+"""Our training against others of the same images: Keras, airbench, a Lightning template, a bare PyTorch loop.
 
-All but ours train the network of the Keras MNIST example (`configs/model/baseline.yaml`).
+All but ours and airbench train the network of the Keras MNIST example (`configs/model/baseline.yaml`).
 
 - `keras`: that example, `config.peer_epochs` epochs of batches of 32, by Keras on TensorFlow, on the CPU, each in a
   process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
+- `airbench`: a script of its checkout as it is, on CUDA, on all 50,000 training images of CIFAR-10; its seconds have
+  the whitening and a test with test-time augmentation in them, and leave out what it evaluates after each epoch; with
+  ours it is the other way round
 - `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
   the configuration's recipe; its seconds are those of `Trainer.fit`
 - `bare`: the bare loop of suite=loop, with the configuration's recipe; no validation, no checkpoint, no log
 - `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`
 
-Keras and the bare loop are tested with their last weights, the template and ours with those that validated best. All
-but Keras run in one process, which keeps the memory that they free (`sepconv.measure.keep_freed_memory`).
+Keras, airbench and the bare loop are tested with their last weights, the template and ours with those that validated
+best. All but Keras and airbench run in one process, which keeps the memory that they free
+(`sepconv.measure.keep_freed_memory`).
 """
 
 import json
+import math
 import os
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +38,7 @@ from hydra.errors import HydraException
 from rich.table import Table
 
 from sepconv import InputError, cost, models
-from sepconv.benchmark import template
+from sepconv.benchmark import airbench, template
 from sepconv.benchmark.loop import BareLoop, spread
 from sepconv.benchmark.time_to_accuracy import (
     accuracy_cells,
@@ -45,7 +50,7 @@ from sepconv.benchmark.time_to_accuracy import (
     warm_up,
 )
 from sepconv.cli import explain_hydra
-from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig, check, read
+from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig, check, flatten, read
 from sepconv.datasets import EVAL_BATCH, Dataset, count_images, load
 from sepconv.measure import synchronize
 from sepconv.recipe import resolve_precision
@@ -54,8 +59,11 @@ from sepconv.training import find_device, make_classifier
 
 NETWORK = {"name": "baseline"}  # of the Keras MNIST example
 KERAS = REPOSITORY / ".venv-peers"
+REFERENCES = {"keras": "Keras", "airbench": "airbench"}  # peers that the others' times are set against
 
-Turn = dict[str, Any]  # a training: fit_seconds, test_accuracy, images, epochs, batch_size, parameters, precision
+# a training: fit_seconds, test_accuracy, images, epochs, batch_size, parameters, precision; where it has been tested
+# with test-time augmentation too, test_accuracy_tta
+Turn = dict[str, Any]
 
 
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
@@ -63,15 +71,19 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
 
     Ours and the bare loop have `config.rounds` trainings, Keras and the template, which take longer,
     `config.peer_rounds`, spread evenly over the call; the seeds are seed, seed + 1, ... One epoch of each of ours
-    comes first and is left out.
+    comes first and is left out. airbench has its `config.rounds` trainings in one block, as one process makes them,
+    halfway: half of the others' turns come before it and half after, and nothing else computes beside it.
+
+    After `config.seconds` no turn begins but the first of a training, and airbench's block is cut short.
 
     Returns:
         For each training: its turns, fit seconds, images/s (those trained on, over fit seconds), test accuracies as in
-        `time_to_accuracy.judge`, and how many times its fit goes into that of Keras (medians).
+        `time_to_accuracy.judge`, and how many times its fit goes into that of Keras and of airbench (medians).
 
     Raises:
-        InputError: for a configuration or data that cannot be used, or where Keras is not installed.
+        InputError: for a configuration or data that cannot be used, or where Keras or airbench is not there.
     """
+    started = time.perf_counter()
     check(config.trainer.limit_batches is None, "trainer.limit_batches", config.trainer.limit_batches,
           "null, or the peers would train on more; data.train=N trains all of them on fewer images")  # fmt: skip
     if "keras" in config.peers:
@@ -81,9 +93,13 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
             raise InputError(
                 f"Keras is not in {KERAS}: run make peers, or leave it out with peers=[template,bare,ours]"
             )
+    provenance = {}
+    if "airbench" in config.peers:
+        airbench.check(config)
+        provenance = {"airbench": airbench.describe(config)}
     dataset = load(config.data)
     models.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)  # so that small images are refused now
-    trainings: dict[str, Callable[[int], Turn]] = {}
+    trainings: dict[str, Callable[[int], Iterator[Turn]]] = {}
     for peer in config.peers:
         if peer == "ours":
             for name, training in ours(config).items():
@@ -91,18 +107,32 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
                 warm_up(training)
         else:
             trainings[peer] = partial(PEERS[peer], config, dataset)
-    slow = {"keras", "template"}
+    counts = {"keras": config.peer_rounds, "template": config.peer_rounds, "airbench": 1}
     turns: dict[str, list[Turn]] = {name: [] for name in trainings}
-    for name in order({name: config.peer_rounds if name in slow else config.rounds for name in trainings}):
-        turn = trainings[name](config.seed + len(turns[name]))
-        turns[name].append(turn)
-        CONSOLE.print(f"{name}: {turn['fit_seconds']:.2f} s, {turn['test_accuracy']:.2%}")
+    end = math.inf if config.seconds is None else started + config.seconds
+    for name in order({name: counts.get(name, config.rounds) for name in trainings}):
+        if turns[name] and time.perf_counter() > end:
+            continue
+        for turn in trainings[name](config.seed + len(turns[name])):
+            turns[name].append(turn)
+            tta = turn.get("test_accuracy_tta")
+            augmented = "" if tta is None else f", {tta:.2%} with test-time augmentation"
+            CONSOLE.print(f"{name}: {turn['fit_seconds']:.2f} s, {turn['test_accuracy']:.2%}{augmented}")
+            if time.perf_counter() > end:
+                break
     rows = {name: summary(done, config.target) for name, done in turns.items()}
-    if "keras" in rows:
+    for reference in [name for name in REFERENCES if name in rows]:
         for row in rows.values():
-            row["times_as_fast_as_keras"] = rows["keras"]["fit_seconds"]["median"] / row["fit_seconds"]["median"]
-    images = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
-    return {"suite": "peers", "data": config.data.name, "images": images, "target": config.target, "trainings": rows}
+            ratio = rows[reference]["fit_seconds"]["median"] / row["fit_seconds"]["median"]
+            row[f"times_as_fast_as_{reference}"] = ratio
+    return {
+        "suite": "peers",
+        "data": config.data.name,
+        "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
+        "target": config.target,
+        "trainings": rows,
+        **provenance,
+    }
 
 
 def order(counts: dict[str, int]) -> list[str]:
@@ -113,10 +143,12 @@ def order(counts: dict[str, int]) -> list[str]:
 
 def summary(turns: list[Turn], target: float) -> dict[str, Any]:
     """The figures of a training's turns."""
+    keys = ("test_accuracy", "test_accuracy_tta")
+    tested = [key for key in keys if all(turn.get(key) is not None for turn in turns)]
     return {
         "fit_seconds": spread([turn["fit_seconds"] for turn in turns]),
         "images_per_second": spread([turn["images"] / turn["fit_seconds"] for turn in turns]),
-        "test_accuracy": judge([turn["test_accuracy"] for turn in turns], target),
+        **{key: judge([turn[key] for turn in turns], target) for key in tested},
         "turns": turns,
     }
 
@@ -132,24 +164,28 @@ def ours(config: BenchmarkConfig) -> dict[str, TrainConfig]:
             training = read(TrainConfig, compose("train", [f"experiment={name}", *shared]))
         except HydraException as error:
             raise InputError(explain_hydra(error, TrainConfig)) from error
-        if training.data != config.data:
-            raise InputError(f"experiments has {name}, which changes the images: the peers would train on others")
+        theirs, here = (flatten(asdict(data), "data.") for data in (training.data, config.data))
+        changes = [f"{key}={theirs.get(key, 'null')}" for key in theirs | here if theirs.get(key) != here.get(key)]
+        if changes:
+            raise InputError(f"experiments has {name}, which changes the images: the peers would train on others; "
+                             f"give {' '.join(changes)} to this command too")  # fmt: skip
         found[name] = training
     return found
 
 
-def train_ours(training: TrainConfig, dataset: Dataset, seed: int) -> Turn:
+def train_ours(training: TrainConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training of ours in this process."""
     result = train_quietly(replace(training, seed=seed))
     kept = ("fit_seconds", "test_accuracy", "epochs", "batch_size", "parameters", "macs", "precision")
-    return {
+    yield {
         **{key: result[key] for key in kept},
+        "test_accuracy_tta": result.get("test_accuracy_tta"),
         "images": result["epochs"] * count_images(dataset, training.recipe),
         "model": training.model,
     }
 
 
-def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
+def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training by the bare loop, and the test at its end."""
     recipe, device = config.recipe, find_device(config.trainer)
     L.seed_everything(seed, verbose=False)
@@ -167,7 +203,7 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
     hits = sum(
         int((bare.classify(rows).argmax(1) == dataset.labels[rows]).sum()) for rows in dataset.test.split(EVAL_BATCH)
     )
-    return {
+    yield {
         "fit_seconds": fit_seconds,
         "test_accuracy": round(hits / len(dataset.test), 6),
         "images": recipe.epochs * images,
@@ -178,14 +214,14 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
     }
 
 
-def train_template(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
+def train_template(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training as Lightning templates set it up."""
     L.seed_everything(seed, verbose=False)
     net = models.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)
     batch_size, epochs = config.recipe.batch_size, config.peer_epochs
     kind = find_device(config.trainer).type
     trained = template.train(net, dataset, batch_size, epochs, {"cuda": "gpu"}.get(kind, kind))
-    return {
+    yield {
         **asdict(trained),
         "images": epochs * len(dataset.train),
         "epochs": epochs,
@@ -195,7 +231,7 @@ def train_template(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn
     }
 
 
-def train_keras(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
+def train_keras(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """The Keras example in a process of its own, on as many threads as torch has here."""
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npz")
@@ -212,7 +248,7 @@ def train_keras(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Turn:
         reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
         raise InputError(f"the Keras example failed ({reason}): delete {KERAS} and run make peers")
     figures = json.loads(done.stdout.splitlines()[-1])
-    return figures | {"images": config.peer_epochs * len(dataset.train), "epochs": config.peer_epochs}
+    yield figures | {"images": config.peer_epochs * len(dataset.train), "epochs": config.peer_epochs}
 
 
 def hand_over(dataset: Dataset, path: Path) -> None:
@@ -224,8 +260,9 @@ def hand_over(dataset: Dataset, path: Path) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
-PEERS: dict[str, Callable[[BenchmarkConfig, Dataset, int], Turn]] = {
+PEERS: dict[str, Callable[[BenchmarkConfig, Dataset, int], Iterator[Turn]]] = {
     "keras": train_keras,
+    "airbench": airbench.train,
     "template": train_template,
     "bare": train_bare,
 }
@@ -233,18 +270,30 @@ PEERS: dict[str, Callable[[BenchmarkConfig, Dataset, int], Turn]] = {
 
 def table(record: dict[str, Any]) -> Table:
     """A row a training."""
-    shown = Table(title=f"the same {record['images']['train']:,} images of {record['data']}", title_justify="left")
-    for column in ("", "epochs", "batch", "fit", "images/s", "times as fast\nas Keras", "n", "test accuracy",
-                   f"runs at\n{100 * record['target']:g} %", "mean at\nit"):  # fmt: skip
-        shown.add_column(column, justify="left" if not column else "right")
-    for name, row in record["trainings"].items():
-        faster = f"{row['times_as_fast_as_keras']:.2f}" if "times_as_fast_as_keras" in row else "-"
+    rows = record["trainings"]
+    references = [name for name in REFERENCES if name in rows]
+    tests = {"test_accuracy": "test accuracy"}
+    if any("test_accuracy_tta" in row for row in rows.values()):
+        tests["test_accuracy_tta"] = "with test-time\naugmentation"
+    shown = Table(title=f"the same {record['images']['train']:,} images of {record['data']}", title_justify="left",
+                  caption_justify="left")  # fmt: skip
+    if "airbench" in record:
+        shown.caption = f"airbench is {record['airbench']['script']}, on {airbench.IMAGES:,} images"
+    faster = [f"times as fast\nas {REFERENCES[name]}" for name in references]
+    shown.add_column()
+    for column in ("epochs", "batch", "fit", "images/s", *faster, "n"):
+        shown.add_column(column, justify="right")
+    for test in tests.values():
+        for column in (test, f"runs at\n{100 * record['target']:g} %", "mean at\nit"):
+            shown.add_column(column, justify="right")
+    for name, row in rows.items():
         shown.add_row(
             name,
             *(str(row["turns"][0][key]) for key in ("epochs", "batch_size")),
             seconds_cell(row["fit_seconds"]),
             f"{row['images_per_second']['median']:,.0f}",
-            faster,
-            *accuracy_cells(row["test_accuracy"]),
+            *(f"{row[f'times_as_fast_as_{reference}']:.2f}" for reference in references),
+            str(len(row["turns"])),
+            *(cell for test in tests for cell in (accuracy_cells(row[test])[1:] if test in row else "---")),
         )
     return shown
