@@ -5,8 +5,8 @@ All but ours and airbench train the network of the Keras MNIST example (`configs
 - `keras`: that example, `config.peer_epochs` epochs of batches of 32, by Keras on TensorFlow, on the CPU, each in a
   process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
 - `airbench`: a script of its checkout as it is, on CUDA, on all 50,000 training images of CIFAR-10; its seconds have
-  the whitening and a test with test-time augmentation in them, and leave out what it evaluates after each epoch; with
-  ours it is the other way round
+  the whitening and a test with test-time augmentation in them, and leave out what it evaluates after each epoch. Ours
+  are set against them with our test's added, though they have validation and checkpoints in them
 - `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
   the configuration's recipe; its seconds are those of `Trainer.fit`
 - `bare`: the bare loop of suite=loop, with the configuration's recipe; no validation, no checkpoint, no log
@@ -41,10 +41,12 @@ from sepconv import InputError, cost, models
 from sepconv.benchmark import airbench, template
 from sepconv.benchmark.loop import BareLoop, spread
 from sepconv.benchmark.time_to_accuracy import (
+    TESTS,
     accuracy_cells,
+    add_accuracy_columns,
     arguments,
     configured,
-    judge,
+    judge_runs,
     seconds_cell,
     train_quietly,
     warm_up,
@@ -62,7 +64,7 @@ KERAS = REPOSITORY / ".venv-peers"
 REFERENCES = {"keras": "Keras", "airbench": "airbench"}  # peers that the others' times are set against
 
 # a training: fit_seconds, test_accuracy, images, epochs, batch_size, parameters, precision; where it has been tested
-# with test-time augmentation too, test_accuracy_tta
+# with test-time augmentation too, test_accuracy_tta; of ours, test_seconds
 Turn = dict[str, Any]
 
 
@@ -78,7 +80,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
 
     Returns:
         For each training: its turns, fit seconds, images/s (those trained on, over fit seconds), test accuracies as in
-        `time_to_accuracy.judge`, and how many times its fit goes into that of Keras and of airbench (medians).
+        `time_to_accuracy.judge_runs`, and how many times its fit goes into that of Keras and of airbench (medians).
 
     Raises:
         InputError: for a configuration or data that cannot be used, or where Keras or airbench is not there.
@@ -123,8 +125,9 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     rows = {name: summary(done, config.target) for name, done in turns.items()}
     for reference in [name for name in REFERENCES if name in rows]:
         for row in rows.values():
-            ratio = rows[reference]["fit_seconds"]["median"] / row["fit_seconds"]["median"]
-            row[f"times_as_fast_as_{reference}"] = ratio
+            tested = reference == "airbench" and "fit_and_test_seconds" in row
+            seconds = row["fit_and_test_seconds" if tested else "fit_seconds"]["median"]
+            row[f"times_as_fast_as_{reference}"] = rows[reference]["fit_seconds"]["median"] / seconds
     return {
         "suite": "peers",
         "data": config.data.name,
@@ -143,12 +146,12 @@ def order(counts: dict[str, int]) -> list[str]:
 
 def summary(turns: list[Turn], target: float) -> dict[str, Any]:
     """The figures of a training's turns."""
-    keys = ("test_accuracy", "test_accuracy_tta")
-    tested = [key for key in keys if all(turn.get(key) is not None for turn in turns)]
+    whole = [turn["fit_seconds"] + turn["test_seconds"] for turn in turns if "test_seconds" in turn]
     return {
         "fit_seconds": spread([turn["fit_seconds"] for turn in turns]),
+        **({"fit_and_test_seconds": spread(whole)} if whole else {}),
         "images_per_second": spread([turn["images"] / turn["fit_seconds"] for turn in turns]),
-        **{key: judge([turn[key] for turn in turns], target) for key in tested},
+        **judge_runs(turns, target),
         "turns": turns,
     }
 
@@ -176,10 +179,10 @@ def ours(config: BenchmarkConfig) -> dict[str, TrainConfig]:
 def train_ours(training: TrainConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training of ours in this process."""
     result = train_quietly(replace(training, seed=seed))
-    kept = ("fit_seconds", "test_accuracy", "epochs", "batch_size", "parameters", "macs", "precision")
+    kept = ("fit_seconds", "test_seconds", "test_accuracy", "test_accuracy_tta", "epochs", "batch_size", "parameters",
+            "macs", "precision")  # fmt: skip
     yield {
         **{key: result[key] for key in kept},
-        "test_accuracy_tta": result.get("test_accuracy_tta"),
         "images": result["epochs"] * count_images(dataset, training.recipe),
         "model": training.model,
     }
@@ -272,9 +275,7 @@ def table(record: dict[str, Any]) -> Table:
     """A row a training."""
     rows = record["trainings"]
     references = [name for name in REFERENCES if name in rows]
-    tests = {"test_accuracy": "test accuracy"}
-    if any("test_accuracy_tta" in row for row in rows.values()):
-        tests["test_accuracy_tta"] = "with test-time\naugmentation"
+    tests = [test for test in TESTS if any(test in row for row in rows.values())]
     shown = Table(title=f"the same {record['images']['train']:,} images of {record['data']}", title_justify="left",
                   caption_justify="left")  # fmt: skip
     if "airbench" in record:
@@ -283,9 +284,7 @@ def table(record: dict[str, Any]) -> Table:
     shown.add_column()
     for column in ("epochs", "batch", "fit", "images/s", *faster, "n"):
         shown.add_column(column, justify="right")
-    for test in tests.values():
-        for column in (test, f"runs at\n{100 * record['target']:g} %", "mean at\nit"):
-            shown.add_column(column, justify="right")
+    add_accuracy_columns(shown, tests, record["target"])
     for name, row in rows.items():
         shown.add_row(
             name,
@@ -294,6 +293,6 @@ def table(record: dict[str, Any]) -> Table:
             f"{row['images_per_second']['median']:,.0f}",
             *(f"{row[f'times_as_fast_as_{reference}']:.2f}" for reference in references),
             str(len(row["turns"])),
-            *(cell for test in tests for cell in (accuracy_cells(row[test])[1:] if test in row else "---")),
+            *accuracy_cells(row, tests),
         )
     return shown

@@ -28,6 +28,7 @@ from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig
 from sepconv.terminal import CONSOLE, epochs, hushed
 from sepconv.training import train
 
+TESTS = {"test_accuracy": "test accuracy", "test_accuracy_tta": "with test-time\naugmentation"}
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile leaves what it made
 
 
@@ -38,8 +39,9 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     Lightning, which is what its way to the first step is set against.
 
     Returns:
-        Of the warm runs test accuracies, as in `judge`, and fit seconds; of the cold ones the seconds of the process,
-        to the first step and of the fit, and test accuracies; of each pair of turns the ratio first step / import.
+        Of the warm runs test accuracies, as in `judge_runs`, and fit seconds; of the cold ones the seconds of the
+        process, to the first step and of the fit, and test accuracies; of each pair of turns the ratio first
+        step / import.
 
     Raises:
         InputError: for a configuration or data that cannot be used, or a loss that diverges.
@@ -67,11 +69,11 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         "target": config.target,
         "seed": config.seed,
         "warm": {
-            "test_accuracy": judge([result["test_accuracy"] for result in warm], config.target),
+            **judge_runs(warm, config.target),
             "fit_seconds": spread([result["fit_seconds"] for result in warm]),
         },
         "cold": {
-            "test_accuracy": judge([result["test_accuracy"] for result in cold], config.target),
+            **judge_runs(cold, config.target),
             "seconds": spread([result["seconds"] for result in cold]),
             "fit_seconds": spread([result["fit_seconds"] for result in cold]),
         },
@@ -133,6 +135,12 @@ def process_seconds(arguments: list[str], environment: dict[str, str] | None = N
     return seconds
 
 
+def judge_runs(results: list[dict[str, Any]], target: float) -> dict[str, Any]:
+    """`judge` of `test_accuracy`, and of `test_accuracy_tta` where all runs were tested so."""
+    kinds = [kind for kind in TESTS if all(result.get(kind) is not None for result in results)]
+    return {kind: judge([result[kind] for result in results], target) for kind in kinds}
+
+
 def judge(accuracies: list[float], target: float) -> dict[str, Any]:
     """Accuracies of each run, their mean with its 95 % interval, and which of them come to `target`."""
     estimate = Estimate.of(accuracies)
@@ -145,11 +153,24 @@ def judge(accuracies: list[float], target: float) -> dict[str, Any]:
     }
 
 
-def accuracy_cells(judged: dict[str, Any]) -> list[str]:
-    """n, the mean with its interval, the share of runs at the target, and whether the mean reaches it."""
-    estimate = Estimate(*(judged[key] for key in ("n", "mean", "low", "high")))
-    return [str(estimate.n), percent(estimate), f"{judged['share_at_target']:.0%}",
-            "yes" if judged["mean_reaches_target"] else "no"]  # fmt: skip
+def add_accuracy_columns(table: Table, tests: list[str], target: float) -> None:
+    """Adds the columns of `accuracy_cells`."""
+    for test in tests:
+        for column in (TESTS[test], f"runs at\n{100 * target:g} %", "mean at\nit"):
+            table.add_column(column, justify="right")
+
+
+def accuracy_cells(judged: dict[str, Any], tests: list[str]) -> list[str]:
+    """Of each of `tests` the mean with its interval, the share of runs at the target, whether the mean reaches it."""
+    cells = []
+    for test in tests:
+        if test not in judged:
+            cells += ["-"] * 3
+            continue
+        estimate = Estimate(*(judged[test][key] for key in ("n", "mean", "low", "high")))
+        reached = "yes" if judged[test]["mean_reaches_target"] else "no"
+        cells += [percent(estimate), f"{judged[test]['share_at_target']:.0%}", reached]
+    return cells
 
 
 def seconds_cell(seconds: dict[str, Any]) -> str:
@@ -173,10 +194,20 @@ def table(record: dict[str, Any]) -> Table:
         f"{start['ratio']['median']:.2f} times `import lightning`, "
         f"{start['import_lightning_seconds']['median']:.2f} s"
     )
-    for column in ("", "n", "test accuracy", f"runs at\n{100 * record['target']:g} %", "mean at\nit", "fit", "process"):
-        shown.add_column(column, justify="left" if not column else "right")
+    tests = [kind for kind in TESTS if kind in record["warm"]]
+    shown.add_column()
+    shown.add_column("n", justify="right")
+    add_accuracy_columns(shown, tests, record["target"])
+    for column in ("fit", "process"):
+        shown.add_column(column, justify="right")
     for name in ("warm", "cold"):
         part = record[name]
         whole = seconds_cell(part["seconds"]) if "seconds" in part else "-"
-        shown.add_row(name, *accuracy_cells(part["test_accuracy"]), seconds_cell(part["fit_seconds"]), whole)
+        shown.add_row(
+            name,
+            str(part["test_accuracy"]["n"]),
+            *accuracy_cells(part, tests),
+            seconds_cell(part["fit_seconds"]),
+            whole,
+        )
     return shown
