@@ -69,6 +69,12 @@ def _exact_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     "options",
     [
         ["recipe=fast"],  # AdamW
+        [
+            "recipe=muon",
+            "recipe.optimizer.others.lr=0.0078125",
+            "recipe.augment.flip=true",
+            "recipe.augment.alternate=true",
+        ],
         pytest.param(["recipe=keras", "+recipe.optimizer.fused=true"], marks=pytest.mark.slow),  # Adam
         pytest.param(
             ["recipe.optimizer.name=SGD", "+recipe.optimizer.momentum=0.9", "~recipe.optimizer.betas"],
@@ -173,6 +179,8 @@ def test_what_a_graph_can_hold(name: str, options: dict[str, Any], right: bool) 
         ("graph", "cuda", "Adafactor", False, "Adafactor"),
         ("graph", "cuda", "AdamW", True, "detect_anomaly"),
         ("graph", "mps", "AdamW", False, "needs CUDA"),
+        ("compiled_graph", "cuda", "AdamW", False, "compiled_graph"),
+        ("compiled_graph", "cpu", "AdamW", False, "needs CUDA"),
         ("compile", "cpu", "Adafactor", False, "compile"),
         ("eager", "cuda", "AdamW", False, "eager"),
     ],
@@ -180,10 +188,10 @@ def test_what_a_graph_can_hold(name: str, options: dict[str, Any], right: bool) 
 def test_what_is_asked_for(asked: str, device: str, name: str, anomalies: bool, form: str) -> None:
     config = TrainerConfig(accelerator="auto", step=asked, detect_anomaly=anomalies)
     optimizer = getattr(torch.optim, name)([nn.Parameter(torch.zeros(2, 2))])
-    if form in ("eager", "compile", "graph"):
+    if form in ("eager", "compile", "graph", "compiled_graph"):
         assert resolve_step(config, torch.device(device), optimizer) == form
     else:
-        with pytest.raises(InputError, match=f"trainer.step=graph .*{form}"):
+        with pytest.raises(InputError, match=f"trainer.step={asked} .*{form}"):
             resolve_step(config, torch.device(device), optimizer)
 
 
@@ -246,7 +254,9 @@ def close(one: Path, other: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", ["separable", "resnet"])
-@pytest.mark.parametrize("optimizer", [[], ["recipe=keras"], ["recipe.optimizer.name=SGD", "~recipe.optimizer.betas"]])
+@pytest.mark.parametrize(
+    "optimizer", [[], ["recipe=keras"], ["recipe.optimizer.name=SGD", "~recipe.optimizer.betas"], ["recipe=muon"]]
+)
 def test_a_graph_trains_to_the_weights_of_eager_steps(train_on_gpu: Train, model: str, optimizer: list[str]) -> None:
     arguments = [f"model={model}", *optimizer, *ODD, "recipe.epochs=2", "recipe.precision=fp32"]
     eager, graph, auto = (train_on_gpu(*arguments, f"trainer.step={form}") for form in ("eager", "graph", "auto"))
@@ -286,7 +296,7 @@ def test_a_graph_after_a_resume(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("recipe", ["fast", "keras"])
+@pytest.mark.parametrize("recipe", ["fast", "keras", "muon"])
 def test_replayed_steps_never_wait_for_the_device(
     train_on_gpu: Train, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
@@ -304,5 +314,6 @@ def test_replayed_steps_never_wait_for_the_device(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(ImageClassifier, "step", watch)
-    train_on_gpu(f"recipe={recipe}", *ODD, "recipe.batch_size=128", "recipe.epochs=1", "trainer.step=graph")
+    options = [*ODD, "recipe.batch_size=128", "recipe.epochs=1", "recipe.augment.flip=true"]
+    train_on_gpu(f"recipe={recipe}", *options, "recipe.augment.alternate=true", "trainer.step=graph")
     assert watched == [128] * (10 - WARM_UP - 1) + [14]  # an epoch's last batch too

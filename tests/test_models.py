@@ -134,8 +134,21 @@ def test_baseline_separable_is_the_baseline_with_the_option() -> None:
     assert repr(one) == repr(other)
 
 
-def test_tiny_is_tiny() -> None:
-    assert cost.parameters(build("tiny", (1, 28, 28), 10)) <= 697
+def test_tiny_shares_filters_within_a_stage() -> None:
+    """More repeats cost norms alone; each block has its own, and its own part of the filters' gradient."""
+    net = build("tiny", (1, 28, 28), 10)
+    stem, entry, head = 9 * 16 + 32, 9 * 16 + 16 * 32 + 64, 32 * 10 + 10
+    filters, norms = 9 * 32 + 32 * 32, 4 * 32
+    assert cost.parameters(net) == stem + entry + 2 * (filters + 2 * norms) + head == 4_362
+    assert cost.parameters(build("tiny", (1, 28, 28), 10, repeats=3)) == 4_362 + 2 * norms
+    net(torch.randn(4, 1, 28, 28)).square().mean().backward()
+    blocks = [layer for layer in net if isinstance(layer, Residual)]
+    weights = [{name: p for name, p in block.named_parameters() if p.ndim == 4} for block in blocks]
+    assert len(weights) == 4
+    for stage in (weights[:2], weights[2:]):
+        assert all(stage[0][name] is stage[1][name] for name in stage[0])
+    assert len({id(p) for stage in weights for p in stage.values()}) == 4
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

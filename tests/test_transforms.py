@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sepconv.config import Augment
-from sepconv.transforms import AlternatingFlip, augment, random_affine, random_crop, random_cutout, random_flip, views
+from sepconv.transforms import (
+    AlternatingFlip,
+    augment,
+    random_affine,
+    random_crop,
+    random_cutout,
+    random_flip,
+    reflected,
+    views,
+)
 
 
 @pytest.fixture
@@ -35,6 +44,11 @@ def test_a_reflecting_crop_is_a_window_of_the_reflected_image(images: Tensor, ge
     match = (padded.unfold(2, 9, 1).unfold(3, 7, 1) == cropped[:, :, None, None]).all(1).flatten(3).all(3)
     assert match.flatten(1).any(1).all()
     assert match.any(0).all()
+
+
+@pytest.mark.parametrize(("side", "expected"), [(3, [2, 1, 0, 1, 2, 1, 0]), (2, [0, 1, 0, 1, 0, 1]), (1, [0] * 5)])
+def test_a_reflection_of_any_width(side: int, expected: list[int]) -> None:
+    assert reflected(2, side, torch.device("cpu")).tolist() == expected
 
 
 def test_alternating_flips(images: Tensor, generator: torch.Generator) -> None:

@@ -67,8 +67,8 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator, reflec
 
 def reflected(padding: int, side: int, device: torch.device) -> Tensor:
     """Where, along an axis of `side` pixels, those of the padded one come from: its ends are mirrors, not repeated."""
-    positions = torch.arange(-padding, side + padding, device=device)
-    return side - 1 - (side - 1 - positions.abs()).abs()
+    positions = torch.arange(-padding, side + padding, device=device).remainder(max(2 * (side - 1), 1))
+    return side - 1 - (side - 1 - positions).abs()
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -109,7 +109,7 @@ def random_affine(images: Tensor, degrees: float, pixels: float, generator: torc
     across = torch.stack([cosine, sine * (width / height)], dim=-1)
     down = torch.stack([-sine * (height / width), cosine], dim=-1)
     shift = torch.stack([draws[1] * (2 * pixels / width), draws[2] * (2 * pixels / height)], dim=-1)
-    # as F.affine_grid has it, whose matrix product takes twice as long as all else here
+    # as F.affine_grid has it, whose matrix product takes longer than all else here
     along = (down[:, None] * y[:, None] + shift[:, None])[:, :, None]
     grid = along + (across[:, None] * x[:, None])[:, None]
     return F.grid_sample(images.float(), grid, align_corners=False)

@@ -1,39 +1,64 @@
-"""A separable network of 678 parameters for MNIST.
+"""A network of a few hundred to a few thousand parameters: separable blocks that are applied again and again.
 
-Our own table, in the manner of MobileNet (Howard et al., arXiv 1704.04861, figure 3) with the identity added around
-blocks that keep their channels (Sandler et al., arXiv 1801.04381) and Hardswish (Howard et al., arXiv 1905.02244).
+Our own table. Within a stage all blocks share their filters, as in recurrent convolutional networks (Liang and Hu 2015;
+for a sharing like this one: Savarese and Maire, arXiv 1902.09701), and have norms of their own: depth, and with it a
+view of the whole digit, then costs no parameters. The block is MobileNet's (Howard et al., arXiv 1704.04861, figure 3)
+with the identity around it and one activation, after the sum (He et al., arXiv 1512.03385, figure 2): Hardswish (Howard
+et al., arXiv 1905.02244).
 """
 
 from torch import nn
 
+from sepconv.config import check
 from sepconv.models.options import find_kind, make_classifier
 from sepconv.ops import ConvNormActivation, Residual
 
-STEM = 5  # out_channels
-# out_channels of each block, whether a max pooling halves the map after it
-TABLE = (
-    (7, True),
-    (7, False),
-    (7, True),
-    (8, False),
-)
+STAGES = 2  # a max pooling halves the map before each; the first comes after a block at the image's own resolution
 
 
-def tiny(shape: tuple[int, int, int], classes: int, *, conv: str = "separable") -> nn.Sequential:
-    """The network of TABLE: 678 parameters at 28 x 28 x 1, 10 classes.
+def pool_norm(channels: int) -> nn.Module:
+    return nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.BatchNorm2d(channels))
+
+
+def tiny(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    stem: int = 16,
+    width: int = 32,
+    repeats: int = 2,
+    conv: str = "separable",
+) -> nn.Sequential:
+    """Stem, a block to `width` channels, then two stages, each one block applied `repeats` times.
 
     Args:
+        stem: channels of the first convolution and of the block that follows it, both at the image's resolution.
+        width: channels of the stages.
+        repeats: how often each stage's block is applied, with the same filters.
         conv: the kind of each block's convolution: separable, dense or spatial.
     """
+    for key, value in (("stem", stem), ("width", width), ("repeats", repeats)):
+        check(value >= 1, f"model.{key}", value, "1 or more")
     kind = find_kind(conv)
-    channels = STEM
-    layers: list[nn.Module] = [ConvNormActivation(shape[0], channels, activation_layer=nn.Hardswish)]
-    for out_channels, pooled in TABLE:
-        block = kind.block(channels, out_channels, activation_layer=nn.Hardswish)
-        layers.append(Residual(block) if channels == out_channels else block)
-        if pooled:
-            layers.append(nn.MaxPool2d(3, 2, padding=1))
-        channels = out_channels
-    pooling, *classifier = make_classifier(channels, classes)
+    layers: list[nn.Module] = [
+        ConvNormActivation(shape[0], stem, activation_layer=nn.Hardswish),
+        kind.bare(stem, width, norm_layer=pool_norm, activation_layer=nn.Hardswish),
+    ]
+    for stage in range(STAGES):
+        if stage > 0:
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        blocks = [kind.block(width, width, activation_layer=None) for _ in range(repeats)]
+        share_filters(blocks)
+        for block in blocks:
+            layers += [Residual(block), nn.Hardswish(inplace=True)]
+    pooling, *classifier = make_classifier(width, classes)
     # means over a map hardly differ between images: without this norm the classifier's weights take long to grow
-    return nn.Sequential(*layers, pooling, nn.BatchNorm2d(channels, affine=False), *classifier)
+    return nn.Sequential(*layers, pooling, nn.BatchNorm2d(width, affine=False), *classifier)
+
+
+def share_filters(blocks: list[nn.Module]) -> None:
+    """Has all `blocks`, of one build, use the convolutions of the first; each keeps its norms."""
+    first, *others = [[part for part in block.modules() if isinstance(part, ConvNormActivation)] for block in blocks]
+    for parts in others:
+        for part, own in zip(parts, first, strict=True):
+            part[0] = own[0]
