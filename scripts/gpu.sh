@@ -73,6 +73,7 @@ measure() { # measure PART
     train cifar10-mobilenet_v2 data=cifar10 model=mobilenet_v2
     benchmark suite=loop data=mnist model=baseline
     benchmark suite=loop data=cifar10 model=separable steps=300
+    benchmark suite=loop experiment=sprint_cifar10 steps=150 rounds=3
     ;;
   2)
     against_airbench airbench94_muon.py sprint_cifar10 rounds=50 target=0.94
@@ -84,6 +85,8 @@ measure() { # measure PART
   4)
     benchmark suite=time_to_accuracy experiment=sprint_long_mnist rounds=20 cold_rounds=1 target=0.994
     benchmark suite=time_to_accuracy experiment=sprint_cifar10 rounds=2 cold_rounds=3 target=0.94
+    benchmark suite=time_to_accuracy experiment=sprint_cifar10 rounds=10 cold_rounds=1 target=0.94 \
+      trainer.step=compiled_graph output="$out/compiled_graph"
     benchmark suite=networks data=mnist 'batch_sizes=[128,1024]' rounds=3
     benchmark suite=networks data=cifar10 'batch_sizes=[128,1024]' rounds=3
     limited "$python" scripts/claims.py scale=full data.root="$data" trainer=gpu output="$out" 'only=[C8,C12]'

@@ -52,13 +52,10 @@ def test_programme(tmp_path: Path) -> None:
         *(f"train-size_{size}.json" for size in ("022", "040", "079", "170")),
     }
     commands = [shlex.split(line) for line in log.read_text().splitlines()]
-    assert len(commands) == 21
+    assert len(commands) == 23
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         for script, *overrides in commands:
-            if script == "-m":
-                continue
-            experiments = [o for o in overrides if o.startswith("experiment=")]
-            if all((REPOSITORY / f"configs/experiment/{o.split('=')[1]}.yaml").exists() for o in experiments):
+            if script != "-m":  # pytest's
                 name = Path(script).stem
                 read(SCHEMAS[name], compose(name, overrides))
     log.unlink()
