@@ -22,6 +22,7 @@ SLIM: dict[str, dict[str, Any]] = {
     "mobilenet_v3_small": {"width": 0.25},
     "xception": {"width": 0.125},
     "resnet": {"depth": 14},
+    "airbench": {"width": 0.125},
 }
 
 

@@ -76,8 +76,9 @@ def test_experiments_of_a_size_keep_to_it(
     assert stated in (REPOSITORY / f"configs/experiment/{experiment}.yaml").read_text()
 
 
-@pytest.mark.parametrize("model", NETWORKS)
-@pytest.mark.parametrize("recipe", ["fast", "keras"])
+@pytest.mark.parametrize(
+    ("model", "recipe"), [*((model, "fast") for model in NETWORKS), ("baseline", "keras"), ("separable", "muon")]
+)
 def test_run_record(train: Train, model: str, recipe: str) -> None:
     slim = [f"model.{key}={value}" for key, value in SLIM.get(model, {}).items()]
     run = train(f"model={model}", *slim, f"recipe={recipe}", "seed=7", *SHORT)

@@ -181,7 +181,8 @@ def effective(
         layers: `cost.layers` of the network, for one image; what they are for another network does not fit.
 
     Returns:
-        For each layer's name, (H, W) of the image, the sum 1; all zeros where no gradient arrives.
+        For each layer's name, (H, W) of the image, the sum 1; all zeros where no gradient arrives. Of a layer that runs
+        several times, as its last run sees it.
     """
     layers = list(layers)
     chosen = spatial(layers)
@@ -195,9 +196,9 @@ def effective(
         # here, not later: an activation in place may follow
         sums[name] = (out[:, :, out.shape[2] // 2, out.shape[3] // 2] * signs).sum()
 
-    for layer in chosen:
-        module = net.get_submodule(layer.name)
-        module.register_forward_hook(lambda module, args, out, name=layer.name: sum_centre(name, out))
+    for name in dict.fromkeys(layer.name for layer in chosen):
+        module = net.get_submodule(name)
+        module.register_forward_hook(lambda module, args, out, name=name: sum_centre(name, out))
     net(images)
     maps = {}
     for name, value in sums.items():
