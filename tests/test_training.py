@@ -77,7 +77,13 @@ def test_experiments_of_a_size_keep_to_it(
 
 
 @pytest.mark.parametrize(
-    ("model", "recipe"), [*((model, "fast") for model in NETWORKS), ("baseline", "keras"), ("separable", "muon")]
+    ("model", "recipe"),
+    [
+        ("baseline", "keras"),
+        ("separable", "muon"),
+        ("tiny", "fast"),
+        *(pytest.param(model, "fast", marks=pytest.mark.slow) for model in NETWORKS if model != "tiny"),
+    ],
 )
 def test_run_record(train: Train, model: str, recipe: str) -> None:
     slim = [f"model.{key}={value}" for key, value in SLIM.get(model, {}).items()]
@@ -156,7 +162,7 @@ def test_evaluation_gives_the_recorded_accuracy(train: Train, command: Callable[
     assert f"{accuracy:.2%}" == recorded
 
 
-@pytest.mark.parametrize("model", ["baseline", "separable"])
+@pytest.mark.parametrize("model", [pytest.param("baseline", marks=pytest.mark.slow), "separable"])
 def test_same_seed_same_weights(train: Train, model: str) -> None:
     one, again, other = (train(f"model={model}", f"seed={seed}", *SHORT) for seed in (3, 3, 4))
     assert identical(weights(one), weights(again))
