@@ -83,6 +83,7 @@ def test_experiments_of_a_size_keep_to_it(
         ("separable", "muon"),
         ("tiny", "fast"),
         *(pytest.param(model, "fast", marks=pytest.mark.slow) for model in NETWORKS if model != "tiny"),
+        *(pytest.param(model, "keras", marks=pytest.mark.slow) for model in NETWORKS if model != "baseline"),
     ],
 )
 def test_run_record(train: Train, model: str, recipe: str) -> None:

@@ -31,7 +31,7 @@ def resolve_step(config: TrainerConfig, device: torch.device, optimizer: Optimiz
     elif config.detect_anomaly:
         obstacle = "leaves no place to look at gradients: choose trainer.step=eager or trainer.detect_anomaly=false"
     elif not capturable(optimizer):
-        name = type(optimizer).__name__
+        name = type(optimizer.others if isinstance(optimizer, Muon) else optimizer).__name__
         obstacle = (
             f"cannot hold {name}, which reads its rate on the host: choose trainer.step=eager, AdamW or fused SGD"
         )

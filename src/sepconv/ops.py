@@ -382,6 +382,17 @@ class _GlobalAvgPool(torch.autograd.Function):
         return (grad / (height * width)).expand(ctx.shape).contiguous(memory_format=ctx.format)
 
 
+def pool_norm(channels: int, norm_layer: Layer = nn.BatchNorm2d, ceil_mode: bool = False) -> nn.Sequential:
+    """A halving max pooling, then a norm: (B, channels, H, W) to (B, channels, H // 2, W // 2).
+
+    In a norm's place it has the norm and the activation work on a quarter of the positions.
+
+    Args:
+        ceil_mode: round an odd side's half up instead.
+    """
+    return nn.Sequential(nn.MaxPool2d(2, ceil_mode=ceil_mode), norm_layer(channels))
+
+
 class Resize(nn.Module):
     """Images (B, C, H, W) to (B, C, side, side), bilinear and antialiased: MobileNet's resolution multiplier."""
 

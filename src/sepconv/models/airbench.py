@@ -11,7 +11,7 @@ from torch import nn
 from sepconv import InputError
 from sepconv.config import check_choice
 from sepconv.models.options import find_kind, make_scale
-from sepconv.ops import ConvNormActivation, Residual
+from sepconv.ops import ConvNormActivation, Residual, pool_norm
 
 # kernel size, unpadded; twice as many filters as a patch has pixels: its whitening directions, with both signs
 STEM = 2
@@ -28,11 +28,6 @@ def gelu(inplace: bool) -> nn.Module:
 
 
 norm = partial(nn.BatchNorm2d, momentum=0.4)  # a training of few steps: the average must be of the last of them
-
-
-def pool_norm(channels: int) -> nn.Module:
-    """A halving max pooling, then the norm: (B, channels, H, W) to (B, channels, H // 2, W // 2)."""
-    return nn.Sequential(nn.MaxPool2d(2), norm(channels))
 
 
 def airbench(
@@ -57,8 +52,9 @@ def airbench(
         ConvNormActivation(shape[0], channels, STEM, padding=0, norm_layer=None, activation_layer=gelu)
     ]
     widths, depth = TABLE[form]
+    pooled = partial(pool_norm, norm_layer=norm)
     for out_channels in map(scale, widths):
-        layers.append(kind.bare(channels, out_channels, norm_layer=pool_norm, activation_layer=gelu))
+        layers.append(kind.bare(channels, out_channels, norm_layer=pooled, activation_layer=gelu))
         one_more = partial(kind.bare, out_channels, out_channels, norm_layer=norm)
         if depth == 2:
             layers.append(one_more(activation_layer=gelu))

@@ -2,22 +2,20 @@
 
 Our own table. Within a stage all blocks share their filters, as in recurrent convolutional networks (Liang and Hu 2015;
 for a sharing like this one: Savarese and Maire, arXiv 1902.09701), and have norms of their own: depth, and with it a
-view of the whole digit, then costs no parameters. The block is MobileNet's (Howard et al., arXiv 1704.04861, figure 3)
+view of the whole digit, then costs no filters. The block is MobileNet's (Howard et al., arXiv 1704.04861, figure 3)
 with the identity around it and one activation, after the sum (He et al., arXiv 1512.03385, figure 2): Hardswish (Howard
 et al., arXiv 1905.02244).
 """
+
+from functools import partial
 
 from torch import nn
 
 from sepconv.config import check
 from sepconv.models.options import find_kind, make_classifier
-from sepconv.ops import ConvNormActivation, Residual
+from sepconv.ops import ConvNormActivation, Residual, pool_norm
 
 STAGES = 2  # a max pooling halves the map before each; the first comes after a block at the image's own resolution
-
-
-def pool_norm(channels: int) -> nn.Module:
-    return nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.BatchNorm2d(channels))
 
 
 def tiny(
@@ -31,6 +29,8 @@ def tiny(
 ) -> nn.Sequential:
     """Stem, a block to `width` channels, then two stages, each one block applied `repeats` times.
 
+    4,362 parameters at 28 x 28 x 1, 10 classes.
+
     Args:
         stem: channels of the first convolution and of the block that follows it, both at the image's resolution.
         width: channels of the stages.
@@ -42,7 +42,7 @@ def tiny(
     kind = find_kind(conv)
     layers: list[nn.Module] = [
         ConvNormActivation(shape[0], stem, activation_layer=nn.Hardswish),
-        kind.bare(stem, width, norm_layer=pool_norm, activation_layer=nn.Hardswish),
+        kind.bare(stem, width, norm_layer=partial(pool_norm, ceil_mode=True), activation_layer=nn.Hardswish),
     ]
     for stage in range(STAGES):
         if stage > 0:
