@@ -5,8 +5,9 @@ PYTHON = .venv/bin/python
 train: .venv/ready
 	$(PYTHON) scripts/train.py model=separable
 
+# One process a core, of one thread each: most tests do not fill two threads.
 test: .venv/ready
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses logical --dist worksteal
 
 lint: .venv/ready
 	$(PYTHON) -m ruff format --check .

@@ -79,7 +79,6 @@ def test_networks_against_their_dense_twins(
     refused(command("benchmark", "suite=networks", "batch_sizes=[5000]"), "batch_sizes has 5000")
 
 
-@pytest.mark.slow  # two processes that import Lightning
 def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold and warm, it is the training that the experiment and the arguments describe, to the same weights."""
     results: dict[str, list[dict[str, Any]]] = {"train_quietly": [], "train_afresh": []}

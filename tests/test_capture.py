@@ -75,11 +75,8 @@ def _exact_rates(monkeypatch: pytest.MonkeyPatch) -> None:
             "recipe.augment.flip=true",
             "recipe.augment.alternate=true",
         ],
-        pytest.param(["recipe=keras", "+recipe.optimizer.fused=true"], marks=pytest.mark.slow),  # Adam
-        pytest.param(
-            ["recipe.optimizer.name=SGD", "+recipe.optimizer.momentum=0.9", "~recipe.optimizer.betas"],
-            marks=pytest.mark.slow,
-        ),
+        ["recipe=keras", "+recipe.optimizer.fused=true"],  # Adam
+        ["recipe.optimizer.name=SGD", "+recipe.optimizer.momentum=0.9", "~recipe.optimizer.betas"],
     ],
 )
 def test_replayed_steps_train_to_the_weights_of_eager_ones(

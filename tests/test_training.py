@@ -78,13 +78,7 @@ def test_experiments_of_a_size_keep_to_it(
 
 @pytest.mark.parametrize(
     ("model", "recipe"),
-    [
-        ("baseline", "keras"),
-        ("separable", "muon"),
-        ("tiny", "fast"),
-        *(pytest.param(model, "fast", marks=pytest.mark.slow) for model in NETWORKS if model != "tiny"),
-        *(pytest.param(model, "keras", marks=pytest.mark.slow) for model in NETWORKS if model != "baseline"),
-    ],
+    [("separable", "muon"), *((model, recipe) for model in NETWORKS for recipe in ("fast", "keras"))],
 )
 def test_run_record(train: Train, model: str, recipe: str) -> None:
     slim = [f"model.{key}={value}" for key, value in SLIM.get(model, {}).items()]
@@ -163,7 +157,7 @@ def test_evaluation_gives_the_recorded_accuracy(train: Train, command: Callable[
     assert f"{accuracy:.2%}" == recorded
 
 
-@pytest.mark.parametrize("model", [pytest.param("baseline", marks=pytest.mark.slow), "separable"])
+@pytest.mark.parametrize("model", ["baseline", "separable"])
 def test_same_seed_same_weights(train: Train, model: str) -> None:
     one, again, other = (train(f"model={model}", f"seed={seed}", *SHORT) for seed in (3, 3, 4))
     assert identical(weights(one), weights(again))
@@ -306,7 +300,6 @@ def test_real_data_for_some_steps(train: Train, data: str, model: str) -> None:
     assert record["val_accuracy"] > {"mnist": 0.3, "cifar10": 0.12}[data]
 
 
-@pytest.mark.slow
 def test_a_gpus_experiment_for_some_steps(train: Train) -> None:
     """The separable sprint on CIFAR-10, of 20 small batches: it learns, and is tested with its views."""
     config = real("cifar10")
