@@ -17,6 +17,7 @@ from sepconv import cost
 from sepconv.classifier import ImageClassifier
 from sepconv.datasets import load
 from sepconv.models import NETWORKS, build
+from sepconv.transforms import normalize_moments
 
 Train = Callable[..., Path]
 SHORT = ["recipe.epochs=2", "trainer.limit_batches=4"]
@@ -56,6 +57,7 @@ def test_every_experiment_composes_and_says_how_to_run_it(command: Callable[...,
     ("experiment", "shape", "parameters", "macs"),
     [
         ("small_mnist", (1, 28, 28), 5_000, 2_528_000),  # no more arithmetic than the baseline
+        ("micro_mnist", (1, 28, 28), 697, 2_528_000),
         ("size_022_cifar10", (3, 32, 32), 220_000, 28_000_000),
         ("size_040_cifar10", (3, 32, 32), 400_000, 50_000_000),
         ("size_079_cifar10", (3, 32, 32), 790_000, 98_000_000),
@@ -155,6 +157,19 @@ def test_evaluation_gives_the_recorded_accuracy(train: Train, command: Callable[
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=result(run)["precision"] == "bf16-mixed"):
         accuracy = (classifier(images).argmax(1) == labels).double().mean()
     assert f"{accuracy:.2%}" == recorded
+
+
+def test_moments_are_part_of_the_classifier(train: Train) -> None:
+    """It takes images as they are, in training, evaluation and from its checkpoint."""
+    run = train("model=micro", "recipe.normalize=moments", "recipe.epochs=3", "recipe.precision=fp32", "trainer=cpu")
+    classifier = ImageClassifier.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
+    dataset = load(data_config("digits"))
+    images, labels = dataset[dataset.test]
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in dataset.statistics())
+    with torch.no_grad():
+        logits = classifier.net((normalize_moments(images) / 255 - mean) / deviation)
+        torch.testing.assert_close(classifier(images), logits, atol=1e-4, rtol=1e-4)
+    assert float((logits.argmax(1) == labels).double().mean()) == pytest.approx(result(run)["test_accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize("model", ["baseline", "separable"])

@@ -1,6 +1,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +9,11 @@ from torch import Tensor
 
 from sepconv.config import Augment
 from sepconv.transforms import (
+    DEVIATION,
+    SCALE,
     AlternatingFlip,
     augment,
+    normalize_moments,
     random_affine,
     random_crop,
     random_cutout,
@@ -128,6 +132,63 @@ def test_rotation_keeps_the_distance_from_the_centre(generator: torch.Generator)
     angles = torch.atan2(columns, -rows).rad2deg()
     assert 25 < angles.abs().max() < 31
     assert abs(angles.mean()) < 3
+
+
+def blobs(count: int, height: int = 28, width: int = 28) -> Tensor:
+    """Normal distributions of ink, with centres, sizes and slants of their own: (count, 1, height, width)."""
+    draws = np.random.default_rng(0).uniform(-1, 1, (count, 5))
+    y, x = np.mgrid[:height, :width].astype(float)
+    images = []
+    for right, down, wide, high, slant in draws:
+        v = (y - (height - 1) / 2 - 2 * down) / (height / 2)
+        u = (x - (width - 1) / 2 - 2 * right) / (width / 2) - 0.4 * slant * v
+        images.append(np.exp(-(u**2) / (2 * (0.24 + 0.04 * wide) ** 2) - v**2 / (2 * (0.32 + 0.05 * high) ** 2)))
+    return torch.from_numpy(np.stack(images)[:, None] * 255).byte()
+
+
+def moments(image: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of x and y over the ink of `image` (H, W), the sides from -1 to 1."""
+    y, x = ((np.arange(side) + 0.5) * 2 / side - 1 for side in image.shape)
+    places = np.stack(np.meshgrid(x, y)).reshape(2, -1)
+    ink = image.double().numpy().ravel()
+    return np.average(places, axis=1, weights=ink), np.cov(places, aweights=ink, ddof=0)
+
+
+@pytest.mark.parametrize("sides", [(28, 28), (32, 24)])
+def test_moments_become_alike(sides: tuple[int, int]) -> None:
+    before = blobs(20, *sides)
+    after = normalize_moments(before)
+    assert after.shape == before.shape
+    assert after.dtype == torch.float32
+    spread = [np.stack([moments(image[0])[1] for image in images]).std(0) for images in (before, after)]
+    for image in after:
+        mean, covariance = moments(image[0])
+        np.testing.assert_allclose(mean, 0, atol=0.02)
+        np.testing.assert_allclose(np.sqrt(np.diag(covariance)), DEVIATION, rtol=0.06)  # interpolation blurs a little
+        assert abs(covariance[0, 1]) < 0.05 * DEVIATION[0] * DEVIATION[1]
+    assert (spread[1] < 0.2 * spread[0]).all()
+
+
+def test_moments_of_what_is_alike_already() -> None:
+    once = normalize_moments(blobs(5))
+    torch.testing.assert_close(normalize_moments(once), once, atol=8, rtol=0)  # of 255
+
+
+def test_scale_has_limits() -> None:
+    """A thin stroke is not blown up to the width of other digits."""
+    stroke = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    stroke[..., 4:24, 12:16] = 255
+    wide, high = np.sqrt(np.diag(moments(normalize_moments(stroke)[0, 0])[1]) / np.diag(moments(stroke[0, 0])[1]))
+    assert wide == pytest.approx(1 / SCALE[0], rel=0.1)
+    assert high == pytest.approx(DEVIATION[1] / (20 / 28 / math.sqrt(3)), rel=0.03)
+
+
+def test_moments_of_an_empty_image_and_of_colours() -> None:
+    assert normalize_moments(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).equal(torch.zeros(2, 1, 8, 8))
+    grey = blobs(3)
+    colours = normalize_moments(torch.cat([grey, grey // 2, 0 * grey], dim=1))
+    torch.testing.assert_close(colours[:, :1], normalize_moments(grey), atol=2, rtol=0)
+    assert not colours[:, 2].any()
 
 
 def test_cutout_fills_one_square(images: Tensor, generator: torch.Generator) -> None:

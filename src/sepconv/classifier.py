@@ -18,7 +18,7 @@ from sepconv.capture import CapturedStep, CudaGraph
 from sepconv.config import RecipeConfig, read
 from sepconv.datasets import GROUPS, ImageData
 from sepconv.recipe import build_optimizer, build_schedule, initialize, stem
-from sepconv.transforms import augment, views
+from sepconv.transforms import augment, normalize_moments, views
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,8 @@ class ImageClassifier(L.LightningModule):
 
     def standardize(self, images: Tensor) -> Tensor:
         """What the network sees of images (B, C, H, W) with pixels from 0 to 255."""
-        return torch.addcmul(self.offset, images.float(), self.scale)
+        images = normalize_moments(images) if self.recipe.normalize == "moments" else images.float()
+        return torch.addcmul(self.offset, images, self.scale)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.net, self.recipe.optimizer)

@@ -90,7 +90,9 @@ class RecipeConfig:
     initialization: str = "torch"  # torch | glorot_uniform | kaiming_normal | dirac
     # the first convolution gets filters that whiten the images' patches, to this deviation, and is not trained; 0: none
     whiten: float = 0.0
-    normalize: str = "standardize"  # standardize (mean 0, deviation 1 per channel) | unit (0 to 1)
+    # standardize (pixels of mean 0, deviation 1 per channel) | unit (0 to 1) | moments (standardize, and each image's
+    # place, slant and size made alike)
+    normalize: str = "standardize"
     precision: str = "auto"  # auto (bf16 where the hardware has it) | fp32 | bf16
     channels_last: bool = True
     augment: Augment
@@ -107,7 +109,7 @@ class RecipeConfig:
         check(self.whiten >= 0, "recipe.whiten", self.whiten, "0 or more")
         check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal", "dirac")
         check_choice("recipe.tta", self.tta, "none", "mirror", "translate")
-        check_choice("recipe.normalize", self.normalize, "standardize", "unit")
+        check_choice("recipe.normalize", self.normalize, "standardize", "unit", "moments")
         check_choice("recipe.precision", self.precision, "auto", "fp32", "bf16")
         check_optimizer("recipe.optimizer", self.optimizer)
         if self.optimizer["name"] == "Muon":

@@ -104,15 +104,72 @@ def random_affine(images: Tensor, degrees: float, pixels: float, generator: torc
     angle = draws[0] * math.radians(degrees)
     height, width = images.shape[-2:]
     cosine, sine = angle.cos(), angle.sin()
-    # In grid_sample's coordinates a side is 2 long; the aspect keeps a rotation of a rectangle rigid.
-    x, y = (torch.arange(1 - side, side, 2, device=images.device) / side for side in (width, height))
+    # the aspect keeps a rotation of a rectangle rigid
     across = torch.stack([cosine, sine * (width / height)], dim=-1)
     down = torch.stack([-sine * (height / width), cosine], dim=-1)
     shift = torch.stack([draws[1] * (2 * pixels / width), draws[2] * (2 * pixels / height)], dim=-1)
+    return affine(images, across, down, shift)
+
+
+def affine(images: Tensor, across: Tensor, down: Tensor, shift: Tensor) -> Tensor:
+    """Each image's own affine map: float32, bilinear, with zeros from outside.
+
+    Coordinates are grid_sample's, (x, y) from -1 to 1 between the borders.
+
+    Args:
+        across: (B, 2), how far the place that a pixel is taken from moves along with the pixel's x.
+        down: (B, 2), the same of its y.
+        shift: (B, 2), where the centre is taken from.
+    """
+    x, y = axes(images)
     # as F.affine_grid has it, whose matrix product takes longer than all else here
     along = (down[:, None] * y[:, None] + shift[:, None])[:, :, None]
     grid = along + (across[:, None] * x[:, None])[:, None]
     return F.grid_sample(images.float(), grid, align_corners=False)
+
+
+def axes(images: Tensor) -> tuple[Tensor, Tensor]:
+    """x of each column (W,) and y of each row (H,) in grid_sample's coordinates."""
+    height, width = images.shape[-2:]
+    x, y = (torch.arange(1 - side, side, 2, device=images.device) / side for side in (width, height))
+    return x, y
+
+
+# of moment normalization: the deviation of the ink along x and y, where half a side is 1, and the least and the most
+# that a side of what the image shows may become of it
+DEVIATION = (0.25, 0.36)
+SCALE = (0.7, 1.4)
+
+
+def normalize_moments(images: Tensor) -> Tensor:
+    """Moves, shears along x and scales each image so that its moments are the same: bright strokes on a dark ground.
+
+    The centre of the ink comes to the image's, its covariance of x and y to 0 (the slant goes), and its deviations to
+    `DEVIATION`, as far as `SCALE` lets them. Source: moment normalization, Casey 1970 (IBM J. Res. Dev. 14); the
+    slant alone: "deslanting" in LeCun et al. 1998, section III.A.
+
+    Args:
+        images: (B, C, H, W), pixels of 0 or more.
+
+    Returns:
+        float32 (B, C, H, W); an image without ink stays so.
+    """
+    ink = images.sum(1, dtype=torch.float32)
+    x, y = axes(images)
+    rows, columns, along = ink.sum(2), ink.sum(1), (ink * x).sum(2)  # along: of each row, ink times x
+    mass = rows.sum(1).clamp(min=1e-6)
+    mean_x, mean_y = along.sum(1) / mass, (rows * y).sum(1) / mass
+    from_x, from_y = x - mean_x[:, None], y - mean_y[:, None]
+    variance_x = (columns * from_x**2).sum(1) / mass
+    variance_y = (rows * from_y**2).sum(1) / mass
+    covariance = (along * from_y).sum(1) / mass
+    slant = covariance / variance_y.clamp(min=1e-4)
+    upright = (variance_x - slant * covariance).clamp(min=0)  # variance of x once the slant is gone
+    scale_x = (upright.sqrt() / DEVIATION[0]).clamp(*SCALE)
+    scale_y = (variance_y.sqrt() / DEVIATION[1]).clamp(*SCALE)
+    across = torch.stack([scale_x, torch.zeros_like(scale_x)], dim=-1)
+    down = torch.stack([slant * scale_y, scale_y], dim=-1)
+    return affine(images, across, down, torch.stack([mean_x, mean_y], dim=-1))
 
 
 def random_cutout(images: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Tensor:
