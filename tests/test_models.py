@@ -24,6 +24,7 @@ CASES = [
     *((name, {"conv": conv, **SLIM.get(name, {})}) for name in NETWORKS for conv in KINDS),
     *IMAGENET.items(),
     ("separable", {"width": 0.5, "resolution": 0.75}),
+    ("tiny", {"padded": False, "affine": False}),
 ]
 
 
@@ -151,22 +152,19 @@ def test_tiny_shares_filters_within_a_stage() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
 
 
-def test_micro_counts() -> None:
-    """By hand, from the paper's formulas: 28 to 26 to 24, pooled to 12, then 10, 8, 6, 4; no norm learns anything."""
-    channels, sides = (5, 5, 7, 8, 8, 8), (24, 10, 8, 6, 4)
-    steps = [9 * one + one * other for one, other in pairwise(channels)]
-    net = build("micro", (1, 28, 28), 10)
-    assert cost.parameters(net) == 9 * 5 + sum(steps) + 8 * 10 + 10 == 676
-    work = 26 * 26 * 9 * 5 + sum(side * side * step for side, step in zip(sides, steps, strict=True)) + 8 * 10
-    assert cost.macs(net, (1, 28, 28)) == work == 93_508
-    wide = build("micro", (1, 28, 28), 10, width=3)
-    widths = [layer.out_channels for layer in wide.modules() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
-    assert widths == [15, 15, 21, 24, 24, 24]
+def test_unpadded_tiny_counts() -> None:
+    """By hand: 28 to 26 to 24, pooled to 12, then 10, 8, 6, 4, by filters for two and two; no norm learns anything."""
+    net = build("tiny", (1, 28, 28), 10, stem=4, width=11, padded=False, affine=False)
+    entry, step = 9 * 4 + 4 * 11, 9 * 11 + 11 * 11
+    assert cost.parameters(net) == 9 * 4 + entry + 2 * step + 11 * 10 + 10 == 676
+    work = 26**2 * 9 * 4 + 24**2 * entry + (10**2 + 8**2 + 6**2 + 4**2) * step + 11 * 10
+    assert cost.macs(net, (1, 28, 28)) == work == 118_046
+    assert not any(isinstance(layer, Residual) for layer in net)
 
 
-@pytest.mark.parametrize(("shape", "side"), [((1, 28, 28), 4), ((3, 32, 32), 6), ((1, 16, 16), 4), ((1, 5, 5), 2)])
-def test_micro_is_unpadded_while_there_is_room(shape: tuple[int, int, int], side: int) -> None:
-    net = build("micro", shape, 10)
+@pytest.mark.parametrize(("shape", "side"), [((1, 28, 28), 4), ((3, 32, 20), 4), ((1, 16, 16), 6), ((1, 5, 5), 2)])
+def test_unpadded_tiny_is_padded_where_there_is_no_room(shape: tuple[int, int, int], side: int) -> None:
+    net = build("tiny", shape, 10, padded=False)
     sides: list[int] = []
     (pooling,) = (layer for layer in net.children() if isinstance(layer, GlobalAvgPool))
     pooling.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
@@ -248,7 +246,6 @@ def test_glorot_is_keras_distribution() -> None:
         ("mobilenet_v2", {"width": 0}, "model.width=0.0 is out of range: above 0"),
         ("mobilenet_v3_small", {"resolution": 9}, "model.resolution=9.0 is out of range: above 0, at most 8"),
         ("xception", {"width": -1}, "model.width=-1.0"),
-        ("micro", {"width": 0}, "model.width=0.0 is out of range: above 0, at most 64"),
         ("resnet", {"depth": 21}, "model.depth=21 is out of range: 6n + 2, such as 20"),
         ("resnet", {"depth": 2}, "model.depth=2 "),
         ("resnet", {"form": "imagenet"}, "model.depth=20 is out of range: 18 or 34"),

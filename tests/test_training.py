@@ -57,7 +57,7 @@ def test_every_experiment_composes_and_says_how_to_run_it(command: Callable[...,
     ("experiment", "shape", "parameters", "macs"),
     [
         ("small_mnist", (1, 28, 28), 5_000, 2_528_000),  # no more arithmetic than the baseline
-        ("micro_mnist", (1, 28, 28), 697, 2_528_000),
+        ("smallest_mnist", (1, 28, 28), 697, 2_528_000),
         ("size_022_cifar10", (3, 32, 32), 220_000, 28_000_000),
         ("size_040_cifar10", (3, 32, 32), 400_000, 50_000_000),
         ("size_079_cifar10", (3, 32, 32), 790_000, 98_000_000),
@@ -161,7 +161,7 @@ def test_evaluation_gives_the_recorded_accuracy(train: Train, command: Callable[
 
 def test_moments_are_part_of_the_classifier(train: Train) -> None:
     """It takes images as they are, in training, evaluation and from its checkpoint."""
-    run = train("model=micro", "recipe.normalize=moments", "recipe.epochs=3", "recipe.precision=fp32", "trainer=cpu")
+    run = train("model=tiny", "recipe.normalize=moments", "recipe.epochs=3", "recipe.precision=fp32", "trainer=cpu")
     classifier = ImageClassifier.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
     dataset = load(data_config("digits"))
     images, labels = dataset[dataset.test]

@@ -15,7 +15,6 @@ from sepconv import InputError
 from sepconv.config import read
 from sepconv.models.airbench import airbench
 from sepconv.models.baseline import baseline, baseline_separable
-from sepconv.models.micro import micro
 from sepconv.models.mobilenet_v1 import mobilenet_v1
 from sepconv.models.mobilenet_v2 import mobilenet_v2
 from sepconv.models.mobilenet_v3 import mobilenet_v3_small
@@ -30,7 +29,6 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "baseline_separable": baseline_separable,
     "separable": separable,
     "tiny": tiny,
-    "micro": micro,
     "airbench": airbench,
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,
