@@ -4,7 +4,8 @@ Our own table. Within a stage all blocks share their filters, as in recurrent co
 for a sharing like this one: Savarese and Maire, arXiv 1902.09701), and have norms of their own: depth, and with it a
 view of the whole digit, then costs no filters. The block is MobileNet's (Howard et al., arXiv 1704.04861, figure 3)
 with the identity around it and one activation, after the sum (He et al., arXiv 1512.03385, figure 2): Hardswish (Howard
-et al., arXiv 1905.02244).
+et al., arXiv 1905.02244). The form without padding, pooled once, follows the smallest network known to reach 99 % on
+MNIST (github.com/JoshWarn/Parameter-Efficient-MNIST, 697 parameters), whose filters are not shared.
 """
 
 from functools import partial
@@ -32,7 +33,7 @@ def tiny(
 ) -> nn.Sequential:
     """Stem, a block to `width` channels, then two stages, each one block applied `repeats` times.
 
-    4,362 parameters at 28 x 28 x 1, 10 classes.
+    4,362 parameters at 28 x 28 x 1, 10 classes; 676 with stem=4, width=11, padded=False, affine=False.
 
     Args:
         stem: channels of the first convolution and of the block that follows it, both at the image's resolution.
