@@ -5,9 +5,9 @@ PYTHON = .venv/bin/python
 train: .venv/ready
 	$(PYTHON) scripts/train.py model=separable
 
-# One process a core, of one thread each: most tests do not fill two threads.
+# One process a core (up to eight, for their memory), of one thread each: most tests do not fill two threads.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses logical --dist worksteal
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: .venv/ready
 	$(PYTHON) -m ruff format --check .

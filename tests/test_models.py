@@ -24,7 +24,7 @@ CASES = [
     *((name, {"conv": conv, **SLIM.get(name, {})}) for name in NETWORKS for conv in KINDS),
     *IMAGENET.items(),
     ("separable", {"width": 0.5, "resolution": 0.75}),
-    ("tiny", {"padded": False, "affine": False}),
+    *(("tiny", {"padded": False, "affine": False, "conv": conv}) for conv in KINDS),
 ]
 
 

@@ -135,10 +135,9 @@ def axes(images: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-# of moment normalization: the deviation of the ink along x and y, where half a side is 1, and the least and the most
-# that a side of what the image shows may become of it
-DEVIATION = (0.25, 0.36)
-SCALE = (0.7, 1.4)
+# of moment normalization
+DEVIATION = (0.25, 0.36)  # of the ink along x and y, where half a side is 1
+SCALE = (0.7, 1.4)  # the part of a side, least and most, that is shown as a whole one: strokes grow by 1 / 0.7 at most
 
 
 def normalize_moments(images: Tensor) -> Tensor:
