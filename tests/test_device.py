@@ -1,0 +1,110 @@
+"""The step on a GPU, as far as it shows where there is none: tensors that have a shape and a device, but no values."""
+
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sepconv import datasets
+from sepconv.capture import CapturedStep, CudaGraph
+from sepconv.classifier import ImageClassifier
+from sepconv.config import TrainConfig, read
+from sepconv.datasets import Dataset, ImageData
+from sepconv.recipe import build_optimizer
+
+COUNT = 60_000  # images
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses an operation that has a tensor elsewhere: in a CUDA graph it would wait, or its value stay for ever."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
+            assert not isinstance(value, Tensor) or value.device.type == "cuda", f"{function} on {value.device}"
+        return result
+
+
+class Queue(CudaGraph):
+    """In place of a CUDA graph, which is not recorded."""
+
+    def __init__(self) -> None:
+        pass
+
+    def warm_up(self, function: Any) -> Any:
+        return function()
+
+
+def fill_gradients(loss: Tensor, net: nn.Module) -> None:
+    """In place of the backward pass, whose engine needs a real device."""
+    assert loss.requires_grad
+    for weight in net.parameters():
+        if weight.requires_grad:
+            weight.grad = torch.empty_like(weight)
+
+
+def fake_data(config: TrainConfig) -> ImageData:
+    """The data module as it is on the device, but for its images."""
+    (channels, height, width), classes = datasets.SHAPES[config.data.name]
+    labels = torch.empty(COUNT, dtype=torch.int64)
+    pixels = torch.empty(COUNT, height, width, channels, dtype=torch.uint8)
+    names = tuple(map(str, range(classes)))
+    data = ImageData(Dataset(config.data.name, names, pixels, labels, labels, labels, labels), config.recipe)
+    if config.recipe.augment.alternate:
+        data.flip = datasets.AlternatingFlip(COUNT, data.generator)
+        data.flip.mirrored = data.flip.mirrored.to(labels.device)
+    return data
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["data=mnist", "model=baseline", "recipe=keras"],
+        ["data=mnist", "experiment=sprint_mnist"],
+        ["data=mnist", "experiment=smallest_mnist"],
+        ["data=cifar10", "model=mobilenet_v3_small", "recipe.augment.crop=4", "recipe.augment.flip=true"],
+        ["experiment=sprint_separable_cifar10", "recipe.augment.cutout=8"],
+        ["experiment=size_022_cifar10"],
+    ],
+)
+def test_a_step_and_a_test_stay_on_the_device(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operation asks for a value, or has a tensor on the host: what a CUDA graph cannot hold."""
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        config = read(TrainConfig, compose("train", options))
+    for part in (config.recipe.optimizer, config.recipe.optimizer.get("others", {})):
+        part.pop("fused", None)  # that kernel has no form without values
+    fake = FakeTensorMode()
+    with fake, torch.device("cuda"):
+        data = fake_data(config)
+        channels = data.dataset.shape[0]
+        images = {
+            "shape": list(data.dataset.shape),
+            "classes": len(data.dataset.classes),
+            "mean": [0.5] * channels,
+            "deviation": [0.2] * channels,
+        }
+        classifier = ImageClassifier(config.model, asdict(config.recipe), images)
+        optimizer = build_optimizer(classifier.net, config.recipe.optimizer)
+        captured = CapturedStep(
+            lambda rows: classifier.update(rows, data.generator), optimizer, Queue(), config.recipe.batch_size
+        )
+        rows = torch.empty(config.recipe.batch_size, dtype=torch.int64)
+    monkeypatch.setattr(ImageClassifier, "data", data)
+    monkeypatch.setattr(ImageClassifier, "optimizer", optimizer)
+    monkeypatch.setattr(ImageClassifier, "trainer", SimpleNamespace(testing=True))
+    monkeypatch.setattr(Tensor, "backward", lambda loss: fill_gradients(loss, classifier.net))
+    with fake, OnDevice():
+        for _ in range(2):  # the second has the optimizer's state
+            loss, hits = captured(rows)
+        assert (loss.device.type, loss.shape, hits.device.type, hits.shape) == ("cuda", (), "cuda", ())
+        classifier.eval().on_test_epoch_start()
+        classifier.test_step(rows, 0)
+    assert {state.device.type for values in optimizer.state.values() for state in values.values()} == {"cuda"}
