@@ -59,6 +59,9 @@ Command = Callable[..., Outcome]
         ("data.test=1.5", ["data.test=1.5"]),
         ("trainer.limit_batches=0", ["trainer.limit_batches=0"]),
         ("trainer.accelerator=abacus", ["trainer.accelerator=abacus", "cpu"]),
+        ("recipe.hardest=0.5", ["recipe.hardest", "recipe.proxy", "together"]),
+        ("recipe.hardest=0", ["recipe.hardest=0"]),
+        ("recipe.proxy={width: 2}", ["recipe.proxy"]),
         ("seed=-1", ["seed=-1"]),
         ("seed=a", ["seed", "Integer"]),
         ("resume=/nowhere", ["/nowhere is no run"]),
@@ -79,6 +82,13 @@ def test_arguments(command: Command, tmp_path: Path, argument: str, words: list[
 def test_too_small_images(command: Command, tmp_path: Path) -> None:
     outcome = command("train", f"runs={tmp_path}", "model=baseline", "data.image_size=8")
     refused(outcome, "8 x 8", "too small", "10 x 10")
+
+
+def test_a_proxy_that_is_no_network(command: Command, tmp_path: Path) -> None:
+    arguments = [f"runs={tmp_path}", "recipe.hardest=0.5"]
+    refused(command("train", *arguments, "recipe.proxy={name: nonsense}"), "recipe.proxy", "nonsense", "separable")
+    loop = ["suite=loop", "trainer=cpu", "steps=11", "recipe.batch_size=64", "recipe.proxy={name: tiny}"]
+    refused(command("benchmark", *loop, *arguments[1:], f"output={tmp_path}"), "bare loop", "recipe.proxy")
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU here")

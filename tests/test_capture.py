@@ -75,6 +75,7 @@ def _exact_rates(monkeypatch: pytest.MonkeyPatch) -> None:
             "recipe.augment.flip=true",
             "recipe.augment.alternate=true",
         ],
+        ["recipe.hardest=0.5", "recipe.proxy={name: tiny, stem: 4}"],
         ["recipe=keras", "+recipe.optimizer.fused=true"],  # Adam
         ["recipe.optimizer.name=SGD", "+recipe.optimizer.momentum=0.9", "~recipe.optimizer.betas"],
     ],

@@ -72,6 +72,7 @@ def fake_data(config: TrainConfig) -> ImageData:
         ["data=mnist", "experiment=smallest_mnist"],
         ["data=cifar10", "model=mobilenet_v3_small", "recipe.augment.crop=4", "recipe.augment.flip=true"],
         ["experiment=sprint_separable_cifar10", "recipe.augment.cutout=8"],
+        ["experiment=sprint96_cifar10", "model.width=0.25"],
         ["experiment=size_022_cifar10"],
     ],
 )
@@ -92,7 +93,7 @@ def test_a_step_and_a_test_stay_on_the_device(options: list[str], monkeypatch: p
             "deviation": [0.2] * channels,
         }
         classifier = ImageClassifier(config.model, asdict(config.recipe), images)
-        optimizer = build_optimizer(classifier.net, config.recipe.optimizer)
+        optimizer = build_optimizer(classifier.trained, config.recipe.optimizer)
         captured = CapturedStep(
             lambda rows: classifier.update(rows, data.generator), optimizer, Queue(), config.recipe.batch_size
         )

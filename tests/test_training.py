@@ -1,22 +1,29 @@
 """Runs from the command line to their records, on scikit-learn's digits."""
 
+import copy
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import REPOSITORY, SLIM, Outcome, data_config, real
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from sepconv import cost
 from sepconv.classifier import ImageClassifier
-from sepconv.datasets import load
+from sepconv.config import TrainConfig, read
+from sepconv.datasets import ImageData, load
 from sepconv.models import NETWORKS, build
+from sepconv.training import describe_images
 from sepconv.transforms import normalize_moments
 
 Train = Callable[..., Path]
@@ -193,6 +200,54 @@ def test_several_views_of_a_test_image(train: Train) -> None:
     assert result(run)["test_accuracy_tta"] == pytest.approx(float(hits), abs=0.006)  # two images
     assert result(run)["test_accuracy"] == result(plain)["test_accuracy"] != result(run)["test_accuracy_tta"]
     assert result(plain)["test_accuracy_tta"] is None
+
+
+def test_training_on_the_hardest_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both networks step by the gradients of the half of a batch that the proxy, as it trains, does worst on."""
+    arguments = ["recipe.hardest=0.5", "recipe.proxy={name: tiny, stem: 4}", "recipe.augment={rotate: 0, shift: 0}"]
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        config = read(TrainConfig, compose("train", ["model=baseline_separable", *arguments]))
+    dataset = load(config.data)
+    torch.manual_seed(0)
+    classifier = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset)).train()
+    data = ImageData(dataset, config.recipe)
+    monkeypatch.setattr(ImageClassifier, "data", data)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=1.0)
+    monkeypatch.setattr(ImageClassifier, "optimizer", optimizer)
+    before, after = copy.deepcopy(classifier), classifier
+    rows = dataset.train[:61]
+    images, labels = dataset[rows]
+    inputs = before.standardize(images)
+    assert before.proxy is not None
+    losses = cross_entropy(before.proxy(inputs), labels, reduction="none")
+    hardest = losses.argsort()[-30:]  # round(61 / 2), to even
+    assert losses.detach().argmax() in hardest
+    _, hits = after.update(rows, data.generator)
+    for name in ("net", "proxy"):
+        net: nn.Module = getattr(before, name)
+        logits = net(inputs[hardest])
+        cross_entropy(logits, labels[hardest], label_smoothing=config.recipe.label_smoothing).backward()
+        for key, weight in net.named_parameters():
+            assert weight.grad is not None
+            changed = getattr(after, name).get_parameter(key)
+            torch.testing.assert_close(changed, weight - weight.grad, atol=1e-5, rtol=1e-4)
+        if name == "net":
+            assert hits == (logits.argmax(1) == labels[hardest]).sum()
+    assert after.count_hardest(61) == 30
+
+
+def test_a_run_with_a_proxy(train: Train, command: Callable[..., Outcome]) -> None:
+    """It counts the network alone, which goes on without the proxy where its weights are taken."""
+    proxy = ["recipe.hardest=0.25", "recipe.proxy={name: tiny, stem: 4}", "recipe.whiten=1"]
+    run = train("model=baseline", *proxy, "recipe.epochs=8")
+    assert result(run)["test_accuracy"] > 0.6
+    assert result(run)["parameters"] == cost.parameters(build("baseline", (1, 16, 16), 10))
+    accuracies = EventAccumulator(str(run)).Reload().Scalars("accuracy/train")
+    assert 0.05 < accuracies[-1].value <= 1
+    outcome = command("evaluate", f"run={run}")
+    assert f"{result(run)['test_accuracy']:.2%}" in outcome.out
+    again = train(f"weights={run}", "recipe.epochs=1", "recipe.optimizer.lr=1e-9")
+    assert result(again)["test_accuracy"] == pytest.approx(result(run)["test_accuracy"], abs=0.05)
 
 
 def test_resume_continues_a_stopped_run(

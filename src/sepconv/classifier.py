@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -52,10 +52,18 @@ class ImageClassifier(L.LightningModule):
         self.form = "eager"  # of the training step, as sepconv.capture resolves it
         self.captured: CapturedStep | None = None
         self.recipe = read(RecipeConfig, recipe)
-        self.net = models.build(shape=tuple(images["shape"]), classes=images["classes"], **model)
-        initialize(self.net, self.recipe.initialization)
-        if self.recipe.whiten:
-            stem(self.net).requires_grad_(False)
+        build = partial(models.build, shape=tuple(images["shape"]), classes=images["classes"])
+        self.net = build(**model)
+        self.proxy = None  # chooses the images to train on
+        if self.recipe.proxy is not None:
+            try:
+                self.proxy = build(**self.recipe.proxy)
+            except InputError as error:
+                raise InputError(f"recipe.proxy: {error}") from error
+        for net in self.trained:
+            initialize(net, self.recipe.initialization)
+            if self.recipe.whiten:
+                stem(net).requires_grad_(False)
         unit = self.recipe.normalize == "unit"
         mean = torch.zeros(images["shape"][0]) if unit else torch.tensor(images["mean"])
         deviation = torch.ones(images["shape"][0]) if unit else torch.tensor(images["deviation"])
@@ -78,11 +86,16 @@ class ImageClassifier(L.LightningModule):
         return torch.addcmul(self.offset, images, self.scale)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build_optimizer(self.net, self.recipe.optimizer)
+        optimizer = build_optimizer(self.trained, self.recipe.optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": build_schedule(optimizer, self.recipe, self.total_steps),
         }
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """What the optimizer steps on: the network, and the proxy if there is one."""
+        return [self.net] if self.proxy is None else [self.net, self.proxy]
 
     @property
     def total_steps(self) -> int:
@@ -97,11 +110,13 @@ class ImageClassifier(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.recipe.channels_last:
-            self.net.to(memory_format=torch.channels_last)
+            for net in self.trained:
+                net.to(memory_format=torch.channels_last)
 
     def on_fit_start(self) -> None:
         if self.form.startswith("compile"):
-            self.net.compile()  # in place: a wrapper would change the names in checkpoints
+            for net in self.trained:
+                net.compile()  # in place: a wrapper would change the names in checkpoints
         if self.form.endswith("graph"):
             update = partial(self.update, generator=self.data.generator)
             graph = CudaGraph(self.data.generator)
@@ -126,7 +141,7 @@ class ImageClassifier(L.LightningModule):
             loss, hits = self.step(batch, self.data.generator)
             self.losses.append(loss)
             self.hits.append(hits)
-            self.sizes.append(len(batch))
+            self.sizes.append(self.count_hardest(len(batch)))
             progress.increment_completed()
 
     def step(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -145,13 +160,35 @@ class ImageClassifier(L.LightningModule):
     def update(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The part of a step that the device does, at the schedule's present learning rate."""
         images, labels = self.data.training_images(rows)
-        logits = self(augment(images, self.recipe.augment, generator, self.fill))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        inputs = self.standardize(augment(images, self.recipe.augment, generator, self.fill))
+        if self.proxy is not None:
+            hardest = self.find_hardest(self.proxy, inputs, labels)
+            inputs, labels = inputs[hardest], labels[hardest]
+        find_loss = partial(F.cross_entropy, target=labels, label_smoothing=self.recipe.label_smoothing)
+        logits = self.net(inputs)
+        loss = find_loss(logits)
+        total = loss if self.proxy is None else loss + find_loss(self.proxy(inputs))
         optimizer = self.optimizer
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         optimizer.step()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    @torch.no_grad()
+    def find_hardest(self, proxy: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Places (B·hardest,) in a batch of the images whose losses under `proxy` are the largest.
+
+        Source: airbench96_faster of KellerJordan/cifar10-airbench; the principle: Jiang et al., arXiv 1910.00762.
+
+        Args:
+            inputs: (B, C, H, W), as the network sees them.
+        """
+        losses = F.cross_entropy(proxy(inputs), labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
+        return losses.topk(self.count_hardest(len(labels)), sorted=False).indices
+
+    def count_hardest(self, images: int) -> int:
+        """Of a batch's `images`, how many are trained on."""
+        return max(round(self.recipe.hardest * images), 1)
 
     def on_train_epoch_start(self) -> None:
         # of each step of the epoch; left on the device, so that a step does not wait for it

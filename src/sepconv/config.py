@@ -87,6 +87,9 @@ class RecipeConfig:
     schedule: str  # constant | one_cycle | linear, stepped every batch
     warmup: float = 0.0  # one_cycle, linear: share of the steps on the way up to the learning rate
     label_smoothing: float = 0.0
+    # train on this share of each batch, the images with the largest losses under `proxy`; 1: on all, without a proxy
+    hardest: float = 1.0
+    proxy: dict[str, Any] | None = None  # a smaller network, trained along: `name` in sepconv.models, and its options
     initialization: str = "torch"  # torch | glorot_uniform | kaiming_normal | dirac
     # the first convolution gets filters that whiten the images' patches, to this deviation, and is not trained; 0: none
     whiten: float = 0.0
@@ -105,6 +108,12 @@ class RecipeConfig:
               self.epoch_images, f"at least a batch, {self.batch_size}, or null")  # fmt: skip
         check(0 <= self.warmup <= 1, "recipe.warmup", self.warmup, "a share from 0 to 1")
         check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", self.label_smoothing, "from 0 to below 1")
+        check(0 < self.hardest <= 1, "recipe.hardest", self.hardest, "a share above 0, up to 1")
+        if (self.hardest < 1) != (self.proxy is not None):
+            raise InputError("give recipe.hardest below 1 and recipe.proxy together, or neither")
+        check(
+            self.proxy is None or "name" in self.proxy, "recipe.proxy", self.proxy, "a network: {name: airbench}, say"
+        )
         check_choice("recipe.schedule", self.schedule, "constant", "one_cycle", "linear")
         check(self.whiten >= 0, "recipe.whiten", self.whiten, "0 or more")
         check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal", "dirac")

@@ -55,7 +55,7 @@ def whiten(net: nn.Module, images: Tensor, deviation: float) -> None:
     """Gives the first convolution of `net`, in place, filters that whiten the patches of `images`; biases are 0.
 
     They are the eigenvectors of the patches' covariance, from the largest eigenvalue on, each with both signs, scaled
-    so that all responses have a deviation of 1/3; where the layer has more filters, random mixes of these. Source:
+    so that all responses have this `deviation`; where the layer has more filters, random mixes of these. Source:
     Jordan, arXiv 2404.00498, section 3.2.
 
     Args:
@@ -79,24 +79,25 @@ def stem(net: nn.Module) -> nn.Conv2d:
     return next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
 
 
-def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
-    """The optimizer `options["name"]` of torch.optim over `net`'s parameters, with its other options as arguments.
+def build_optimizer(nets: list[nn.Module], options: dict[str, Any]) -> Optimizer:
+    """The optimizer `options["name"]` of torch.optim over all of `nets`, with its other options as arguments.
 
     Weight decay spares biases and norms. `Muon` takes filters only (see find_filters), and for the rest needs the
     options `others`: those of another optimizer, its name among them.
 
     Raises InputError for an unknown name or argument.
     """
+    parameters = [parameter for net in nets for parameter in net.parameters()]
     if options["name"] != "Muon":
-        return make_optimizer(list(net.parameters()), options, "recipe.optimizer")
+        return make_optimizer(parameters, options, "recipe.optimizer")
     arguments = {key: value for key, value in options.items() if key not in ("name", "others", "depthwise")}
     depthwise = options.get("depthwise", "others")
     check_choice("recipe.optimizer.depthwise", depthwise, "others", "muon")
-    filters = find_filters(net, depthwise == "muon")
+    filters = [weight for net in nets for weight in find_filters(net, depthwise == "muon")]
     if not filters:
         raise InputError("recipe.optimizer.name=Muon finds no filters in this network: choose another optimizer")
     taken = {id(weight) for weight in filters}
-    rest = [p for p in net.parameters() if id(p) not in taken]
+    rest = [p for p in parameters if id(p) not in taken]
     others = make_optimizer(rest, options["others"], "recipe.optimizer.others")
     try:
         trial = nn.Parameter(torch.ones(1, 1))

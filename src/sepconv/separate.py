@@ -153,7 +153,7 @@ class Original:
         self.logits = self.compute_logits(self.classifier, self.dataset.validation)
         optimizer = scale_rates(self.recorded.recipe.optimizer, config.finetune_lr)
         self.finetuning = replace(self.recorded.recipe, epochs=max(1, config.finetune_epochs), optimizer=optimizer)
-        self.step = resolve_step(config.trainer, self.device, build_optimizer(net, optimizer))
+        self.step = resolve_step(config.trainer, self.device, build_optimizer(self.classifier.trained, optimizer))
 
     def uniform(self) -> list[Ranks]:
         """The network as it is, then every layer at full rank, and so on to rank 1; each layer as far as it goes."""

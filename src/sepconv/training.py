@@ -60,9 +60,9 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     else:
         images = check_images(origin, describe_images(dataset), config)
         classifier = ImageClassifier(config.model, asdict(config.recipe), images)
-        classifier.load_state_dict(origin.state_dict())
+        classifier.net.load_state_dict(origin.net.state_dict())
     # now, so that a bad argument leaves no run behind
-    optimizer = build_optimizer(classifier.net, config.recipe.optimizer)
+    optimizer = build_optimizer(classifier.trained, config.recipe.optimizer)
     classifier.form = resolve_step(config.trainer, device, optimizer)
     if checkpoint is None:
         run = runs.create(config)
@@ -153,7 +153,8 @@ def make_classifier(model: dict[str, Any], recipe: RecipeConfig, dataset: Datase
     classifier = ImageClassifier(model, asdict(recipe), describe_images(dataset))
     if recipe.whiten:
         images, _ = dataset[dataset.train[:WHITENED]]
-        whiten(classifier.net, classifier.standardize(images), recipe.whiten)
+        for net in classifier.trained:
+            whiten(net, classifier.standardize(images), recipe.whiten)
     return classifier
 
 

@@ -86,6 +86,8 @@ class BareLoop:
         steps: of the whole training, which the learning rate's schedule is over.
         seed: draws the order of the images and the augmentation.
         trainer: says the form of the step.
+
+    Raises InputError for a recipe with a proxy.
     """
 
     def __init__(
@@ -98,6 +100,8 @@ class BareLoop:
         seed: int,
         trainer: TrainerConfig,
     ) -> None:
+        if recipe.proxy is not None:
+            raise InputError("the bare loop has no proxy: give recipe.hardest=1 recipe.proxy=null")
         keep_freed_memory()  # as our trainer does
         device = dataset.pixels.device
         self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, recipe
@@ -105,7 +109,7 @@ class BareLoop:
             classifier.net.to(memory_format=torch.channels_last)
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.optimizer = build_optimizer(classifier.net, recipe.optimizer)
+        self.optimizer = build_optimizer([classifier.net], recipe.optimizer)
         self.scheduler = build_schedule(self.optimizer, recipe, steps)
         self.flip = AlternatingFlip(len(dataset.labels), self.generator) if recipe.augment.alternate else None
         epoch = Batches(dataset.train, recipe.batch_size, count_images(dataset, recipe), self.generator)
@@ -182,7 +186,7 @@ def train(
     classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig, callback: Callback
 ) -> None:
     """One epoch of `config.steps` steps of our trainer, logs, checkpoints and all."""
-    optimizer = build_optimizer(classifier.net, classifier.recipe.optimizer)
+    optimizer = build_optimizer(classifier.trained, classifier.recipe.optimizer)
     classifier.form = resolve_step(config.trainer, find_device(config.trainer), optimizer)
     data = ImageData(dataset, classifier.recipe, config.seed, limit=config.steps)
     with tempfile.TemporaryDirectory() as folder:
