@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY, Outcome, refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -230,6 +231,7 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
         result = json.loads((Path(row["run"]) / "result.json").read_text())
         assert float(row["test_accuracy"]) == result["test_accuracy"]
         assert float(row["fit_seconds"]) == result["fit_seconds"]
+        assert (row["torch"], row["commit"]) == (torch.__version__, result["git"]["sha"])
     with (out / "networks.csv").open() as file:
         networks = {row["network"]: row for row in csv.DictReader(file)}
     values = [float(row["test_accuracy"]) for row in rows if row["network"] == "baseline"]

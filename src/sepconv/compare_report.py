@@ -236,9 +236,10 @@ def run_records(comparison: Comparison) -> list[dict[str, Any]]:
     keys = ["val_accuracy", HEADLINE, "parameters", "macs", "fit_seconds", "train_images_per_second",
             "eval_images_per_second", "peak_memory_bytes", "precision"]  # fmt: skip
     return [
-        {"data": section.data, "network": network.label, "seed": seed, "run": str(run.path)}
+        {"data": section.data, "network": network.label, "seed": seed, "run": os.path.relpath(run.path)}
         | {key: run.result.get(key) for key in keys}
         | {"device": describe(run.result["device"])}
+        | {"torch": run.result["versions"].get("torch"), "commit": run.result["git"].get("sha")}
         for section in comparison.sections
         for network in section.networks
         for seed, run in network.runs.items()
