@@ -28,6 +28,8 @@ def test_closed_forms(command: Callable[..., Outcome], tmp_path: Path) -> None:
     assert places == sorted(places)
     assert report.count("not yet measured") >= 8
     assert "108, 972" in report
+    assert findings["C5"]["seeds"] is None
+    assert "seeds, " not in report
 
 
 def test_depth_and_stem_claims_from_trained_networks(command: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -43,6 +45,8 @@ def test_depth_and_stem_claims_from_trained_networks(command: Callable[..., Outc
     assert sorted(tmp_path.glob("runs/digits/separable/*/result.json")) == results
     again = json.loads((tmp_path / "claims/digits.json").read_text())["C14"]
     assert again["rows"] == first["rows"]
+    assert (again["seeds"], again["epochs"]) == (first["seeds"], first["epochs"]) == (2, 2)
+    assert "n = 2 seeds, 2 epochs" in (tmp_path / "claims.md").read_text()
 
 
 def test_verdicts() -> None:

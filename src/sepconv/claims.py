@@ -58,6 +58,7 @@ class Lab:
         self.device = find_device(config.trainer)
         self.counted: dict[str, cost.Cost] = {}  # by network
         self.done: dict[str, Run] = {}
+        self.asked = 0  # trainings
         if Path(config.runs).expanduser().is_dir():
             finished, _ = find([config.runs])
             self.done = {self.identity(run.config): run for run in finished}
@@ -82,6 +83,7 @@ class Lab:
         wanted = TrainConfig(data=data, model=model, recipe=recipe, trainer=self.config.trainer, seed=seed,
                              runs=self.config.runs)  # fmt: skip
         key = self.identity(wanted)
+        self.asked += 1
         if key not in self.done:
             with terminal.hushed():
                 path, result = train(wanted, [], time.time())
@@ -655,7 +657,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     for name in asked:
         sentence, test = CLAIMS[name]
         terminal.CONSOLE.print(f"[bold]{name}[/] {sentence}", soft_wrap=True)
-        started = time.time()
+        started, lab.asked = time.time(), 0
         with style.context(STYLE):
             finding = test(lab)
             if finding.plot is not None:
@@ -665,8 +667,8 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
         } | {
             "plot": finding.plot is not None,
             "scale": config.scale,
-            "seeds": len(config.seeds),
-            "epochs": config.recipe.epochs,
+            "seeds": len(config.seeds) if lab.asked else None,
+            "epochs": config.recipe.epochs if lab.asked else None,
             "seconds": round(time.time() - started, 1),
             "date": time.strftime("%Y-%m-%d"),
             "device": describe(describe_device(lab.device)),
@@ -714,7 +716,7 @@ def write_report(folder: Path) -> str:
 
 def trained(finding: dict[str, Any]) -> str:
     """How many trainings of what length a finding rests on; nothing where it rests on none."""
-    if "seeds" not in finding["how"].lower():
+    if finding["seeds"] is None:
         return ""
     return f", n = {finding['seeds']} seeds, {terminal.epochs(finding['epochs'])}"
 
