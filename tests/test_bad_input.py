@@ -59,6 +59,7 @@ Command = Callable[..., Outcome]
         ("data.test=1.5", ["data.test=1.5"]),
         ("trainer.limit_batches=0", ["trainer.limit_batches=0"]),
         ("trainer.accelerator=abacus", ["trainer.accelerator=abacus", "cpu"]),
+        ("recipe/optimizer=x", ["recipe/optimizer=x", "adamw", "muon"]),
         ("recipe.hardest=0.5", ["recipe.hardest", "recipe.proxy", "together"]),
         ("recipe.hardest=0", ["recipe.hardest=0"]),
         ("recipe.proxy={width: 2}", ["recipe.proxy"]),

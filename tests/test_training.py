@@ -52,6 +52,16 @@ def test_every_configuration_composes(command: Callable[..., Outcome], data: str
     assert config.recipe.augment.keys() == config.data.augment.keys()
 
 
+def test_an_optimizer_of_another_recipe(command: Callable[..., Outcome]) -> None:
+    def compose_recipe(*arguments: str) -> Any:
+        return OmegaConf.create(command("train", *arguments, "--cfg", "job", "--resolve").out).recipe
+
+    assert compose_recipe("recipe=muon") == compose_recipe("recipe/optimizer=muon")
+    keras, changed = compose_recipe("recipe=keras"), compose_recipe("recipe=keras", "recipe/optimizer=adamw")
+    assert changed.optimizer == compose_recipe().optimizer != keras.optimizer
+    assert {**changed, "optimizer": None} == {**keras, "optimizer": None}
+
+
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (REPOSITORY / "configs/experiment").glob("*.yaml")))
 def test_every_experiment_composes_and_says_how_to_run_it(command: Callable[..., Outcome], experiment: str) -> None:
     outcome = command("train", f"experiment={experiment}", "--cfg", "job", "--resolve")
