@@ -258,6 +258,9 @@ def test_a_run_with_a_proxy(train: Train, command: Callable[..., Outcome]) -> No
     assert f"{result(run)['test_accuracy']:.2%}" in outcome.out
     again = train(f"weights={run}", "recipe.epochs=1", "recipe.optimizer.lr=1e-9")
     assert result(again)["test_accuracy"] == pytest.approx(result(run)["test_accuracy"], abs=0.05)
+    filters = weights(train(f"weights={run}", *proxy, "seed=1", "recipe.epochs=1", "trainer.limit_batches=1"))
+    kept = [key for key in filters if key.endswith("weight") and torch.equal(filters[key], weights(run)[key])]
+    assert {key.partition(".")[0] for key in kept} == {"net", "proxy"}  # the whitening filters of both
 
 
 def test_resume_continues_a_stopped_run(

@@ -55,11 +55,11 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     reset_peak_memory()
     dataset = load(config.data)
     data = ImageData(dataset, config.recipe, config.seed, config.trainer.limit_batches)
-    if origin is None:
-        classifier = make_classifier(config.model, config.recipe, dataset)
-    else:
-        images = check_images(origin, describe_images(dataset), config)
-        classifier = ImageClassifier(config.model, asdict(config.recipe), images)
+    images = describe_images(dataset)
+    if origin is not None:
+        images = check_images(origin, images, config)
+    classifier = make_classifier(config.model, config.recipe, dataset, images)
+    if origin is not None:
         classifier.net.load_state_dict(origin.net.state_dict())
     # now, so that a bad argument leaves no run behind
     optimizer = build_optimizer(classifier.trained, config.recipe.optimizer)
@@ -145,16 +145,21 @@ def record(run: Path, config: TrainConfig, result: dict[str, Any], logger: Tenso
     runs.write_result(run, result)
 
 
-def make_classifier(model: dict[str, Any], recipe: RecipeConfig, dataset: Dataset) -> ImageClassifier:
+def make_classifier(
+    model: dict[str, Any], recipe: RecipeConfig, dataset: Dataset, images: dict[str, Any] | None = None
+) -> ImageClassifier:
     """A new classifier of the images of `dataset`, on the CPU, with initial weights as `recipe` has them.
+
+    Args:
+        images: what it knows of them, if not what `describe_images` says.
 
     Raises InputError for a network that cannot be built.
     """
-    classifier = ImageClassifier(model, asdict(recipe), describe_images(dataset))
+    classifier = ImageClassifier(model, asdict(recipe), images or describe_images(dataset))
     if recipe.whiten:
-        images, _ = dataset[dataset.train[:WHITENED]]
+        pixels, _ = dataset[dataset.train[:WHITENED]]
         for net in classifier.trained:
-            whiten(net, classifier.standardize(images), recipe.whiten)
+            whiten(net, classifier.standardize(pixels), recipe.whiten)
     return classifier
 
 

@@ -18,7 +18,7 @@ from sepconv.datasets import load
 from sepconv.measure import synchronize
 from sepconv.recipe import resolve_precision
 from sepconv.terminal import CONSOLE
-from sepconv.training import find_device, make_classifier
+from sepconv.training import describe_images, find_device, make_classifier
 
 TURN = 0.5  # seconds, at least, of a turn
 
@@ -37,7 +37,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """
     device = find_device(config.trainer)
     dataset = load(config.data)
-    resident = dataset.to(device)
+    resident, images = dataset.to(device), describe_images(dataset)
     precision = resolve_precision(config.recipe.precision, device)
     rows = []
     for name in config.networks:
@@ -51,7 +51,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
             recipe = replace(config.recipe, batch_size=batch_size)  # a captured step is of one size
             for conv in ("separable", "dense"):
                 L.seed_everything(config.seed, verbose=False)
-                classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset)
+                classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset, images)
                 macs[conv] = cost.macs(classifier.net, dataset.shape)
                 loops[conv] = BareLoop(
                     classifier, resident, precision, recipe, config.steps, config.seed, config.trainer
