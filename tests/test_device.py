@@ -101,7 +101,7 @@ def test_a_step_and_a_test_stay_on_the_device(options: list[str], monkeypatch: p
     monkeypatch.setattr(ImageClassifier, "data", data)
     monkeypatch.setattr(ImageClassifier, "optimizer", optimizer)
     monkeypatch.setattr(ImageClassifier, "trainer", SimpleNamespace(testing=True))
-    monkeypatch.setattr(Tensor, "backward", lambda loss: fill_gradients(loss, classifier.net))
+    monkeypatch.setattr(Tensor, "backward", lambda loss: fill_gradients(loss, classifier))
     with fake, OnDevice():
         for _ in range(2):  # the second has the optimizer's state
             loss, hits = captured(rows)
