@@ -233,8 +233,8 @@ def network_records(comparison: Comparison) -> list[dict[str, Any]]:
 
 def run_records(comparison: Comparison) -> list[dict[str, Any]]:
     """A record a run."""
-    keys = ["val_accuracy", HEADLINE, "test_accuracy_tta", "parameters", "macs", "fit_seconds", "train_images_per_second",
-            "eval_images_per_second", "peak_memory_bytes", "precision"]  # fmt: skip
+    keys = ["val_accuracy", HEADLINE, "test_accuracy_tta", "parameters", "macs", "fit_seconds",
+            "train_images_per_second", "eval_images_per_second", "peak_memory_bytes", "precision"]  # fmt: skip
     return [
         {"data": section.data, "network": network.label, "seed": seed, "run": os.path.relpath(run.path)}
         | {key: run.result.get(key) for key in keys}
