@@ -412,6 +412,27 @@ def test_training_starts_from_the_weights(command: Command, original: Path, tmp_
         torch.testing.assert_close(logits(run), logits(original), rtol=0, atol=1e-4)
 
 
+def test_separated_layers_that_are_used_again(command: Command, tmp_path: Path) -> None:
+    """Every use of a shared convolution is separated, with the same filters, and counted."""
+    model = ["model=tiny", "model.conv=dense", "model.padded=false", "data.image_size=20"]
+    short = ["trainer=cpu", f"runs={tmp_path}", "recipe.epochs=1", "trainer.limit_batches=2"]
+    assert command("train", *model, *short).status == 0
+    (run,) = tmp_path.glob("digits/tiny/*")
+    outcome = command("separate", f"run={run}", "method=depthwise", "rank=2", "finetune_epochs=0", f"runs={tmp_path}/s")
+    assert outcome.status == 0, outcome.err
+    (made,) = tmp_path.glob("s/digits/separated/*")
+    classifier = ImageClassifier.load_from_checkpoint(made / "checkpoints/best.ckpt", weights_only=True)
+    places = dict(classifier.net.named_modules(remove_duplicate=False))
+    kernels = [conv for conv in places.values() if isinstance(conv, nn.Conv2d) and max(conv.kernel_size) > 1]
+    assert all(conv.groups == conv.in_channels for conv in kernels)
+    assert len(set(kernels)) == len(kernels) - 2  # one of two uses in each of two stages
+    record = result(made)
+    assert record["macs"] == cost.macs(classifier.net, (1, 20, 20))
+    report = json.loads((made / "separation.json").read_text())
+    assert report["networks"][report["chosen"]]["macs"] == record["macs"]
+    assert report["networks"][report["chosen"]]["parameters"] == record["parameters"]
+
+
 def test_stopped_training_from_weights_resumes(
     command: Command, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,13 +446,19 @@ def test_stopped_training_from_weights_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageClassifier, "on_train_epoch_end", interrupt)
-        arguments = ["trainer=cpu", "recipe.epochs=3", "trainer.limit_batches=2", f"runs={tmp_path}/runs"]
+        arguments = ["trainer=cpu", "recipe.epochs=3", "trainer.limit_batches=2", "data.train=400"]
+        arguments.append(f"runs={tmp_path}/runs")
         assert command("train", f"weights={gone}", *arguments).status == 130
     (run,) = tmp_path.glob("runs/digits/baseline/*")
     shutil.rmtree(gone)
     outcome = command("train", f"resume={run}")
     assert outcome.status == 0, outcome.err
     assert result(run)["epochs"] == 3
+    known = [
+        ImageClassifier.load_from_checkpoint(folder / "checkpoints/last.ckpt", weights_only=True).hparams["images"]
+        for folder in (original, run)
+    ]
+    assert known[0] == known[1]  # not the mean of the part of the data that this run trains on
 
 
 @pytest.mark.parametrize(
@@ -439,6 +466,7 @@ def test_stopped_training_from_weights_resumes(
     [
         (["data.image_size=20"], ["16 x 16 x 1 images of 10 classes", "20 x 20 x 1"]),
         (["model=separable"], ["comes with model={'name': 'baseline'", "drop model=separable"]),
+        (["experiment=separable_mnist", "data=digits"], ["comes with model=", "drop experiment=separable_mnist"]),
         (["recipe.normalize=unit"], ["comes with recipe.normalize=standardize", "drop recipe.normalize=unit"]),
         (["resume=/nowhere"], ["drop weights="]),
     ],

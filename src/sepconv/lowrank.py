@@ -40,6 +40,14 @@ def separable(net: nn.Module, method: str) -> dict[str, nn.Conv2d]:
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d) and divisible(layer)}
 
 
+def put(net: nn.Module, name: str, layers: nn.Module) -> None:
+    """Has `layers` take the place of the layer `name` of `net`, wherever that layer is used."""
+    replaced = net.get_submodule(name)
+    for place, layer in list(net.named_modules(remove_duplicate=False)):
+        if layer is replaced:
+            net.set_submodule(place, layers)
+
+
 def sides(conv: nn.Conv2d, method: str) -> tuple[int, int]:
     """Rows and columns of the matrices that `method` decomposes."""
     inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups

@@ -24,16 +24,17 @@ from sepconv.capture import resolve_step
 from sepconv.classifier import ImageClassifier
 from sepconv.config import SeparateConfig
 from sepconv.datasets import EVAL_BATCH, ImageData
-from sepconv.lowrank import Decomposition, layers, separable
+from sepconv.lowrank import Decomposition, layers, put, separable
 from sepconv.measure import Stopwatch, interleaved_rates, reset_peak_memory
 from sepconv.recipe import build_optimizer, resolve_precision
 from sepconv.terminal import CONSOLE
-from sepconv.training import describe_run, find_device, load_run, make_trainer, record, train
+from sepconv.training import describe_run, find_device, load_run, make_trainer, measure_accuracy, record, train
 
 CALIBRATION = 500  # training images on which a rank's effect on the logits is measured
 CHOICES = 32  # at most so many ranks of a layer are tried
 ROUNDS, TIMED = 10, 128  # of the speed measurement: rounds, and images a batch
 
+Shape = tuple[int, int, int]  # channels, height, width
 Ranks = dict[str, int]  # of each separated layer, by name; a layer that is not in it stays as it is
 
 
@@ -76,6 +77,8 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
     reset_peak_memory()
     original = Original(config)
     path = original.uniform() if config.rank is not None else original.greedy()
+    if len(path) == 1:
+        raise InputError(f"no rank of method={config.method} saves MACs in this network: give rank=, or another method")
     macs = [original.macs(ranks) for ranks in path]
     asked = place_asked(config, macs)
     rows: dict[int, Row] = {}
@@ -110,7 +113,7 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
         },
         "finetune_epochs": config.finetune_epochs,
         "test_accuracy": {
-            "original": original.evaluate(original.separated({}), "test"),
+            "original": measure_accuracy(original.separated({}), original.dataset, config.trainer),
             "separated": result["test_accuracy"],
         },
     }
@@ -141,6 +144,7 @@ class Original:
         self.run, self.recorded, self.classifier, self.dataset = load_run(config.run, "best", config.data)
         self.device = find_device(config.trainer)
         self.precision = resolve_precision(self.recorded.recipe.precision, self.device)
+        self.judged = replace(self.dataset, test=self.dataset.validation)  # the images that decide
         net, shape = self.classifier.net, self.dataset.shape
         convolutions = separable(net, config.method)
         if not convolutions:
@@ -196,7 +200,7 @@ class Original:
         """A copy of the classifier with layers separated at `ranks`."""
         classifier = copy.deepcopy(self.classifier)
         for name, rank in ranks.items():
-            classifier.net.set_submodule(name, self.decompositions[name].layers(rank))
+            put(classifier.net, name, self.decompositions[name].layers(rank))
         return classifier.cpu()
 
     def macs(self, ranks: Ranks) -> int:
@@ -208,7 +212,7 @@ class Original:
         if (name, rank) not in self.saved:
             layer = self.decompositions[name]
             parts = layers(layer.conv, layer.method, rank)
-            self.saved[name, rank] = cost.macs(layer.conv, self.shapes[name]) - cost.macs(parts, self.shapes[name])
+            self.saved[name, rank] = sum(cost.macs(layer.conv, s) - cost.macs(parts, s) for s in self.shapes[name])
         return self.saved[name, rank]
 
     def compute_logits(self, classifier: ImageClassifier, rows: Tensor) -> Tensor:
@@ -230,7 +234,7 @@ class Original:
             logit_difference=float(change.abs().max()),
             parameters=cost.parameters(classifier.net),
             macs=cost.macs(classifier.net, self.dataset.shape),
-            accuracy=self.evaluate(classifier, "validation"),
+            accuracy=measure_accuracy(classifier, self.judged, self.config.trainer),
         )
         if finetune and self.config.finetune_epochs > 0:
             row.finetuned_accuracy = self.finetune(classifier)
@@ -243,12 +247,6 @@ class Original:
     def data(self) -> ImageData:
         """The data as a training of the run's seed would draw them."""
         return ImageData(self.dataset, self.recorded.recipe, self.recorded.seed, self.config.trainer.limit_batches)
-
-    def evaluate(self, classifier: ImageClassifier, part: str) -> float:
-        """Accuracy on the `part` (validation, test), as `evaluate.py` computes it."""
-        trainer = self.trainer()
-        evaluate = trainer.test if part == "test" else trainer.validate
-        return round(evaluate(classifier, self.data(), verbose=False)[0][f"accuracy/{part}"], 6)
 
     def finetune(self, classifier: ImageClassifier) -> float:
         """Trains `classifier` on, in place: its accuracy on the validation images after the last epoch."""
@@ -375,13 +373,13 @@ def amend(overrides: list[str], changes: list[str]) -> list[str]:
     return [o for o in overrides if o.lstrip("+~").partition("=")[0] not in keys] + changes
 
 
-def input_shapes(net: nn.Module, shape: tuple[int, int, int], layers: dict[str, nn.Conv2d]) -> dict[str, tuple]:
-    """(channels, height, width) of what each of `layers` of `net` takes, for images of `shape`; nothing is computed."""
+def input_shapes(net: nn.Module, shape: Shape, layers: dict[str, nn.Conv2d]) -> dict[str, list[Shape]]:
+    """What each of `layers` of `net` takes, each time that it is used, for images of `shape`; nothing is computed."""
     meta = copy.deepcopy(net).to("meta").eval()
-    shapes: dict[str, tuple] = {}
+    shapes: dict[str, list[Shape]] = {name: [] for name in layers}
     for name in layers:
         meta.get_submodule(name).register_forward_pre_hook(
-            lambda module, inputs, name=name: shapes.update({name: tuple(inputs[0].shape[1:])})
+            lambda module, inputs, name=name: shapes[name].append(tuple(inputs[0].shape[1:]))
         )
     meta(torch.empty(1, *shape, device="meta"))
     return shapes

@@ -7,7 +7,7 @@ from torch import nn
 
 from sepconv import InputError
 from sepconv.config import check, check_choice
-from sepconv.lowrank import METHODS, full_rank, layers, separable
+from sepconv.lowrank import METHODS, full_rank, layers, put, separable
 
 
 @dataclass(kw_only=True)
@@ -33,5 +33,5 @@ def separated(net: nn.Module, options: Separated) -> nn.Module:
             raise InputError(f"unknown model.ranks.{name}: {options.method} separates {', '.join(choices) or 'none'}")
         full = full_rank(choices[name], options.method)
         check(1 <= rank <= full, f"model.ranks.{name}", rank, f"1 to {full}")
-        net.set_submodule(name, layers(choices[name], options.method, rank))
+        put(net, name, layers(choices[name], options.method, rank))
     return net
