@@ -77,6 +77,15 @@ class Stopwatch(Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.fit_started = time.perf_counter()
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.optimizers[0].register_step_post_hook(lambda *_: self.note_step(module.device))
+
+    def note_step(self, device: torch.device) -> None:
+        """Notes the moment at which the first step is done."""
+        if self.seconds_to_first_step is None:
+            synchronize(device)
+            self.seconds_to_first_step = time.time() - self.started
+
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.clear()
 
@@ -84,10 +93,6 @@ class Stopwatch(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int
     ) -> None:
         self.mark(batch.device, len(batch))
-        if self.seconds_to_first_step is None:
-            if batch.is_cuda:
-                torch.cuda.synchronize()
-            self.seconds_to_first_step = time.time() - self.started
         if batch_idx + 1 == trainer.num_training_batches:  # before validation, whose batches come between
             intervals = self.between()
             self.intervals["train"] += intervals
