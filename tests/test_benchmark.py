@@ -85,7 +85,8 @@ def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monke
     for name, kept in results.items():
         make = getattr(time_to_accuracy, name)
         monkeypatch.setattr(time_to_accuracy, name, lambda *a, make=make, kept=kept: kept.append(make(*a)) or kept[-1])
-    arguments = ["experiment=separable_cifar10", "data=digits", "data.train=400", "recipe.epochs=2", "trainer=cpu"]
+    arguments = ["experiment=separable_cifar10", "data=digits", "data.train=400", "recipe.epochs=2", "trainer=cpu",
+                 "recipe/optimizer=muon"]  # fmt: skip
     outcome = command(
         "benchmark", "suite=time_to_accuracy", *arguments, "target=0.1", "rounds=2", "cold_rounds=1",
         f"output={tmp_path}",

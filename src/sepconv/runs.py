@@ -18,6 +18,7 @@ import platform
 import shlex
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from yaml import YAMLError
 
 from sepconv import InputError
 from sepconv.config import REPOSITORY, TrainConfig, read
+
+CODE = ("src", "scripts", "configs")
+FIGURES = {"test_accuracy", "fit_seconds", "images", "device", "precision", "command", "git", "versions"}
 
 
 def create(config: TrainConfig) -> Path:
@@ -102,6 +106,8 @@ def read_result(run: Path) -> dict[str, Any]:
         result = json.loads((run / "result.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{run} has no readable result.json: the run is not complete") from error
+    if not isinstance(result, dict) or not result.keys() >= FIGURES:
+        raise InputError(f"{run}/result.json is not a run's: it lacks {', '.join(sorted(FIGURES - set(result)))}")
     return result
 
 
@@ -110,8 +116,12 @@ def command_line(script: str, overrides: list[str]) -> str:
     return shlex.join(["python", f"scripts/{script}.py", *overrides])
 
 
-def git_state(checkout: Path = REPOSITORY) -> dict[str, Any]:
-    """The commit of the code in a folder, by default ours, and whether it was changed since; nulls without git."""
+def git_state(checkout: Path = REPOSITORY, paths: Sequence[str] = CODE) -> dict[str, Any]:
+    """The commit of a checkout, by default ours, and whether its `paths` were changed since; nulls without git.
+
+    Args:
+        paths: by default what a run depends on, not the records that it leaves; none for the whole checkout.
+    """
 
     def git(*arguments: str) -> str | None:
         try:
@@ -120,7 +130,7 @@ def git_state(checkout: Path = REPOSITORY) -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--", *paths)
     return {"sha": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 

@@ -59,7 +59,7 @@ def describe(config: BenchmarkConfig) -> dict[str, Any]:
     """What shows that the script is as published: its SHA-256, the checkout's commit, and whether it was changed."""
     script = locate(config)
     digest = hashlib.sha256(script.read_bytes()).hexdigest()
-    return {"source": SOURCE, "script": script.name, "sha256": digest, "git": runs.git_state(script.parent)}
+    return {"source": SOURCE, "script": script.name, "sha256": digest, "git": runs.git_state(script.parent, [])}
 
 
 def train(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:

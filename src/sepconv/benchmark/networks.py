@@ -33,7 +33,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         For each network and batch size: MACs, rates of each turn, and ratios separable / dense of each pair of turns.
 
     Raises:
-        InputError: for a configuration or data that cannot be used, or a network without a twin.
+        InputError: for a configuration or data that cannot be used.
     """
     device = find_device(config.trainer)
     dataset = load(config.data)
@@ -48,14 +48,13 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
                 )
             row: dict[str, Any] = {"network": name, "batch_size": batch_size}
             loops, macs = {}, {}
-            recipe = replace(config.recipe, batch_size=batch_size)  # a captured step is of one size
+            # a captured step is of one size; turns last as long as they do, so no schedule has an end to go to
+            recipe = replace(config.recipe, batch_size=batch_size, schedule="constant")
             for conv in ("separable", "dense"):
                 L.seed_everything(config.seed, verbose=False)
                 classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset, images)
                 macs[conv] = cost.macs(classifier.net, dataset.shape)
-                loops[conv] = BareLoop(
-                    classifier, resident, precision, recipe, config.steps, config.seed, config.trainer
-                )
+                loops[conv] = BareLoop(classifier, resident, precision, recipe, 1, config.seed, config.trainer)
             row["macs"] = macs
             row["step"] = {conv: bare.form for conv, bare in loops.items()}
             batch = resident.train[:batch_size]

@@ -108,7 +108,7 @@ def arguments() -> list[str]:
     command = HydraConfig.get()
     groups = ("data", "model", "recipe", "trainer", "experiment")
     choices = [f"{group}={choice}" for group in groups if (choice := command.runtime.choices[group])]
-    return choices + [o for o in command.overrides.task if re.match(r"[+~]*(data|model|recipe|trainer)\.", o)]
+    return choices + [o for o in command.overrides.task if re.match(r"[+~]*(data|model|recipe|trainer)[./]", o)]
 
 
 def train_afresh(overrides: list[str]) -> dict[str, Any]:
