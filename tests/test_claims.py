@@ -3,13 +3,17 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Outcome, data_config, refused
+from conftest import REPOSITORY, Outcome, data_config, refused
+from hydra import compose, initialize_config_dir
 
+from sepconv import claims
 from sepconv.claims import CLAIMS, judge
 from sepconv.compare import paired
-from sepconv.datasets import load
+from sepconv.config import ClaimsConfig, TrainConfig, read
+from sepconv.datasets import ImageData, load
 
 
 def test_closed_forms(command: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -69,6 +73,23 @@ def test_training_on_a_part_keeps_the_rest_as_it_is() -> None:
     counts = part.labels[part.train].bincount(minlength=10)
     assert counts.min() >= 9
     assert counts.max() <= 11
+
+
+def test_parts_of_the_images_get_as_many_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        config = read(ClaimsConfig, compose("claims", ["trainer=cpu", f"runs={tmp_path}"]))
+    trained: list[TrainConfig] = []
+
+    def train(wanted: TrainConfig, *_: Any) -> tuple[Path, dict[str, float]]:
+        trained.append(wanted)
+        return tmp_path, {"test_accuracy": 0.0}
+
+    monkeypatch.setattr(claims, "train", train)
+    lab = claims.Lab(config, load(config.data))
+    for size in (50, 150, 450, None):
+        lab.train({"name": "separable"}, 0, size=size)
+    steps = {ImageData(load(run.data), run.recipe).steps * run.recipe.epochs for run in trained}
+    assert len(steps) == 1
 
 
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:

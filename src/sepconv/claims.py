@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from matplotlib import style
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,12 +27,12 @@ from sepconv.classifier import ImageClassifier
 from sepconv.compare import Difference, Estimate, Run, describe, find, paired
 from sepconv.compare_report import STYLE, p_value, percent, signed
 from sepconv.config import ClaimsConfig, TrainConfig, check_choice, read
-from sepconv.datasets import EVAL_BATCH, Dataset, load
+from sepconv.datasets import Dataset, count_images, load
 from sepconv.measure import describe_device
 from sepconv.models.separable import TABLE
 from sepconv.ops import ConvNormActivation, depthwise_separable
 from sepconv.tables import markdown_table
-from sepconv.training import find_device, make_classifier, train
+from sepconv.training import find_device, make_classifier, measure_accuracy, train
 
 WIDTHS = [i / 8 for i in range(1, 65)]  # tried to match one network's cost to another's
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)  # in and out, of the layers of claim C12
@@ -74,9 +74,9 @@ class Lab:
         """A run of `model`; on `size` training images over as many steps; `plain` with nothing against overfitting."""
         recipe, data = self.config.recipe, self.config.data
         if size is not None:
-            ratio = len(self.dataset.train) / size
-            data = replace(data, train=size)
-            recipe = replace(recipe, epochs=round(recipe.epochs * ratio), batch_size=min(recipe.batch_size, size))
+            steps = math.ceil(count_images(self.dataset, recipe) / recipe.batch_size)  # of an epoch
+            data, batch_size = replace(data, train=size), min(recipe.batch_size, size)
+            recipe = replace(recipe, batch_size=batch_size, epoch_images=steps * batch_size)
         if plain:
             none = replace(recipe.augment, crop=0, flip=False, shift=0, rotate=0, cutout=0)
             recipe = replace(recipe, augment=none, label_smoothing=0.0, optimizer=undecayed(recipe.optimizer))
@@ -429,18 +429,8 @@ def train_accuracy(lab: Lab, run: Run) -> float:
     """Accuracy of a run's best checkpoint on the images that it was trained on, as they are."""
     dataset = load(run.config.data)
     path = runs.read_checkpoint(run.path, "best", run.config)
-    classifier = ImageClassifier.load_from_checkpoint(path, map_location=lab.device, weights_only=True).eval()
-    return accuracy(classifier, dataset, dataset.train, lab.device)
-
-
-def accuracy(classifier: ImageClassifier, dataset: Dataset, rows: Tensor, device: torch.device) -> float:
-    """Share of the images of `rows` that are classified rightly."""
-    classifier, hits = classifier.to(device).eval(), 0
-    with torch.inference_mode():
-        for part in rows.split(EVAL_BATCH):
-            images, labels = dataset[part]
-            hits += int((classifier(images.to(device)).argmax(1).cpu() == labels.cpu()).sum())
-    return round(hits / len(rows), 6)  # as in result.json, so that equal ones differ by nothing
+    classifier = ImageClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return measure_accuracy(classifier, replace(dataset, test=dataset.train), lab.config.trainer)
 
 
 def weight_bytes(run: Run) -> int:
@@ -576,7 +566,7 @@ def c13(lab: Lab) -> Finding:
                     layer.conv.weight.copy_(layer.weight(min(rank, layer.full)))
             lost = sum(layer.error(min(rank, layer.full)) for layer in decompositions)
             errors[rank].append((lost / sum(layer.error(0) for layer in decompositions)) ** 0.5)
-            reached[rank].append(accuracy(classifier, lab.dataset, lab.dataset.test, lab.device))
+            reached[rank].append(measure_accuracy(classifier, lab.dataset, lab.config.trainer))
     for rank in errors:
         error = f"{statistics.fmean(errors[rank]):.1%}"
         rows.append([f"trained dense network, rank {rank}, not trained further", error, mean(reached[rank]),
@@ -589,7 +579,7 @@ def c13(lab: Lab) -> Finding:
                  f"{saved:.1%} of the dense MACs"])  # fmt: skip
     rows.insert(1, ["trained dense network", "-", mean(whole), "-", "100 %"])
     verdict = "true of kernels of rank 1" if difference < 1e-12 else "false"
-    verdict += f"; trained kernels are not of rank 1 ({rows[4][1]} of their norm is lost)"
+    verdict += f"; trained kernels are not of rank 1 (they change by {rows[4][1]} of their norm)"
     return Finding(
         "Random kernels of rank 1 against their two steps, in float64; the 3 x 3 kernels of trained dense networks "
         "approximated at each rank by singular value decomposition; and a network of K x 1 and 1 x K layers trained "
