@@ -32,6 +32,9 @@ Command = Callable[..., Outcome]
         ("model.width=-1", ["model.width=-1"]),
         ("model.resolution=0", ["model.resolution=0"]),
         ("model.conv=fast", ["unknown model.conv=fast", "separable, dense, spatial"]),
+        ("~model.name", ["model={", "a network"]),
+        ("model.name=[1]", ["model={", "a network"]),
+        ("recipe.batch_size=1", ["recipe.batch_size=1", "2 or more"]),
         ("recipe.batch_size=abc", ["recipe.batch_size", "abc", "Integer"]),
         ("recipe.batch_size=0", ["recipe.batch_size=0", "1 or more"]),
         ("recipe.batch_size=-5", ["recipe.batch_size=-5"]),
@@ -83,6 +86,29 @@ def test_arguments(command: Command, tmp_path: Path, argument: str, words: list[
 def test_too_small_images(command: Command, tmp_path: Path) -> None:
     outcome = command("train", f"runs={tmp_path}", "model=baseline", "data.image_size=8")
     refused(outcome, "8 x 8", "too small", "10 x 10")
+
+
+def test_a_last_batch_of_one_image(command: Command, tmp_path: Path) -> None:
+    """Which a batch norm cannot take, nor one left of the hardest; a network without norms can."""
+    arguments = [f"runs={tmp_path}", "trainer=cpu", "recipe=keras", "data.train=33", "recipe.epochs=1"]
+    refused(command("train", *arguments, "model=tiny"), "a batch of one image", "recipe.drop_last=true")
+    hardest = ["recipe.drop_last=true", "recipe.hardest=0.03", "recipe.proxy={name: tiny}"]
+    refused(command("train", *arguments, "model=tiny", *hardest), "a batch of one image")
+    assert not list(tmp_path.rglob("*seed*"))
+    for more in (["model=tiny", "recipe.drop_last=true"], ["model=baseline"]):
+        outcome = command("train", *arguments, *more)
+        assert outcome.status == 0, outcome.err
+
+
+def test_an_error_of_ours_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what Hydra cannot write before a run begins is a mistake of the user's."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("sepconv.training.train", fail)
+    with pytest.raises(OSError, match="No space left"):
+        command("train", "trainer=cpu")
 
 
 def test_a_proxy_that_is_no_network(command: Command, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from sepconv import cost
 from sepconv.classifier import ImageClassifier
 from sepconv.config import TrainConfig, read
 from sepconv.datasets import ImageData, load
+from sepconv.measure import Stopwatch
 from sepconv.models import NETWORKS, build
 from sepconv.training import describe_images
 from sepconv.transforms import normalize_moments
@@ -126,7 +128,10 @@ def test_run_record(train: Train, model: str, recipe: str) -> None:
     assert "epoch 2: train loss" in (run / "train.log").read_text()
     assert not list(run.glob("*.part"))
     classifier = ImageClassifier.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True)
-    assert type(classifier.net) is type(NETWORKS[model]((1, 16, 16), 10))
+    built = build(model, (1, 16, 16), 10, **SLIM.get(model, {}))
+    assert [(name, tensor.shape) for name, tensor in classifier.net.state_dict().items()] == [
+        (name, tensor.shape) for name, tensor in built.state_dict().items()
+    ]
 
 
 def test_tensorboard(train: Train) -> None:
@@ -297,6 +302,68 @@ def test_resume_continues_a_stopped_run(
     assert [epoch["seconds"] for epoch in one["history"]] == sorted(epoch["seconds"] for epoch in one["history"])
     assert one["command"] == other["command"]
     assert "epoch 4:" in (stopped / "train.log").read_text()
+
+
+def test_a_moved_run_is_resumed_where_it_is(
+    train: Train, command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its best epoch stays the best, whether the run stopped in the middle or after its last epoch."""
+    log_dict = ImageClassifier.log_dict
+
+    def scripted(self: ImageClassifier, values: dict[str, float], **options: Any) -> None:
+        if "accuracy/validation" in values:
+            values = values | {"accuracy/validation": [0.9, 0.5, 0.4][self.current_epoch]}
+        log_dict(self, values, **options)
+
+    monkeypatch.setattr(ImageClassifier, "log_dict", scripted)
+    on_train_epoch_start = ImageClassifier.on_train_epoch_start
+
+    def stopping(self: ImageClassifier) -> None:
+        if self.current_epoch == 2:
+            raise RuntimeError("the power went")
+        on_train_epoch_start(self)
+
+    def ending(self: ImageClassifier) -> None:
+        raise RuntimeError("the power went")
+
+    for number, (hook, stop) in enumerate([("on_train_epoch_start", stopping), ("on_test_epoch_start", ending)]):
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageClassifier, hook, stop)
+            with pytest.raises(RuntimeError, match="the power went"):
+                train("recipe.epochs=3", "trainer.limit_batches=4")
+        (run,) = tmp_path.glob("runs/*/*/*")
+        best = weights(run, "best")
+        moved = run.rename(tmp_path / str(number))
+        outcome = command("train", f"resume={moved}")
+        assert outcome.status == 0, outcome.err
+        assert result(moved)["val_accuracy"] == pytest.approx(0.9)
+        assert identical(weights(moved, "best"), best)
+        assert not identical(weights(moved), best)
+
+
+def test_the_first_step_is_timed_at_its_end(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the end of the group of steps that Lightning's loop makes at a time."""
+    ended: list[float] = []
+    step = ImageClassifier.step
+
+    def noting(self: ImageClassifier, *arguments: Any) -> Any:
+        made = step(self, *arguments)
+        ended.append(time.time())
+        return made
+
+    monkeypatch.setattr(ImageClassifier, "step", noting)
+    noted: list[Stopwatch] = []
+    on_train_start = Stopwatch.on_train_start
+
+    def keeping(self: Stopwatch, *arguments: Any) -> None:
+        noted.append(self)
+        on_train_start(self, *arguments)
+
+    monkeypatch.setattr(Stopwatch, "on_train_start", keeping)
+    run = train("recipe.epochs=1", "recipe.batch_size=16")
+    assert len(ended) == 80
+    first = noted[0].started + result(run)["seconds_to_first_step"]
+    assert first <= ended[0]
 
 
 def test_checkpoints_of_the_best_and_the_last_epoch(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

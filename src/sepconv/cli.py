@@ -40,8 +40,11 @@ def command(name: str, schema: type[T], positional: str | None = None) -> Callab
     def decorate(main: Main[T]) -> Callable[[], None]:
         starts = chain([psutil.Process().create_time()], iter(time.time, None))
 
+        begun = False
+
         def task(raw: DictConfig) -> None:
-            started = next(starts)
+            nonlocal begun
+            begun, started = True, next(starts)
             try:
                 made = main(read(schema, raw), list(HydraConfig.get().overrides.task), started)
             except KeyboardInterrupt as stop:
@@ -64,7 +67,9 @@ def command(name: str, schema: type[T], positional: str | None = None) -> Callab
                 fail(explain_hydra(error, schema))
             except OmegaConfBaseException as error:
                 fail(explain(error, schema))
-            except OSError as error:  # of Hydra's own folder; ours are InputErrors
+            except OSError as error:  # of Hydra's own folder
+                if begun:
+                    raise
                 fail(f"cannot write to {error.filename} ({error.strerror}): choose another folder with runs=")
 
         return entry

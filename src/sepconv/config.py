@@ -111,9 +111,8 @@ class RecipeConfig:
         check(0 < self.hardest <= 1, "recipe.hardest", self.hardest, "a share above 0, up to 1")
         if (self.hardest < 1) != (self.proxy is not None):
             raise InputError("give recipe.hardest below 1 and recipe.proxy together, or neither")
-        check(
-            self.proxy is None or "name" in self.proxy, "recipe.proxy", self.proxy, "a network: {name: airbench}, say"
-        )
+        if self.proxy is not None:
+            check_model("recipe.proxy", self.proxy)
         check_choice("recipe.schedule", self.schedule, "constant", "one_cycle", "linear")
         check(self.whiten >= 0, "recipe.whiten", self.whiten, "0 or more")
         check_choice("recipe.initialization", self.initialization, "torch", "glorot_uniform", "kaiming_normal", "dirac")
@@ -158,6 +157,7 @@ class TrainConfig:
     weights: str | None = None  # another run's directory: its network is trained on, from its best checkpoint
 
     def __post_init__(self) -> None:
+        check_model("model", self.model)
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 
@@ -238,6 +238,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         check_choice("suite", self.suite, "loop", "networks", "time_to_accuracy", "peers")
+        check_model("model", self.model)
         check(all(size > 0 for size in self.batch_sizes), "batch_sizes", self.batch_sizes, "1 or more each")
         check(0 < self.target <= 1, "target", self.target, "a share of 1, such as 0.99")
         for key in ("rounds", "cold_rounds", "peer_rounds", "peer_epochs"):
@@ -287,6 +288,7 @@ class ClaimsConfig:
         check(all(size > 0 for size in self.train_sizes), "train_sizes", self.train_sizes, "1 or more each")
 
 
+MOST = 10**6  # classes, images of a batch, units of a layer: more is a slip of the finger
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -307,11 +309,12 @@ class CostConfig:
     sweep: bool = False  # instead: a standard and a separable layer, alone, as the input channels grow
 
     def __post_init__(self) -> None:
+        check_model("model", self.model)
         shape = self.shape
         check(shape is None or (len(shape) == 3 and min(shape) > 0), "shape", shape,
               "[channels,height,width], each 1 or more, or null")  # fmt: skip
-        check(self.classes is None or self.classes > 0, "classes", self.classes, "1 or more, or null")
-        check(self.batch > 0, "batch", self.batch, "1 or more")
+        check(self.classes is None or 0 < self.classes <= MOST, "classes", self.classes, f"1 to {MOST}, or null")
+        check(0 < self.batch <= MOST, "batch", self.batch, f"1 to {MOST}")
         check_choice("dtype", self.dtype, "fp32", "bf16")
         check_choice("format", self.format, "table", "json", "csv", "markdown")
         if self.device is not None:
@@ -337,6 +340,11 @@ def check_optimizer(key: str, options: Any) -> None:
     rate = options.get("lr", 1e-3)
     number = isinstance(rate, int | float) and not isinstance(rate, bool)
     check(number and 0 < rate < math.inf, f"{key}.lr", rate, "a number above 0")
+
+
+def check_model(key: str, options: dict[str, Any]) -> None:
+    """Raises InputError unless `options` name a network."""
+    check(isinstance(options.get("name"), str), key, options, "a network: {name: separable}, say, and its options")
 
 
 def check_choice(key: str, value: str, *choices: str) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sepconv import InputError, cost, runs, terminal
 from sepconv.capture import resolve_step
@@ -55,13 +56,17 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     reset_peak_memory()
     dataset = load(config.data)
     data = ImageData(dataset, config.recipe, config.seed, config.trainer.limit_batches)
-    images = describe_images(dataset)
-    if origin is not None:
-        images = check_images(origin, images, config)
-    classifier = make_classifier(config.model, config.recipe, dataset, images)
-    if origin is not None:
-        classifier.net.load_state_dict(origin.net.state_dict())
-    # now, so that a bad argument leaves no run behind
+    if checkpoint is not None:  # not made anew: it may know its images from the run that its weights came from
+        classifier = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    else:
+        images = describe_images(dataset)
+        if origin is not None:
+            images = check_images(origin, images, config)
+        classifier = make_classifier(config.model, config.recipe, dataset, images)
+        if origin is not None:
+            classifier.net.load_state_dict(origin.net.state_dict())
+    # now, so that what cannot be trained leaves no run behind
+    check_batches(classifier, data)
     optimizer = build_optimizer(classifier.trained, config.recipe.optimizer)
     classifier.form = resolve_step(config.trainer, device, optimizer)
     if checkpoint is None:
@@ -101,6 +106,16 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     record(run, config, result, logger)
     terminal.conclude(result, run)
     return run, result
+
+
+def check_batches(classifier: ImageClassifier, data: ImageData) -> None:
+    """Raises InputError where a batch norm would see a batch of a single image, which has no variance."""
+    smallest = classifier.count_hardest(data.count % data.batch_size or data.batch_size)
+    if smallest < 2 and any(isinstance(layer, _BatchNorm) for net in classifier.trained for layer in net.modules()):
+        raise InputError(
+            f"recipe.batch_size={data.batch_size} makes a batch of one image, from which batch norms learn nothing: "
+            "give 2 or more, or recipe.drop_last=true where it is the last one"
+        )
 
 
 def describe_run(
@@ -181,7 +196,7 @@ def adopt(config: TrainConfig, overrides: list[str]) -> tuple[TrainConfig, Image
     checkpoint = runs.read_checkpoint(run, "best", recorded)
     theirs = {"model": recorded.model, "recipe.normalize": recorded.recipe.normalize}
     for key, asked in {"model": config.model, "recipe.normalize": config.recipe.normalize}.items():
-        given = [o for o in overrides if re.match(rf"[+~]*{re.escape(key)}[=.]", o)]
+        given = [o for o in overrides if re.match(rf"[+~]*({re.escape(key)}[=.]|experiment=)", o)]
         if given and asked != theirs[key]:
             raise InputError(f"weights={run} comes with {key}={theirs[key]}: drop {' '.join(given)}")
     recipe = replace(config.recipe, normalize=recorded.recipe.normalize)
@@ -202,7 +217,19 @@ def check_images(origin: ImageClassifier, images: dict[str, Any], config: TrainC
     return known
 
 
-class BestCheckpoint(ModelCheckpoint):
+class Checkpoint(ModelCheckpoint):
+    """A file in the run's directory, wherever that is when the run is resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return path and str(Path(str(self.dirpath), Path(path).name))
+
+        paths = {key: here(path) for key, path in state_dict.items() if key.endswith("_path")}
+        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": models, "dirpath": self.dirpath})
+
+
+class BestCheckpoint(Checkpoint):
     """Keeps the epoch of the best validation accuracy: of equal ones the latest, which has trained longest."""
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
@@ -213,7 +240,7 @@ def checkpoints(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
     """What writes best.ckpt and, after every epoch, last.ckpt; in this order, so that the last knows the best."""
     best = BestCheckpoint(folder, "best", monitor="accuracy/validation", mode="max", enable_version_counter=False)
     # not save_last, which saves only when the best is
-    return best, ModelCheckpoint(folder, "last", enable_version_counter=False)
+    return best, Checkpoint(folder, "last", enable_version_counter=False)
 
 
 def reopen(config: TrainConfig, overrides: list[str]) -> tuple[Path, TrainConfig, list[str]]:
@@ -240,14 +267,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     Raises InputError for a path that is no run, or whose data are not there.
     """
-    run, recorded, classifier, dataset = load_run(config.run, config.checkpoint, config.data)
+    run, _, classifier, dataset = load_run(config.run, config.checkpoint, config.data)
     result = runs.read_result(run) if (run / "result.json").exists() else {}
-    device = find_device(config.trainer)
-    precision = resolve_precision(recorded.recipe.precision, device)
-    trainer = make_trainer(config.trainer, precision, [], False, recorded.recipe.epochs)
-    data = ImageData(dataset, recorded.recipe, limit=config.trainer.limit_batches)
-    tested = trainer.test(classifier, data, verbose=False)[0]
-    accuracy = tested["accuracy/test"]
+    accuracy = measure_accuracy(classifier, dataset, config.trainer)
     table = Table(title=f"{run}, {config.checkpoint} checkpoint", title_justify="left")
     table.add_column("test accuracy", justify="right")
     table.add_column("recorded (best checkpoint)", justify="right")
@@ -256,6 +278,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     table.add_row(f"{accuracy:.2%}", "-" if before is None else f"{before:.2%}", f"{len(dataset.test):,}")
     terminal.CONSOLE.print(table)
     return {"accuracy": accuracy, "recorded": before if before is not None else float("nan")}
+
+
+def measure_accuracy(classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig) -> float:
+    """Share of the test images that are classified rightly, computed as at a run's end."""
+    precision = resolve_precision(classifier.recipe.precision, find_device(config))
+    trainer = make_trainer(config, precision, [], False, epochs=1)
+    data = ImageData(dataset, classifier.recipe, limit=config.limit_batches)
+    tested = trainer.test(classifier, data, verbose=False)[0]
+    return round(tested["accuracy/test"], 6)  # Lightning keeps it in float32
 
 
 def load_run(

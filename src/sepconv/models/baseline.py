@@ -51,7 +51,7 @@ def keras_example(shape: tuple[int, int, int], classes: int, second: Layer, hidd
 
     The ReLU comes after the pooling, on a quarter of the positions: the largest of four values is what it was.
     """
-    check(hidden >= 1, "model.hidden", hidden, "1 or more")
+    check(1 <= hidden <= 10**6, "model.hidden", hidden, "1 to 1,000,000")
     channels, *sides = shape
     layers: list[nn.Module] = []
     for out_channels, convolution in zip(TABLE, (ConvNormActivation, second), strict=True):
