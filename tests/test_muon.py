@@ -213,7 +213,8 @@ def test_resume_with_muon(
         ("+recipe.optimizer.others.speed=3", ["recipe.optimizer.others", "speed", "torch.optim.AdamW"]),
         ("recipe.optimizer.depthwise=both", ["recipe.optimizer.depthwise=both", "others, muon"]),
         ("+recipe.optimizer.speed=3", ["recipe.optimizer", "speed", "torch.optim.Muon"]),
-        ("+recipe.optimizer.ns_steps=100", ["recipe.optimizer", "less than 100"]),
+        ("+recipe.optimizer.ns_steps=100", ["recipe.optimizer", "ns_steps", "below 100"]),
+        ("+recipe.optimizer.ns_coefficients=[1,2]", ["recipe.optimizer", "ns_coefficients", "three numbers"]),
         ("recipe.optimizer.weight_decay=-1", ["recipe.optimizer", "weight decay"]),
     ],
 )

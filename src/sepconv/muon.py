@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim._muon import _adjust_lr
 
 
 class Muon(Optimizer):
@@ -31,9 +32,14 @@ class Muon(Optimizer):
     def __init__(
         self, filters: list[nn.Parameter], others: Optimizer, normalize: bool = False, **arguments: Any
     ) -> None:
-        self.muon = torch.optim.Muon([as_matrix(weight) for weight in filters], **arguments)
+        # what torch's looks at when it steps
+        if not 0 <= arguments.get("ns_steps", 5) < 100:
+            raise ValueError("ns_steps must be from 0 to below 100")
+        if len(arguments.get("ns_coefficients", (0, 0, 0))) != 3:
+            raise ValueError("ns_coefficients must be three numbers")
+        checked = torch.optim.Muon([as_matrix(weight) for weight in filters], **arguments)
         self.others = others
-        group = self.muon.param_groups[0] | {"params": filters, "normalize": normalize}
+        group = checked.param_groups[0] | {"params": filters, "normalize": normalize}
         super().__init__([group, *others.param_groups], {})
 
     @torch.no_grad()
@@ -42,38 +48,73 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # groups and state are this optimizer's, whom schedules and checkpoints know; the two that step borrow them
         group, *rest = self.param_groups
         weights = [weight for weight in group["params"] if weight.grad is not None]
-        # torch's Muon reads its rate on the host: so it steps from 0 at a rate of 1, and the step is scaled here
-        steps = [step_of(weight) for weight in weights]
-        self.muon.param_groups = [group | {"params": steps, "lr": 1.0, "weight_decay": 0.0}]
-        self.muon.state = defaultdict(dict, {step: self.state[w] for step, w in zip(steps, weights, strict=True)})
-        self.muon.step()
-        for weight, step in zip(weights, steps, strict=True):
-            if group["normalize"]:
-                weight.mul_(len(weight) ** 0.5 / weight.norm())
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-            as_matrix(weight).add_(step.mul_(group["lr"]))
+        if weights:
+            self.step_filters(weights, group)
+        # groups and state are this optimizer's, whom schedules and checkpoints know; the other borrows them
         self.others.param_groups, self.others.state = rest, self.state
         self.others.step()
         return loss
 
+    def step_filters(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        """As torch.optim.Muon, but for all filters at once, and by a rate that may be on the device."""
+        matrices = [as_matrix(weight) for weight in weights]
+        gradients = [as_matrix(weight.grad, like=weight) for weight in weights]
+        for weight, matrix in zip(weights, matrices, strict=True):
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(matrix)
+        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        steps = orthogonalize(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        if group["normalize"]:
+            norms = torch._foreach_norm(matrices)
+            torch._foreach_div_(norms, [len(matrix) ** 0.5 for matrix in matrices])
+            torch._foreach_div_(matrices, norms)
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(steps, [-_adjust_lr(1.0, group["adjust_lr_fn"], matrix.shape) for matrix in matrices])
+        torch._foreach_mul_(steps, group["lr"])
+        torch._foreach_add_(matrices, steps)
 
-def step_of(weight: Tensor) -> Tensor:
-    """Zeros (out, rest), with the gradient of `weight` (out, ...), whatever its format."""
-    assert weight.grad is not None
-    step = torch.zeros_like(as_matrix(weight))
-    step.grad = weight.grad.permute(axes(weight)).reshape(step.shape)
-    return step
+
+def orthogonalize(
+    matrices: list[Tensor], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> list[Tensor]:
+    """Of each of `matrices`, nearly the orthogonal factor, by Newton-Schulz iterations in bfloat16, as float32.
+
+    Matrices of one shape are one stack: a deep network's many small ones then take few kernels.
+    """
+    a, b, c = coefficients
+    stacks: dict[torch.Size, list[int]] = defaultdict(list)
+    for place, matrix in enumerate(matrices):
+        stacks[matrix.shape].append(place)
+    factors = list(matrices)
+    for (rows, columns), places in stacks.items():
+        x = torch.stack([matrices[place] for place in places]).bfloat16()
+        if rows > columns:
+            x = x.mT
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        if rows > columns:
+            x = x.mT
+        for place, factor in zip(places, x.float(), strict=True):
+            factors[place] = factor
+    return factors
 
 
-def as_matrix(weight: Tensor) -> Tensor:
+def as_matrix(weight: Tensor, like: Tensor | None = None) -> Tensor:
     """`weight` (out, ...), detached, in place as (out, rest).
 
     The columns are in the order of memory, which channels last permutes: an orthogonal factor is permuted with them.
+
+    Args:
+        like: the columns are in the order of this tensor's memory instead, by a copy where that is another.
     """
-    return weight.detach().permute(axes(weight)).view(len(weight), -1)
+    order = axes(weight if like is None else like)
+    return weight.detach().permute(order).reshape(len(weight), -1)
 
 
 def axes(weight: Tensor) -> tuple[int, ...]:

@@ -100,10 +100,6 @@ def build_optimizer(nets: list[nn.Module], options: dict[str, Any]) -> Optimizer
     rest = [p for p in parameters if id(p) not in taken]
     others = make_optimizer(rest, options["others"], "recipe.optimizer.others")
     try:
-        trial = nn.Parameter(torch.ones(1, 1))
-        trial.grad = torch.ones(1, 1)
-        trials = Muon([trial], torch.optim.SGD([nn.Parameter(torch.ones(1))]), **arguments)
-        trials.step()  # some arguments it looks at only then
         return Muon(filters, others, **arguments)
     except (TypeError, ValueError) as error:
         raise refusal("recipe.optimizer", "Muon", error) from error
