@@ -105,7 +105,7 @@ def test_airbench_beside_ours(
     """Its trainings come halfway, the first left out; once there are enough of them, its process is ended."""
     accuracies = {"test_accuracy": 0.93, "test_accuracy_tta": 0.95}
 
-    def train_quietly(training: Any) -> dict[str, Any]:
+    def train_quietly(training: Any, dataset: Any) -> dict[str, Any]:
         figures = dict.fromkeys(("parameters", "macs", "batch_size", "precision"))
         return {**figures, **accuracies, "epochs": 2, "fit_seconds": 1.0, "test_seconds": 0.75}
 
@@ -142,16 +142,17 @@ def test_airbench_beside_ours(
     assert "test_accuracy_tta" not in record["trainings"]["ours"]
 
 
+def train_bare(config: Any, dataset: Any, seed: int) -> Any:
+    """In place of the bare loop's training."""
+    time.sleep(0.3)
+    figures = dict.fromkeys(("parameters", "batch_size", "precision"))
+    yield {**figures, "fit_seconds": 1.0, "test_accuracy": 0.9, "images": 9, "epochs": 1}
+
+
 def test_turns_end_in_time(
     command: Callable[..., Outcome], checkout: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each training has one turn at least; airbench's block is cut short."""
-
-    def train_bare(config: Any, dataset: Any, seed: int) -> Any:
-        time.sleep(0.3)
-        figures = dict.fromkeys(("parameters", "batch_size", "precision"))
-        yield {**figures, "fit_seconds": 1.0, "test_accuracy": 0.9, "images": 9, "epochs": 1}
-
     monkeypatch.setitem(peers.PEERS, "bare", train_bare)
     arguments = [*checkout(6, HANG), "peers=[airbench,bare]", "rounds=6", "seconds=0.1"]
     outcome = command("benchmark", *arguments)
@@ -166,10 +167,16 @@ def test_turns_end_in_time(
     [("raise SystemExit('warning: x\\nno kernel image')", "no kernel image"), ("raise SystemExit(0)", "status 0")],
 )
 def test_a_script_that_ends_before(
-    command: Callable[..., Outcome], checkout: Callable[..., list[str]], end: str, reason: str
-) -> None:
-    outcome = command("benchmark", *checkout(2, end), "peers=[airbench]", "rounds=3")
+    command: Callable[..., Outcome], checkout: Callable[..., list[str]], end: str, reason: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    """The command fails, in a line, but what was measured until then is recorded, and the others' turns go on."""
+    monkeypatch.setitem(peers.PEERS, "bare", train_bare)
+    outcome = command("benchmark", *checkout(2, end), "peers=[airbench,bare]", "rounds=3")
     refused(outcome, "airbench94_muon.py ended after 2 of 3 trainings", reason)
+    record = json.loads((tmp_path / "peers-cifar10-cpu.json").read_text())
+    assert {name: len(row["turns"]) for name, row in record["trainings"].items()} == {"airbench": 2, "bare": 3}
+    assert reason in record["failed"]["airbench"]
 
 
 def test_bad_input(

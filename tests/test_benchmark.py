@@ -139,7 +139,7 @@ def test_experiments_on_the_same_images(
     """Each is what train.py makes of that experiment, on this command's data and trainer, but not with its recipe."""
     asked: list[TrainConfig] = []
 
-    def train_quietly(training: TrainConfig) -> dict[str, Any]:
+    def train_quietly(training: TrainConfig, dataset: Any) -> dict[str, Any]:
         asked.append(training)
         figures = dict.fromkeys(("parameters", "macs", "batch_size", "precision"))
         figures |= {"epochs": training.recipe.epochs, "fit_seconds": 2.0 + training.seed, "test_seconds": 1.0}
@@ -168,7 +168,7 @@ def test_experiments_on_the_same_images(
 def test_experiments_on_other_images(command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     """What an experiment changes of them is to be given for all."""
     monkeypatch.setattr(peers, "compose", lambda name, given: compose(name, ["data.validation=50", *given]))
-    monkeypatch.setattr(peers, "warm_up", lambda training: pytest.fail(str(training.data.validation)))
+    monkeypatch.setattr(peers, "warm_up", lambda training, dataset: pytest.fail(str(training.data.validation)))
     suite = ["suite=peers", "peers=[ours]", "experiments=[keras_mnist]", "data=digits", "trainer=cpu"]
     refused(command("benchmark", *suite), "keras_mnist", "changes the images", "give data.validation=50 to this")
     with pytest.raises(pytest.fail.Exception, match="50"):

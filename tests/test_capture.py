@@ -1,21 +1,24 @@
 """The forms of the training step: to the same weights, whichever makes them."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Outcome, refused
+from conftest import SLIM, Outcome, refused
 from test_training import identical, result, weights
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sepconv import InputError, classifier, training
+from sepconv import InputError, capture, classifier, training
 from sepconv.capture import WARM_UP, CapturedStep, CudaGraph, capturable, resolve_step
 from sepconv.classifier import ImageClassifier
 from sepconv.config import TrainerConfig
+from sepconv.models import build
 
 Train = Callable[..., Path]
 # 10 steps of 128 images and one of 14; rates that float32 holds exactly, as a tensor of the rate does
@@ -211,6 +214,20 @@ def test_autocast_keeps_no_weights_within_a_step(train: Train, monkeypatch: pyte
     monkeypatch.setattr(ImageClassifier, "step", look)
     train("recipe.precision=bf16", "recipe.epochs=1", "trainer.limit_batches=1")
     assert cached == [False]
+
+
+@pytest.mark.parametrize("model", ["airbench", "baseline", "tiny"])
+def test_a_compiled_network_is_one_graph(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in torch 2.11, where an nn.Sequential's own `compile()` compiles its parts at best."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    net = build(model, (1, 16, 16), 10, **SLIM.get(model, {}))
+    names = set(net.state_dict())
+    capture.compile_network(net)
+    images = torch.randn(4, 1, 16, 16)
+    net(images)
+    assert counter.frame_count == 1
+    assert set(net.state_dict()) == names
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from sepconv import InputError
@@ -40,6 +40,14 @@ def resolve_step(config: TrainerConfig, device: torch.device, optimizer: Optimiz
     if config.step == "auto":
         return "eager" if obstacle else "graph"
     return config.step
+
+
+def compile_network(net: nn.Module) -> None:
+    """Compiles `net`, in place: a wrapper around it would change the names in checkpoints.
+
+    By its forward method, as `net.compile()` of torch 2.11 compiles nothing of an nn.Sequential.
+    """
+    net.forward = torch.compile(net.forward)
 
 
 def capturable(optimizer: Optimizer) -> bool:

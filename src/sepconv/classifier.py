@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sepconv import InputError, models
-from sepconv.capture import CapturedStep, CudaGraph
+from sepconv.capture import CapturedStep, CudaGraph, compile_network
 from sepconv.config import RecipeConfig, read
 from sepconv.datasets import GROUPS, ImageData
 from sepconv.recipe import build_optimizer, build_schedule, initialize, stem
@@ -116,7 +116,7 @@ class ImageClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         if self.form.startswith("compile"):
             for net in self.trained:
-                net.compile()  # in place: a wrapper would change the names in checkpoints
+                compile_network(net)
         if self.form.endswith("graph"):
             update = partial(self.update, generator=self.data.generator)
             graph = CudaGraph(self.data.generator)

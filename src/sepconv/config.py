@@ -229,7 +229,8 @@ class BenchmarkConfig:
     peers: list[str]  # peers: of keras, airbench, template, bare and ours
     peer_rounds: int  # peers: trainings of keras and of template
     peer_epochs: int  # peers: epochs of each of those
-    seconds: float | None  # peers: after so many no turn begins but the first of a training; null: all do
+    # peers, time_to_accuracy: after so many no turn (warm run) begins but the first of a training; null: all do
+    seconds: float | None
     airbench: str | None  # peers: folder of a checkout of github.com/KellerJordan/cifar10-airbench
     airbench_script: str  # peers: airbench94_muon.py | airbench96_faster.py
     experiments: list[str]  # peers: our trainings, files of configs/experiment; []: the configuration's own

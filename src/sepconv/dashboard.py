@@ -61,15 +61,19 @@ class Dashboard(Callback):
     @timed
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ImageClassifier)
-        if trainer.current_epoch == 0:
-            self.writer.add_custom_scalars(LAYOUT)
-            self.writer.add_text("cost", cost_table(module.net, self.dataset.shape))
-            self.show_batch(module)
+        if trainer.current_epoch == 0 and trainer.max_epochs != 1:
+            self.introduce(module)
         # of the epoch's last step
         weights = [(name, p.grad) for name, p in module.net.named_parameters() if p.ndim > 1 and p.grad is not None]
         norms = torch.stack([grad.norm() for _, grad in weights]).tolist()
         for depth, ((name, _), norm) in enumerate(zip(weights, norms, strict=True)):
             self.writer.add_scalar(f"gradient_norm/{depth:02d} {name}", norm, module.global_step)
+
+    def introduce(self, module: ImageClassifier) -> None:
+        """What does not change: early in a long training, but not within the time of one that is a single epoch."""
+        self.writer.add_custom_scalars(LAYOUT)
+        self.writer.add_text("cost", cost_table(module.net, self.dataset.shape))
+        self.show_batch(module)
 
     def show_batch(self, module: ImageClassifier) -> None:
         """The first training images, as they are and as the recipe augments them, by draws that are not training's."""
@@ -83,6 +87,8 @@ class Dashboard(Callback):
     @timed
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ImageClassifier)
+        if trainer.max_epochs == 1:
+            self.introduce(module)
         step = trainer.fit_loop.epoch_loop.global_step
         for tag, image in filters(module.net).items():
             self.writer.add_image(f"filters/{tag}", image, step)

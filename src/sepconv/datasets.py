@@ -25,7 +25,6 @@ from sepconv.config import DataConfig, RecipeConfig
 from sepconv.measure import free_memory
 from sepconv.transforms import AlternatingFlip
 
-EVAL_BATCH = 500  # images; accuracy does not depend on it
 GROUPS = 20  # parts that an epoch's batches are handed over in
 
 
@@ -345,6 +344,11 @@ def count_images(dataset: Dataset, recipe: RecipeConfig) -> int:
     return count - count % recipe.batch_size if recipe.drop_last else count
 
 
+def evaluation_batch(device: torch.device) -> int:
+    """Images at a time in evaluation, on which accuracy does not depend: few launches on a GPU, a CPU's caches."""
+    return 2000 if device.type == "cuda" else 500
+
+
 class ImageData(L.LightningDataModule):
     """The one data module: a Dataset on the trainer's device, and the generator behind all that is random there.
 
@@ -388,10 +392,14 @@ class ImageData(L.LightningDataModule):
         return Batches(self.dataset.train, self.group * self.batch_size, self.count, self.generator)
 
     def val_dataloader(self) -> Batches:
-        return Batches(self.dataset.validation, EVAL_BATCH, self.limit and self.limit * EVAL_BATCH)
+        return self.evaluated(self.dataset.validation)
 
     def test_dataloader(self) -> Batches:
-        return Batches(self.dataset.test, EVAL_BATCH, self.limit and self.limit * EVAL_BATCH)
+        return self.evaluated(self.dataset.test)
+
+    def evaluated(self, rows: Tensor) -> Batches:
+        size = evaluation_batch(rows.device)
+        return Batches(rows, size, self.limit and self.limit * size)
 
     def state_dict(self) -> dict[str, Any]:
         state = {"generator": self.generator.get_state()}

@@ -60,13 +60,15 @@ class Muon(Optimizer):
     def step_filters(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         """As torch.optim.Muon, but for all filters at once, and by a rate that may be on the device."""
         matrices = [as_matrix(weight) for weight in weights]
-        gradients = [as_matrix(weight.grad, like=weight) for weight in weights]
+        gradients = [as_matrix(weight.grad, like=weight) for weight in weights if weight.grad is not None]
         for weight, matrix in zip(weights, matrices, strict=True):
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(matrix)
         momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        directions = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        directions = momenta
+        if group["nesterov"]:
+            directions = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
         steps = orthogonalize(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
         if group["normalize"]:
             norms = torch._foreach_norm(matrices)

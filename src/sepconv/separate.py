@@ -23,7 +23,7 @@ from sepconv import InputError, cost, runs
 from sepconv.capture import resolve_step
 from sepconv.classifier import ImageClassifier
 from sepconv.config import SeparateConfig
-from sepconv.datasets import EVAL_BATCH, ImageData
+from sepconv.datasets import ImageData, evaluation_batch
 from sepconv.lowrank import Decomposition, layers, put, separable
 from sepconv.measure import Stopwatch, interleaved_rates, reset_peak_memory
 from sepconv.recipe import build_optimizer, resolve_precision
@@ -217,9 +217,9 @@ class Original:
 
     def compute_logits(self, classifier: ImageClassifier, rows: Tensor) -> Tensor:
         """Logits (N, classes) for the images of `rows` (N,), in fp32 proper."""
-        classifier = classifier.to(self.device).eval()
+        classifier, size = classifier.to(self.device).eval(), evaluation_batch(self.device)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            parts = [classifier(self.dataset[part][0].to(self.device)) for part in rows.split(EVAL_BATCH)]
+            parts = [classifier(self.dataset[part][0].to(self.device)) for part in rows.split(size)]
         return torch.cat(parts).cpu().double()
 
     def measure(self, ranks: Ranks, finetune: bool) -> Row:

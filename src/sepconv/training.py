@@ -32,12 +32,15 @@ HPARAMS = ("test_accuracy", "val_accuracy", "parameters", "macs", "train_images_
 WHITENED = 2000  # images whose patches recipe.whiten looks at
 
 
-def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Path, dict[str, Any]]:
+def train(
+    config: TrainConfig, overrides: list[str], started: float, dataset: Dataset | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Trains, validates and tests one network, and records the run in its directory.
 
     Args:
         overrides: the command's arguments, for the record.
         started: when the job began, in seconds since the epoch.
+        dataset: what `config.data` describes, where it is loaded already.
 
     Returns:
         The run's directory, and what its `result.json` holds.
@@ -54,7 +57,7 @@ def train(config: TrainConfig, overrides: list[str], started: float) -> tuple[Pa
     device = find_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
     reset_peak_memory()
-    dataset = load(config.data)
+    dataset = dataset or load(config.data)
     data = ImageData(dataset, config.recipe, config.seed, config.trainer.limit_batches)
     if checkpoint is not None:  # not made anew: it may know its images from the run that its weights came from
         classifier = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
@@ -337,6 +340,7 @@ def make_trainer(
         precision=precision,  # type: ignore[arg-type]
         max_epochs=epochs,
         deterministic=config.deterministic,
+        benchmark=not config.deterministic,  # cuDNN tries its algorithms at the first of each shape
         detect_anomaly=config.detect_anomaly,
         callbacks=callbacks + ([TQDMProgressBar(refresh_rate=20)] if shown else []),
         logger=logger,

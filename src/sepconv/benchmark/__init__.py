@@ -49,6 +49,8 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     except OSError as error:
         raise unwritable(config, error) from error
     CONSOLE.print(f"recorded in {path}", soft_wrap=True)
+    if failed := record.get("failed"):
+        raise InputError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
     return record
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sepconv import InputError
-from sepconv.capture import CapturedStep, CudaGraph, Step, resolve_step
+from sepconv.capture import CapturedStep, CudaGraph, Step, compile_network, resolve_step
 from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig, RecipeConfig, TrainerConfig
 from sepconv.datasets import Batches, Dataset, ImageData, count_images, load
@@ -102,7 +102,8 @@ class BareLoop:
     ) -> None:
         if recipe.proxy is not None:
             raise InputError("the bare loop has no proxy: give recipe.hardest=1 recipe.proxy=null")
-        keep_freed_memory()  # as our trainer does
+        keep_freed_memory()  # as our trainer does, which sets this flag too
+        torch.backends.cudnn.benchmark = not trainer.deterministic
         device = dataset.pixels.device
         self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, recipe
         if recipe.channels_last:
@@ -117,7 +118,7 @@ class BareLoop:
         self.make_step: Step = self.update
         self.form = resolve_step(trainer, device, self.optimizer)
         if self.form.startswith("compile"):
-            classifier.net.compile()
+            compile_network(classifier.net)
         if self.form.endswith("graph"):
             graph = CudaGraph(self.generator)
             self.make_step = CapturedStep(self.update, self.optimizer, graph, recipe.batch_size)

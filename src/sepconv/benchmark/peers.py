@@ -6,7 +6,7 @@ All but ours and airbench train the network of the Keras MNIST example (`configs
   process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
 - `airbench`: a script of its checkout as it is, on CUDA, on all 50,000 training images of CIFAR-10; its seconds have
   the whitening and a test with test-time augmentation in them, and leave out what it evaluates after each epoch. Ours
-  are set against them with our test's added, though they have validation and checkpoints in them
+  are set against them with our test's added; they have validation and checkpoints in them, and leave out the whitening
 - `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
   the configuration's recipe; its seconds are those of `Trainer.fit`
 - `bare`: the bare loop of suite=loop, with the configuration's recipe; no validation, no checkpoint, no log
@@ -53,7 +53,7 @@ from sepconv.benchmark.time_to_accuracy import (
 )
 from sepconv.cli import explain_hydra
 from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig, check, flatten, read
-from sepconv.datasets import EVAL_BATCH, Dataset, count_images, load
+from sepconv.datasets import Dataset, count_images, evaluation_batch, load
 from sepconv.measure import synchronize
 from sepconv.recipe import resolve_precision
 from sepconv.terminal import CONSOLE
@@ -81,6 +81,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     Returns:
         For each training: its turns, fit seconds, images/s (those trained on, over fit seconds), test accuracies as in
         `time_to_accuracy.judge_runs`, and how many times its fit goes into that of Keras and of airbench (medians).
+        One that failed has its turns until then, and the reason under `failed`.
 
     Raises:
         InputError: for a configuration or data that cannot be used, or where Keras or airbench is not there.
@@ -106,23 +107,29 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         if peer == "ours":
             for name, training in ours(config).items():
                 trainings[name] = partial(train_ours, training, dataset)
-                warm_up(training)
+                warm_up(training, dataset)
         else:
             trainings[peer] = partial(PEERS[peer], config, dataset)
     counts = {"keras": config.peer_rounds, "template": config.peer_rounds, "airbench": 1}
     turns: dict[str, list[Turn]] = {name: [] for name in trainings}
     end = math.inf if config.seconds is None else started + config.seconds
+    failed: dict[str, str] = {}
     for name in order({name: counts.get(name, config.rounds) for name in trainings}):
-        if turns[name] and time.perf_counter() > end:
+        if name in failed or (turns[name] and time.perf_counter() > end):
             continue
-        for turn in trainings[name](config.seed + len(turns[name])):
-            turns[name].append(turn)
-            tta = turn.get("test_accuracy_tta")
-            augmented = "" if tta is None else f", {tta:.2%} with test-time augmentation"
-            CONSOLE.print(f"{name}: {turn['fit_seconds']:.2f} s, {turn['test_accuracy']:.2%}{augmented}")
-            if time.perf_counter() > end:
-                break
-    rows = {name: summary(done, config.target) for name, done in turns.items()}
+        try:
+            for turn in trainings[name](config.seed + len(turns[name])):
+                turns[name].append(turn)
+                tta = turn.get("test_accuracy_tta")
+                augmented = "" if tta is None else f", {tta:.2%} with test-time augmentation"
+                CONSOLE.print(f"{name}: {turn['fit_seconds']:.2f} s, {turn['test_accuracy']:.2%}{augmented}")
+                if time.perf_counter() > end:
+                    break
+        except InputError as error:  # the others' turns are not lost
+            failed[name] = str(error)
+    rows = {name: summary(done, config.target) for name, done in turns.items() if done}
+    if not rows:
+        raise InputError("; ".join(failed.values()))
     for reference in [name for name in REFERENCES if name in rows]:
         for row in rows.values():
             tested = reference == "airbench" and "fit_and_test_seconds" in row
@@ -134,6 +141,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         "images": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
         "target": config.target,
         "trainings": rows,
+        "failed": failed,
         **provenance,
     }
 
@@ -178,7 +186,7 @@ def ours(config: BenchmarkConfig) -> dict[str, TrainConfig]:
 
 def train_ours(training: TrainConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training of ours in this process."""
-    result = train_quietly(replace(training, seed=seed))
+    result = train_quietly(replace(training, seed=seed), dataset)
     kept = ("fit_seconds", "test_seconds", "test_accuracy", "test_accuracy_tta", "epochs", "batch_size", "parameters",
             "macs", "precision")  # fmt: skip
     yield {
@@ -203,9 +211,8 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
     bare.run(steps)
     synchronize(device)
     fit_seconds = time.perf_counter() - started
-    hits = sum(
-        int((bare.classify(rows).argmax(1) == dataset.labels[rows]).sum()) for rows in dataset.test.split(EVAL_BATCH)
-    )
+    parts = dataset.test.split(evaluation_batch(device))
+    hits = sum(int((bare.classify(rows).argmax(1) == dataset.labels[rows]).sum()) for rows in parts)
     yield {
         "fit_seconds": fit_seconds,
         "test_accuracy": round(hits / len(dataset.test), 6),

@@ -25,6 +25,7 @@ from sepconv.benchmark.loop import spread
 from sepconv.compare import Estimate
 from sepconv.compare_report import percent
 from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig
+from sepconv.datasets import Dataset, load
 from sepconv.terminal import CONSOLE, epochs, hushed
 from sepconv.training import train
 
@@ -35,7 +36,8 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile 
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Test accuracy and time of the configuration's training, warm (`config.rounds`) and cold (`config.cold_rounds`).
 
-    Both have the seeds seed, seed + 1, ... A cold training takes turns with a process that does nothing but import
+    Both have the seeds seed, seed + 1, ... The cold ones come first; after `config.seconds` no warm one begins but the
+    first. A cold training takes turns with a process that does nothing but import
     Lightning, which is what its way to the first step is set against.
 
     Returns:
@@ -46,18 +48,21 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     Raises:
         InputError: for a configuration or data that cannot be used, or a loss that diverges.
     """
-    training = configured(config)
-    warm_up(training)
-    warm = []
-    for seed in range(config.seed, config.seed + config.rounds):
-        warm.append(result := train_quietly(replace(training, seed=seed)))
-        CONSOLE.print(f"warm, seed {seed}: {result['fit_seconds']:.2f} s, {result['test_accuracy']:.2%}")
+    started = time.perf_counter()
+    training, dataset = configured(config), load(config.data)
+    warm_up(training, dataset)
     given = arguments()
     cold, imports = [], []
     for seed in range(config.seed, config.seed + config.cold_rounds):
         cold.append(result := train_afresh([*given, f"seed={seed}"]))
         imports.append(process_seconds(["-c", "import lightning"]))
         CONSOLE.print(f"cold, seed {seed}: {result['seconds']:.2f} s, {result['test_accuracy']:.2%}")
+    warm: list[dict[str, Any]] = []
+    for seed in range(config.seed, config.seed + config.rounds):
+        if warm and config.seconds is not None and time.perf_counter() - started > config.seconds:
+            break
+        warm.append(result := train_quietly(replace(training, seed=seed), dataset))
+        CONSOLE.print(f"warm, seed {seed}: {result['fit_seconds']:.2f} s, {result['test_accuracy']:.2%}")
     first_steps = [result["seconds_to_first_step"] for result in cold]
     return {
         "suite": "time_to_accuracy",
@@ -91,15 +96,15 @@ def configured(config: BenchmarkConfig) -> TrainConfig:
                        seed=config.seed, runs="")  # fmt: skip
 
 
-def warm_up(training: TrainConfig) -> None:
+def warm_up(training: TrainConfig, dataset: Dataset) -> None:
     """One epoch of `training`, for what only the first training of a process pays."""
-    train_quietly(replace(training, recipe=replace(training.recipe, epochs=1)))
+    train_quietly(replace(training, recipe=replace(training.recipe, epochs=1)), dataset)
 
 
-def train_quietly(training: TrainConfig) -> dict[str, Any]:
-    """What `result.json` has of a training here, whose run is not kept."""
+def train_quietly(training: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """What `result.json` has of a training here, on the images that it describes; its run is not kept."""
     with tempfile.TemporaryDirectory() as folder, hushed():
-        _, result = train(replace(training, runs=folder), [], time.time())
+        _, result = train(replace(training, runs=folder), [], time.time(), dataset)
     return result
 
 
