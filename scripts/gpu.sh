@@ -1,33 +1,39 @@
 #!/usr/bin/env bash
-# What there is to measure on one GPU, in five parts (not yet tried on one: how long they take there is a guess):
+# What there is to measure on one GPU, in six parts (not yet tried on one: how long they take there is a guess):
 #
 #   bash scripts/gpu.sh PART DATA OUT   # a part, in at most 9 minutes
-#   bash scripts/gpu.sh all DATA OUT    # one part after another, in at most 25
+#   bash scripts/gpu.sh all DATA OUT    # parts 1 to 5 one after another, with less time each, in at most 25
 #
 # PART is 1 (tests, trainings, our loop against a bare one), 2 (94 % on CIFAR-10 against airbench), 3 and 4 (time to
-# accuracy; networks against their dense twins; claims C8 and C12) or 5 (96 % against airbench; accuracy by size).
+# accuracy; networks against their dense twins; claims C8 and C12), 5 (96 % against airbench) or 6 (accuracy by size:
+# five seeds of each of four networks, which takes several calls: each goes on where the last one stopped).
 # DATA holds MNIST and CIFAR-10 in torchvision's layout; OUT takes each record, as JSON with hardware and versions, as
-# soon as it is there. AIRBENCH names a checkout of https://github.com/KellerJordan/cifar10-airbench; without it the
-# comparisons with airbench are left out. It needs no installation, only the dependencies.
+# soon as it is there, and under runs/ the runs of the trainings. AIRBENCH names a checkout of
+# https://github.com/KellerJordan/cifar10-airbench; without it the comparisons with airbench are left out. It needs no
+# installation, only the dependencies.
 #
-# A command has what those before it left of its part's time, and is then ended. The last of part 5 take longest and are
-# the ones to be cut; each can be run alone: python scripts/train.py experiment=size_022_cifar10 data.root=DATA
+# A command has what those before it left of its part's time, and is then ended; those that make many turns make fewer.
 set -euo pipefail
-[[ $# == 3 && $1 =~ ^([1-5]|all)$ ]] || { echo "usage: bash scripts/gpu.sh 1|2|3|4|5|all DATA OUT" >&2; exit 2; }
-parts=$1 data=$(realpath -m "$2") out=$(realpath -m "$3") airbench=${AIRBENCH:+$(realpath -m "$AIRBENCH")}
-[[ $parts == all ]] && parts="1 2 3 4 5"
+[[ $# == 3 && $1 =~ ^([1-6]|all)$ ]] || { echo "usage: bash scripts/gpu.sh 1|2|3|4|5|6|all DATA OUT" >&2; exit 2; }
+data=$(realpath -m "$2") out=$(realpath -m "$3") airbench=${AIRBENCH:+$(realpath -m "$AIRBENCH")}
+# seconds of each part; what is left of the minutes is for what does not end at once
+parts=("$1") seconds=([1]=525 525 525 525 525 525)
+[[ $1 == all ]] && parts=(1 2 3 4 5) seconds=([1]=390 330 330 285 150)
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
 mkdir -p "$out"
-part_seconds=525 all_seconds=1485 # the rest is for what does not end at once
 status=0
 
+left() { # left [SHARE]: a share of the seconds that the part has left, in per cent
+  local share=$(((end - SECONDS) * ${1:-100} / 100))
+  echo $((share > 1 ? share : 1))
+}
+
 limited() { # limited COMMAND...: for as long as the part has left
-  local left=$((end - SECONDS))
-  if ((left <= 0)); then
+  if ((SECONDS >= end)); then
     echo "no time left for: $*" >&2
-  elif timeout --kill-after=10 "$left" "$@"; then
+  elif timeout --kill-after=10 "$(left)" "$@"; then
     return
   else
     echo "status $? (124: its time was over) of: $*" >&2
@@ -35,13 +41,19 @@ limited() { # limited COMMAND...: for as long as the part has left
   status=1 # the rest is measured all the same
 }
 
-train() { # train NAME OPTION...: a run, its result kept under that name
-  local name=$1 runs
+train() { # train NAME OPTION...: a run, its result kept under that name; one that an earlier call began goes on
+  local runs=$out/runs/$1 result=$out/train-$1.json last
   shift
-  runs=$(mktemp -d)
-  limited "$python" scripts/train.py data.root="$data" trainer=gpu runs="$runs" "$@"
-  find "$runs" -name result.json -exec cp {} "$out/train-$name.json" \;
-  rm -r "$runs"
+  [[ -e $result ]] && return
+  last=$(find "$runs" -name last.ckpt 2>/dev/null | head -n 1) || true
+  if [[ $last ]]; then
+    limited "$python" scripts/train.py resume="${last%/checkpoints/*}" data.root="$data" trainer=gpu
+  else
+    limited "$python" scripts/train.py data.root="$data" trainer=gpu runs="$runs" "$@"
+  fi
+  if [[ -d $runs ]]; then
+    find "$runs" -name result.json -exec cp {} "$result" \;
+  fi
 }
 
 benchmark() { # benchmark OPTION...: a suite's record
@@ -55,9 +67,9 @@ against_airbench() { # against_airbench SCRIPT EXPERIMENT OPTION...: a record, i
     echo "AIRBENCH is not set: $experiment is not compared with $script" >&2
     return
   fi
-  local seconds=$((end - SECONDS - 90)) # for turns; 90 to start, and for a turn that has begun
+  # both compiled; the rest of the time is to start, and for a turn that has begun
   benchmark suite=peers 'peers=[airbench,ours]' airbench="$airbench" airbench_script="$script" \
-    experiment="$experiment" "experiments=[$experiment]" seconds=$((seconds > 1 ? seconds : 1)) "$@"
+    experiment="$experiment" "experiments=[$experiment]" trainer.step=compiled_graph seconds="$(left 80)" "$@"
 }
 
 measure() { # measure PART
@@ -71,37 +83,43 @@ measure() { # measure PART
     done
     train cifar10-separable data=cifar10 model=separable
     train cifar10-mobilenet_v2 data=cifar10 model=mobilenet_v2
+    benchmark suite=loop experiment=sprint_cifar10 steps=150 rounds=3
+    benchmark suite=loop experiment=sprint_cifar10 steps=150 rounds=3 trainer.step=compiled_graph \
+      output="$out/compiled_graph"
     benchmark suite=loop data=mnist model=baseline
     benchmark suite=loop data=cifar10 model=separable steps=300
-    benchmark suite=loop experiment=sprint_cifar10 steps=150 rounds=3
     ;;
   2)
     against_airbench airbench94_muon.py sprint_cifar10 rounds=50 target=0.94
     ;;
   3)
-    benchmark suite=time_to_accuracy experiment=sprint_separable_cifar10 rounds=20 cold_rounds=1 target=0.94
-    benchmark suite=time_to_accuracy experiment=sprint_mnist rounds=100 cold_rounds=1 target=0.99
+    benchmark suite=time_to_accuracy experiment=sprint_separable_cifar10 rounds=20 cold_rounds=1 target=0.94 \
+      seconds="$(left 60)"
+    benchmark suite=time_to_accuracy experiment=sprint_mnist rounds=100 cold_rounds=1 target=0.99 seconds="$(left 80)"
     ;;
   4)
-    benchmark suite=time_to_accuracy experiment=sprint_long_mnist rounds=20 cold_rounds=1 target=0.994
     benchmark suite=time_to_accuracy experiment=sprint_cifar10 rounds=2 cold_rounds=3 target=0.94
-    benchmark suite=time_to_accuracy experiment=sprint_cifar10 rounds=10 cold_rounds=1 target=0.94 \
-      trainer.step=compiled_graph output="$out/compiled_graph"
-    benchmark suite=networks data=mnist 'batch_sizes=[128,1024]' rounds=3
     benchmark suite=networks data=cifar10 'batch_sizes=[128,1024]' rounds=3
     limited "$python" scripts/claims.py scale=full data.root="$data" trainer=gpu output="$out" 'only=[C8,C12]'
+    benchmark suite=time_to_accuracy experiment=sprint_long_mnist rounds=20 cold_rounds=1 target=0.994 \
+      seconds="$(left 50)"
+    benchmark suite=networks data=mnist 'batch_sizes=[128,1024]' rounds=3
     ;;
   5)
     against_airbench airbench96_faster.py sprint96_cifar10 rounds=3 target=0.96
-    for size in 022 040 079 170; do
-      train "size_$size" experiment="size_${size}_cifar10"
+    ;;
+  6)
+    for seed in 0 1 2 3 4; do
+      for size in 022 040 079 170; do
+        train "size_$size-seed$seed" experiment="size_${size}_cifar10" seed="$seed"
+      done
     done
     ;;
   esac
 }
 
-for part in $parts; do
-  end=$((SECONDS + part_seconds < all_seconds ? SECONDS + part_seconds : all_seconds))
+for part in "${parts[@]}"; do
+  end=$((SECONDS + seconds[part]))
   measure "$part"
 done
 exit "$status"

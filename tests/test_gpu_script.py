@@ -11,13 +11,18 @@ from sepconv.config import BenchmarkConfig, ClaimsConfig, TrainConfig, read
 
 SCHEMAS = {"train": TrainConfig, "benchmark": BenchmarkConfig, "claims": ClaimsConfig}
 
-# in Python's place: notes its arguments, and leaves a result where a training would
+# in Python's place: notes its arguments, and leaves a result where a training would; that of size_079 only begins, and
+# ends when it is resumed
 PYTHON = """\
 #!/usr/bin/env bash
 printf '%q ' "$@" >>"$LOG"; echo >>"$LOG"
 for argument; do
-  case $argument in runs=*) mkdir "${argument#runs=}/run" && echo {} >"${argument#runs=}/run/result.json" ;; esac
+  case $argument in
+  runs=*) run=${argument#runs=}/cifar10/run && mkdir -p "$run/checkpoints" && touch "$run/checkpoints/last.ckpt" ;;
+  resume=*) run=${argument#resume=} && echo {} >"$run/result.json" && exit ;;
+  esac
 done
+[[ $run && $* != *size_079* ]] && echo {} >"$run/result.json"
 [[ $* != *model=separable* ]]
 """
 
@@ -30,11 +35,20 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["6", "data", "out"], ["1", "data"]])
+@pytest.mark.parametrize("arguments", [[], ["7", "data", "out"], ["1", "data"]])
 def test_usage(arguments: list[str], tmp_path: Path) -> None:
     done = run(*arguments)
     assert done.returncode == 2
-    assert done.stderr == "usage: bash scripts/gpu.sh 1|2|3|4|5|all DATA OUT\n"
+    assert done.stderr == "usage: bash scripts/gpu.sh 1|2|3|4|5|6|all DATA OUT\n"
+
+
+def check_commands(commands: list[list[str]]) -> None:
+    """Asserts that each is one that its script takes."""
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        for script, *overrides in commands:
+            if script != "-m":  # pytest's
+                name = Path(script).stem
+                read(SCHEMAS[name], compose(name, overrides))
 
 
 def test_programme(tmp_path: Path) -> None:
@@ -49,17 +63,33 @@ def test_programme(tmp_path: Path) -> None:
     assert {path.name for path in out.glob("train-*")} == {
         *(f"train-mnist-{model}.json" for model in ("baseline", "baseline_separable", "separable")),
         *(f"train-cifar10-{model}.json" for model in ("separable", "mobilenet_v2")),
-        *(f"train-size_{size}.json" for size in ("022", "040", "079", "170")),
     }
     commands = [shlex.split(line) for line in log.read_text().splitlines()]
-    assert len(commands) == 23
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        for script, *overrides in commands:
-            if script != "-m":  # pytest's
-                name = Path(script).stem
-                read(SCHEMAS[name], compose(name, overrides))
+    assert len(commands) == 19
+    check_commands(commands)
     log.unlink()
     done = run("2", tmp_path, out, **given)
     assert "AIRBENCH is not set" in done.stderr
     assert done.returncode == 0
     assert not log.exists()
+
+
+def test_sizes_go_on_where_they_stopped(tmp_path: Path) -> None:
+    """Five seeds of each size; a run that an earlier call began is resumed, and a finished one is not made again."""
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    log, out = tmp_path / "log", tmp_path / "out"
+    given = {"PYTHON": str(tmp_path / "python"), "LOG": str(log)}
+    assert run("6", tmp_path, out, **given).returncode == 0
+    began = [shlex.split(line) for line in log.read_text().splitlines()]
+    assert len(began) == 20
+    check_commands(began)
+    assert len(list(out.glob("train-size_*.json"))) == 15
+    log.unlink()
+    assert run("6", tmp_path, out, **given).returncode == 0
+    resumed = [shlex.split(line) for line in log.read_text().splitlines()]
+    assert len(resumed) == 5
+    for command in resumed:
+        assert any(option.startswith(f"resume={out}/runs/size_079-seed") for option in command)
+        assert not any(option.startswith(("experiment=", "runs=", "seed=")) for option in command)
+    assert len(list(out.glob("train-size_*.json"))) == 20
