@@ -26,9 +26,9 @@ TURN = 0.5  # seconds, at least, of a turn
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Images/s of `config.networks` and of their dense twins, in training and in evaluation, over batch sizes.
 
-    Training is the bare loop's step with the recipe, in the form that `config.trainer` means. Evaluation is op by op, so
-    that a GPU waits for its launches while batches are small. The two take turns, `config.rounds` each of TURN seconds or
-    more, after one that is left out.
+    Training is the bare loop's step with the recipe, in the form that `config.trainer` means. Evaluation is op by op,
+    so that a GPU waits for its launches while batches are small. The two take turns, `config.rounds` each of TURN
+    seconds or more, after one that is left out.
 
     Returns:
         For each network and batch size: MACs, rates of each turn, and ratios separable / dense of each pair of turns.
