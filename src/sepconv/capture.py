@@ -45,9 +45,10 @@ def resolve_step(config: TrainerConfig, device: torch.device, optimizer: Optimiz
 def compile_network(net: nn.Module) -> None:
     """Compiles `net`, in place: a wrapper around it would change the names in checkpoints.
 
-    By its forward method, as `net.compile()` of torch 2.11 compiles nothing of an nn.Sequential.
+    As `net.compile()`, which copies of `net` know nothing of either, but by the forward method: torch 2.11 compiles
+    nothing of an nn.Sequential otherwise.
     """
-    net.forward = torch.compile(net.forward)
+    net._compiled_call_impl = torch.compile(net.forward)
 
 
 def capturable(optimizer: Optimizer) -> bool:

@@ -60,7 +60,7 @@ class Muon(Optimizer):
     def step_filters(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         """As torch.optim.Muon, but for all filters at once, and by a rate that may be on the device."""
         matrices = [as_matrix(weight) for weight in weights]
-        gradients = [as_matrix(weight.grad, like=weight) for weight in weights if weight.grad is not None]
+        gradients = [weight.grad.permute(axes(weight)).flatten(1) for weight in weights if weight.grad is not None]
         for weight, matrix in zip(weights, matrices, strict=True):
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(matrix)
@@ -107,16 +107,12 @@ def orthogonalize(
     return factors
 
 
-def as_matrix(weight: Tensor, like: Tensor | None = None) -> Tensor:
+def as_matrix(weight: Tensor) -> Tensor:
     """`weight` (out, ...), detached, in place as (out, rest).
 
     The columns are in the order of memory, which channels last permutes: an orthogonal factor is permuted with them.
-
-    Args:
-        like: the columns are in the order of this tensor's memory instead, by a copy where that is another.
     """
-    order = axes(weight if like is None else like)
-    return weight.detach().permute(order).reshape(len(weight), -1)
+    return weight.detach().permute(axes(weight)).view(len(weight), -1)
 
 
 def axes(weight: Tensor) -> tuple[int, ...]:

@@ -36,9 +36,9 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile 
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Test accuracy and time of the configuration's training, warm (`config.rounds`) and cold (`config.cold_rounds`).
 
-    Both have the seeds seed, seed + 1, ... The cold ones come first; after `config.seconds` no warm one begins but the
-    first. A cold training takes turns with a process that does nothing but import
-    Lightning, which is what its way to the first step is set against.
+    Both have the seeds seed, seed + 1, ... A cold training takes turns with a process that does nothing but import
+    Lightning, which is what its way to the first step is set against. The cold ones come first; after `config.seconds`
+    no warm one begins but the first.
 
     Returns:
         Of the warm runs test accuracies, as in `judge_runs`, and fit seconds; of the cold ones the seconds of the

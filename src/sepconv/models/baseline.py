@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import check
+from sepconv.config import MOST, check
 from sepconv.models.options import find_kind
 from sepconv.ops import ConvNormActivation, Layer
 
@@ -51,7 +51,7 @@ def keras_example(shape: tuple[int, int, int], classes: int, second: Layer, hidd
 
     The ReLU comes after the pooling, on a quarter of the positions: the largest of four values is what it was.
     """
-    check(1 <= hidden <= 10**6, "model.hidden", hidden, "1 to 1,000,000")
+    check(1 <= hidden <= MOST, "model.hidden", hidden, f"1 to {MOST}")
     channels, *sides = shape
     layers: list[nn.Module] = []
     for out_channels, convolution in zip(TABLE, (ConvNormActivation, second), strict=True):
