@@ -47,6 +47,8 @@ Command = Callable[..., Outcome]
         ("recipe.epochs=1.5", ["recipe.epochs", "1.5"]),
         ("recipe.optimizer.lr=-1", ["recipe.optimizer.lr=-1"]),
         ("recipe.optimizer.lr=fast", ["recipe.optimizer.lr=fast"]),
+        ("+recipe.optimizer.biases=3", ["recipe.optimizer.biases=3"]),
+        ("+recipe.optimizer.biases={lr: -1}", ["recipe.optimizer.biases.lr=-1", "above 0"]),
         ("recipe.optimizer.name=Best", ["recipe.optimizer.name=Best", "torch.optim"]),
         ("+recipe.optimizer.speed=3", ["recipe.optimizer", "speed"]),
         ("recipe.schedule=sometimes", ["recipe.schedule=sometimes", "one_cycle"]),

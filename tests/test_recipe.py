@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from conftest import data_config
 from torch import nn
 
-from sepconv import cost
+from sepconv import InputError, claims, cost
 from sepconv.config import RecipeConfig, read
 from sepconv.datasets import load
 from sepconv.models import build
 from sepconv.ops import DepthwiseConv2d
-from sepconv.recipe import build_schedule, initialize, stem, whiten
+from sepconv.recipe import build_optimizer, build_schedule, initialize, stem, whiten
+from sepconv.separate import scale_rates
 
 
 @pytest.mark.parametrize(("channels", "filters", "pairs"), [(1, 32, 9), (3, 24, 12)])
@@ -91,3 +92,22 @@ def test_linear_schedule(warmup: float) -> None:
     for part in (rates[: peak + 1], rates[peak:]):
         steps = torch.tensor(part).diff()
         torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-4, atol=1e-6)
+
+
+def test_options_of_biases_and_norms() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    options = {"name": "SGD", "lr": 0.1, "momentum": 0.5, "weight_decay": 0.2}
+    plain = build_optimizer([net], options).param_groups
+    own = build_optimizer([net], options | {"biases": {"lr": 3.0, "weight_decay": 0.01}}).param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in plain] == [(0.1, 0.2), (0.1, 0.0)]
+    assert [(group["lr"], group["weight_decay"]) for group in own] == [(0.1, 0.2), (3.0, 0.01)]
+    assert {weight.ndim for weight in own[0]["params"]} == {2, 4}
+    assert {weight.ndim for weight in own[1]["params"]} == {1}
+    with pytest.raises(InputError, match=r"unknown recipe\.optimizer\.biases\.speed"):
+        build_optimizer([net], options | {"biases": {"speed": 3}})
+    nested = {"name": "Muon", "lr": 0.02, "others": options | {"biases": {"lr": 3.0, "weight_decay": 0.01}}}
+    scaled, undecayed = scale_rates(nested, 0.1), claims.undecayed(nested)
+    assert (scaled["lr"], scaled["others"]["lr"], scaled["others"]["biases"]["lr"]) == (0.002, 0.01, 0.3)
+    assert scaled["others"]["name"] == "SGD"
+    assert (undecayed["others"]["weight_decay"], undecayed["others"]["biases"]["weight_decay"]) == (0, 0)
+    assert undecayed["others"]["biases"]["lr"] == 3.0

@@ -122,9 +122,9 @@ class Lab:
 
 
 def undecayed(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` of an optimizer, and of `others` in it, without weight decay."""
-    rest = {"others": undecayed(options["others"])} if "others" in options else {}
-    return options | {"weight_decay": 0.0} | rest
+    """`options` of an optimizer, and of `others` and `biases` in it, without weight decay."""
+    inner = {key: undecayed(value) for key, value in options.items() if isinstance(value, dict)}
+    return options | {"weight_decay": 0.0} | inner
 
 
 def separable(**options: Any) -> dict[str, Any]:

@@ -81,8 +81,9 @@ class RecipeConfig:
     epoch_images: int | None = None
     batch_size: int
     drop_last: bool  # leave out an epoch's last, smaller batch (a random part of it each time)
-    # `name` in torch.optim, and its arguments; Muon also takes `others` (name and arguments of the optimizer of all
-    # but filters) and `depthwise` (others | muon: which of the two depthwise filters go to)
+    # `name` in torch.optim, and its arguments; `biases`: those that biases and norms have of their own (no weight decay
+    # unless given). Muon also takes `others` (name and arguments of the optimizer of all but filters) and `depthwise`
+    # (others | muon: which of the two depthwise filters go to)
     optimizer: dict[str, Any]
     schedule: str  # constant | one_cycle | linear, stepped every batch
     warmup: float = 0.0  # one_cycle, linear: share of the steps on the way up to the learning rate
@@ -338,9 +339,12 @@ def check(valid: bool, key: str, value: object, right: str) -> None:
 def check_optimizer(key: str, options: Any) -> None:
     """Raises InputError unless `options` name an optimizer and give it a learning rate above 0, if any."""
     check(isinstance(options, dict) and "name" in options, key, options, "a `name` in torch.optim, and arguments")
-    rate = options.get("lr", 1e-3)
-    number = isinstance(rate, int | float) and not isinstance(rate, bool)
-    check(number and 0 < rate < math.inf, f"{key}.lr", rate, "a number above 0")
+    biases = options.get("biases", {})
+    check(isinstance(biases, dict), f"{key}.biases", biases, "arguments of the optimizer")
+    for name, arguments in ((key, options), (f"{key}.biases", biases)):
+        rate = arguments.get("lr", 1e-3)
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        check(number and 0 < rate < math.inf, f"{name}.lr", rate, "a number above 0")
 
 
 def check_model(key: str, options: dict[str, Any]) -> None:

@@ -106,19 +106,25 @@ def build_optimizer(nets: list[nn.Module], options: dict[str, Any]) -> Optimizer
 
 
 def make_optimizer(parameters: list[nn.Parameter], options: dict[str, Any], key: str) -> Optimizer:
-    """The optimizer of torch.optim that `options`, under the configuration's `key`, ask for, over `parameters`."""
+    """The optimizer of torch.optim that `options`, under the configuration's `key`, ask for, over `parameters`.
+
+    Those of one dimension, biases and norms, are a group without weight decay, and with the options `biases`, if any.
+    """
     arguments = dict(options)
-    name = arguments.pop("name")
+    name, own = arguments.pop("name"), arguments.pop("biases", {})
     kind = getattr(torch.optim, str(name), None)
     if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
         raise InputError(f"unknown {key}.name={name}: give one of torch.optim, such as AdamW, Adam or SGD")
     groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.ndim > 1]}]
     if alone := [p for p in parameters if p.ndim <= 1]:
-        groups.append({"params": alone, "weight_decay": 0.0})
+        groups.append({"params": alone, "weight_decay": 0.0, **own})
     try:
-        return kind(groups, **arguments)
+        optimizer = kind(groups, **arguments)
     except (TypeError, ValueError) as error:
         raise refusal(key, name, error) from error
+    if unknown := own.keys() - optimizer.defaults.keys():
+        raise InputError(f"unknown {key}.biases.{min(unknown)}: see torch.optim.{name}")
+    return optimizer
 
 
 def refusal(key: str, name: str, error: Exception) -> InputError:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sepconv import InputError, cost, runs
 from sepconv.capture import resolve_step
 from sepconv.classifier import ImageClassifier
-from sepconv.config import SeparateConfig
+from sepconv.config import SeparateConfig, flatten
 from sepconv.datasets import ImageData, evaluation_batch
 from sepconv.lowrank import Decomposition, layers, put, separable
 from sepconv.measure import Stopwatch, interleaved_rates, reset_peak_memory
@@ -299,9 +299,9 @@ class Original:
         """Fine-tunes the separated network of `run` as a run of its own: its directory and result."""
         _, separated, asked = runs.read_config(run)
         recipe = self.finetuning
-        changes = [f"weights={run}", f"recipe.epochs={recipe.epochs}", f"recipe.optimizer.lr={recipe.optimizer['lr']}"]
-        if "others" in recipe.optimizer:
-            changes.append(f"recipe.optimizer.others.lr={recipe.optimizer['others']['lr']}")
+        options = flatten(recipe.optimizer, "recipe.optimizer.")
+        rates = [f"{key}={value}" for key, value in options.items() if key.endswith(".lr")]
+        changes = [f"weights={run}", f"recipe.epochs={recipe.epochs}", *rates]
         return train(replace(separated, weights=str(run), recipe=recipe), amend(asked, changes), time.time())
 
     def time(self, rows: Sequence[Row]) -> None:
@@ -360,10 +360,10 @@ def last_above(lowest: float, measure: Callable[[int], Row], measured: list[int]
 
 
 def scale_rates(options: dict[str, Any], factor: float) -> dict[str, Any]:
-    """`options` of an optimizer, and of `others` in it, with learning rates times `factor`."""
-    scaled = options | {"lr": float(f"{options.get('lr', 1e-3) * factor:.6g}")}
-    if "others" in options:
-        scaled["others"] = scale_rates(options["others"], factor)
+    """`options` of an optimizer, and of `others` and `biases` in it, with learning rates times `factor`."""
+    scaled = {k: scale_rates(value, factor) if isinstance(value, dict) else value for k, value in options.items()}
+    if "name" in options or "lr" in options:  # biases without a rate have that of their optimizer
+        scaled["lr"] = float(f"{options.get('lr', 1e-3) * factor:.6g}")
     return scaled
 
 

@@ -27,11 +27,21 @@ def gelu(inplace: bool) -> nn.Module:
     return nn.GELU()
 
 
-norm = partial(nn.BatchNorm2d, momentum=0.4)  # a training of few steps: the average must be of the last of them
+def norm(channels: int, scales: bool = True) -> nn.BatchNorm2d:
+    """A batch norm for a training of few steps: its averages are of the last of them."""
+    layer = nn.BatchNorm2d(channels, momentum=0.4)
+    layer.weight.requires_grad_(scales)
+    return layer
 
 
 def airbench(
-    shape: tuple[int, int, int], classes: int, *, form: str = "94", width: float = 1.0, conv: str = "dense"
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    form: str = "94",
+    width: float = 1.0,
+    conv: str = "dense",
+    scales: bool = True,
 ) -> nn.Sequential:
     """The network of TABLE, 1,972,792 parameters in form 94 at 3 channels and 10 classes, the norms' scales among them.
 
@@ -39,6 +49,7 @@ def airbench(
         form: 94 or 96, the test accuracy in per cent that its record is for.
         width: multiplies the channels of the groups (to multiples of 8).
         conv: the kind of each 3 x 3 convolution: dense, separable or spatial (nothing between their two steps).
+        scales: whether norms learn a scale for each channel, beside a shift.
 
     Raises:
         InputError: images too small for it.
@@ -52,10 +63,11 @@ def airbench(
         ConvNormActivation(shape[0], channels, STEM, padding=0, norm_layer=None, activation_layer=gelu)
     ]
     widths, depth = TABLE[form]
-    pooled = partial(pool_norm, norm_layer=norm)
+    own = partial(norm, scales=scales)
+    pooled = partial(pool_norm, norm_layer=own)
     for out_channels in map(scale, widths):
         layers.append(kind.bare(channels, out_channels, norm_layer=pooled, activation_layer=gelu))
-        one_more = partial(kind.bare, out_channels, out_channels, norm_layer=norm)
+        one_more = partial(kind.bare, out_channels, out_channels, norm_layer=own)
         if depth == 2:
             layers.append(one_more(activation_layer=gelu))
         else:
