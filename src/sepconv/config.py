@@ -290,7 +290,7 @@ class ClaimsConfig:
         check(all(size > 0 for size in self.train_sizes), "train_sizes", self.train_sizes, "1 or more each")
 
 
-MOST = 10**6  # classes, images of a batch, units of a layer: more is a slip of the finger
+MOST = 10**6  # classes, units of a layer: more is a slip of the finger
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -316,7 +316,7 @@ class CostConfig:
         check(shape is None or (len(shape) == 3 and min(shape) > 0), "shape", shape,
               "[channels,height,width], each 1 or more, or null")  # fmt: skip
         check(self.classes is None or 0 < self.classes <= MOST, "classes", self.classes, f"1 to {MOST}, or null")
-        check(0 < self.batch <= MOST, "batch", self.batch, f"1 to {MOST}")
+        check(0 < self.batch < 2**31, "batch", self.batch, "1 or more, below 2^31")
         check_choice("dtype", self.dtype, "fp32", "bf16")
         check_choice("format", self.format, "table", "json", "csv", "markdown")
         if self.device is not None:
