@@ -10,7 +10,7 @@ from conftest import Outcome, refused
 from test_training import identical, result, weights
 from torch import Tensor, nn
 
-from sepconv import models
+from sepconv import models, muon
 from sepconv.capture import capturable
 from sepconv.classifier import ImageClassifier
 from sepconv.config import RecipeConfig, read
@@ -65,8 +65,11 @@ def test_steps_against_the_definition(memory_format: torch.memory_format, shape:
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("shape", [(8, 4, 3, 3), (24, 2, 3, 3), (16, 16, 1, 1), (6, 1, 3, 3)])
-def test_filters_step_in_place_as_torchs_matrices(memory_format: torch.memory_format, shape: tuple[int, ...]) -> None:
+def test_filters_step_in_place_as_torchs_matrices(
+    memory_format: torch.memory_format, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To float32's rounding, with columns in the order of memory, also for a gradient in the other format."""
+    monkeypatch.setattr(muon, "SMALL", 0)  # in bfloat16, as torch's
     weight = filters(memory_format, *shape)
     order = (0, 1, 2, 3) if weight.is_contiguous() else (0, 2, 3, 1)
     matrix = nn.Parameter(weight.detach().permute(order).flatten(1).clone())

@@ -15,6 +15,7 @@ from sepconv.ops import (
     ConvNormActivation,
     DepthwiseConv2d,
     GlobalAvgPool,
+    HalvingMaxPool,
     Residual,
     Resize,
     depthwise,
@@ -273,3 +274,22 @@ def test_global_pooling_gradient(layout: torch.memory_format) -> None:
 
 def test_resize() -> None:
     assert Resize(9)(torch.randn(2, 3, 16, 16)).shape == (2, 3, 9, 9)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("sides", [(6, 8), (7, 8), (6, 9), (7, 9)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_halving_max_pool(ceil_mode: bool, sides: tuple[int, int], memory_format: torch.memory_format) -> None:
+    """torch's, bit for bit and in the same format, with and without a gradient."""
+    images = torch.randn(2, 3, *sides).bfloat16().to(memory_format=memory_format)
+    pool, reference = HalvingMaxPool(ceil_mode), nn.MaxPool2d(2, ceil_mode=ceil_mode)
+    expected = reference(images)
+    assert torch.equal(pool(images), expected)
+    assert pool(images).stride() == expected.stride()
+    gradients = []
+    for module in (pool, reference):
+        leaf = images.clone().requires_grad_()
+        assert torch.equal(module(leaf), expected)
+        module(leaf).float().square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim._muon import _adjust_lr
 
+SMALL = 2**21  # multiply-accumulates of a product of matrices
+
 
 class Muon(Optimizer):
     """Steps along the orthogonalised momentum of filters (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
@@ -83,9 +85,10 @@ class Muon(Optimizer):
 def orthogonalize(
     matrices: list[Tensor], coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> list[Tensor]:
-    """Of each of `matrices`, nearly the orthogonal factor, by Newton-Schulz iterations in bfloat16, as float32.
+    """Of each of `matrices`, nearly the orthogonal factor, by Newton-Schulz iterations, as float32.
 
-    Matrices of one shape are one stack: a deep network's many small ones then take few kernels.
+    Matrices of one shape are one stack: a deep network's many small ones then take few kernels. They are multiplied in
+    bfloat16, or on a CPU, if they are small, in float32: there a (64, 64) takes 0.10 ms, and 0.27 in bfloat16.
     """
     a, b, c = coefficients
     stacks: dict[torch.Size, list[int]] = defaultdict(list)
@@ -93,7 +96,9 @@ def orthogonalize(
         stacks[matrix.shape].append(place)
     factors = list(matrices)
     for (rows, columns), places in stacks.items():
-        x = torch.stack([matrices[place] for place in places]).bfloat16()
+        x = torch.stack([matrices[place] for place in places])
+        if not (x.device.type == "cpu" and x.numel() * min(rows, columns) <= SMALL):
+            x = x.bfloat16()
         if rows > columns:
             x = x.mT
         x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)

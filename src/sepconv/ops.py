@@ -382,6 +382,28 @@ class _GlobalAvgPool(torch.autograd.Function):
         return (grad / (height * width)).expand(ctx.shape).contiguous(memory_format=ctx.format)
 
 
+class HalvingMaxPool(nn.MaxPool2d):
+    """nn.MaxPool2d(2): (B, C, H, W) to (B, C, H // 2, W // 2).
+
+    Where no gradient goes through it, on a CPU, it takes the larger of neighbours along one axis, then the other: for
+    (128, 32, 26, 26) in bf16 on 2 cores 0.17 ms, against the 0.40 ms of the kernel that notes their places too.
+
+    Args:
+        ceil_mode: round an odd side's half up instead.
+    """
+
+    def __init__(self, ceil_mode: bool = False) -> None:
+        super().__init__(2, ceil_mode=ceil_mode)
+
+    def forward(self, input: Tensor) -> Tensor:
+        height, width = (side // 2 * 2 for side in input.shape[-2:])
+        whole = not self.ceil_mode or (height, width) == input.shape[-2:]
+        if input.device.type != "cpu" or (input.requires_grad and torch.is_grad_enabled()) or not whole:
+            return super().forward(input)
+        rows = torch.maximum(input[..., 0:height:2, :], input[..., 1:height:2, :])
+        return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
+
+
 def pool_norm(channels: int, norm_layer: Layer = nn.BatchNorm2d, ceil_mode: bool = False) -> nn.Sequential:
     """A halving max pooling, then a norm: (B, channels, H, W) to (B, channels, H // 2, W // 2).
 
@@ -390,7 +412,7 @@ def pool_norm(channels: int, norm_layer: Layer = nn.BatchNorm2d, ceil_mode: bool
     Args:
         ceil_mode: round an odd side's half up instead.
     """
-    return nn.Sequential(nn.MaxPool2d(2, ceil_mode=ceil_mode), norm_layer(channels))
+    return nn.Sequential(HalvingMaxPool(ceil_mode), norm_layer(channels))
 
 
 class Resize(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from sepconv import InputError
 from sepconv.config import MOST, check
 from sepconv.models.options import find_kind
-from sepconv.ops import ConvNormActivation, Layer
+from sepconv.ops import ConvNormActivation, HalvingMaxPool, Layer
 
 # channels of each 3 x 3 convolution (unpadded, with bias); a 2 x 2 max pooling and a ReLU follow each
 TABLE = (32, 64)
@@ -56,7 +56,7 @@ def keras_example(shape: tuple[int, int, int], classes: int, second: Layer, hidd
     layers: list[nn.Module] = []
     for out_channels, convolution in zip(TABLE, (ConvNormActivation, second), strict=True):
         layers.append(convolution(channels, out_channels, 3, 1, 0, norm_layer=None, activation_layer=None))
-        layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
+        layers += [HalvingMaxPool(), nn.ReLU(inplace=True)]
         channels, sides = out_channels, [(side - 2) // 2 for side in sides]
     if min(sides) < 1:
         raise InputError(f"images of {shape[1]} x {shape[2]} are too small for this network: 10 x 10 or more")

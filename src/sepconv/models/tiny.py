@@ -14,7 +14,7 @@ from torch import nn
 
 from sepconv.config import check
 from sepconv.models.options import find_kind, make_classifier
-from sepconv.ops import ConvNormActivation, Residual, pool_norm
+from sepconv.ops import ConvNormActivation, HalvingMaxPool, Residual, pool_norm
 
 STAGES = 2  # a max pooling halves the map before each; the first comes after a block at the image's own resolution
 LEAST = 3  # positions a side that a stage without padding leaves at least; below, it is padded after all
@@ -56,7 +56,7 @@ def tiny(
     ]
     for stage, padding in enumerate(others):
         if padded and stage > 0:
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            layers.append(HalvingMaxPool(ceil_mode=True))
         blocks = [
             kind.block(width, width, padding=padding, norm_layer=norm, activation_layer=None) for _ in range(repeats)
         ]
