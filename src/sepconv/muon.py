@@ -71,7 +71,8 @@ class Muon(Optimizer):
         directions = momenta
         if group["nesterov"]:
             directions = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        steps = orthogonalize(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        with torch.autocast(matrices[0].device.type, enabled=False):  # it would have all products in its own precision
+            steps = orthogonalize(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
         if group["normalize"]:
             norms = torch._foreach_norm(matrices)
             torch._foreach_div_(norms, [len(matrix) ** 0.5 for matrix in matrices])
