@@ -29,6 +29,7 @@ PER_POSITION = {
 }  # fmt: skip
 SHAPES = {aten.view, aten._unsafe_view, aten.reshape, aten.slice, aten.alias, aten.detach}
 POOLS = {aten.max_pool2d_with_indices, aten.avg_pool2d}
+ROUNDING = 1e-9  # of a pixel: a resize has ends that are no whole numbers in floating point
 BILINEAR = {aten.upsample_bilinear2d, aten._upsample_bilinear2d_aa}
 
 
@@ -52,7 +53,8 @@ class Extent:
     def pixels(self, position: int, side: int) -> tuple[int, int]:
         """First and last pixel, both included, that `position` sees of an image of `side` pixels."""
         shift = position * self.jump
-        return math.ceil(max(0, self.first + shift)), math.floor(min(side - 1, self.last + shift))
+        first, last = self.first + shift - ROUNDING, self.last + shift + ROUNDING
+        return math.ceil(max(0, first)), math.floor(min(side - 1, last))
 
     def through(self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> "Extent":
         """After a window of `kernel` positions slides over the map."""
