@@ -58,6 +58,26 @@ def test_keras_example_with_options() -> None:
         build("baseline_separable", (1, 28, 28), 10, conv="dense", depth_multiplier=2)
 
 
+@pytest.mark.parametrize("name", ["baseline", "baseline_separable"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 13, 16), (1, 26, 22)])
+def test_trimmed_keras_example_is_the_same_function(name: str, shape: tuple[int, int, int]) -> None:
+    whole, trimmed = (build(name, shape, 10, trim=trim) for trim in (False, True))
+    fewer = cost.macs(trimmed, shape) < cost.macs(whole, shape)
+    assert fewer == (shape != (1, 26, 22))  # whose maps are halved without a rest
+    for net in (whole, trimmed):
+        net.double()
+    trimmed.load_state_dict(dict(zip(trimmed.state_dict(), whole.state_dict().values(), strict=True)))
+    images = torch.randn(4, *shape, dtype=torch.double)
+    logits = [net(images) for net in (whole, trimmed)]
+    assert torch.allclose(*logits, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(out.square().sum(), list(net.parameters()))
+        for out, net in zip(logits, (whole, trimmed), strict=True)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_airbench_counts() -> None:
     """Those of airbench94_muon.py: stem with bias, six convolutions, norms with scales, a dense layer without bias."""
     channels, sides = (24, 64, 64, 256, 256, 256, 256), (31, 15, 15, 7, 7, 3)

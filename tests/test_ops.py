@@ -13,7 +13,9 @@ from sepconv import InputError
 from sepconv.ops import (
     KINDS,
     ConvNormActivation,
+    Crop,
     DepthwiseConv2d,
+    Flatten,
     GlobalAvgPool,
     HalvingMaxPool,
     Residual,
@@ -143,7 +145,12 @@ def test_depthwise_and_pointwise() -> None:
 def test_depth_multiplier() -> None:
     block = depthwise_separable(5, 7, 3, depth_multiplier=4, norm_layer=None, between=False)
     assert [tuple(conv.weight.shape) for conv in convolutions(block)] == [(20, 1, 3, 3), (7, 20, 1, 1)]
-    assert block(torch.randn(2, 5, 8, 8)).shape == (2, 7, 8, 8)
+    images = torch.randn(2, 5, 8, 8)
+    assert block(images).shape == (2, 7, 8, 8)
+    # each of the four sums over channels of its own filters, one a channel
+    filters, mixing = (conv.weight for conv in convolutions(block))
+    dense = torch.einsum("omi,mikl->oikl", mixing.view(7, 4, 5), filters.view(4, 5, 3, 3))
+    assert torch.allclose(block(images), F.relu(F.conv2d(images, dense, convolutions(block)[1].bias, 1, 1)), atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
@@ -270,6 +277,22 @@ def test_global_pooling_gradient(layout: torch.memory_format) -> None:
     (theirs,) = torch.autograd.grad(images.mean((2, 3), keepdim=True), images, gradient)
     assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
     assert ours.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_flatten(layout: torch.memory_format) -> None:
+    images = torch.randn(2, 3, 5, 7).contiguous(memory_format=layout).requires_grad_()
+    flat = Flatten()(images)
+    assert torch.equal(flat, nn.Flatten()(images))
+    gradient = torch.randn_like(flat)
+    (ours,) = torch.autograd.grad(flat, images, gradient)
+    assert torch.equal(ours, gradient.view(2, 3, 5, 7))
+    assert ours.is_contiguous(memory_format=layout)
+
+
+def test_crop() -> None:
+    images = torch.randn(2, 3, 5, 7)
+    assert torch.equal(Crop(4, 6)(images), images[:, :, :4, :6])
 
 
 def test_resize() -> None:

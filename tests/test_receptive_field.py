@@ -33,6 +33,15 @@ def inside(mass: Tensor, layer: Layer) -> bool:
     return bool((outside == 0).all())
 
 
+class Sliced(nn.Module):
+    def __init__(self, kept: slice) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[..., self.kept, self.kept]
+
+
 # In theory
 
 
@@ -53,6 +62,12 @@ def test_height_and_width_apart() -> None:
     assert [extent.jump for extent in layer.sees] == [2, 3]
     assert (layer.kernel, layer.stride) == ((1, 5), (2, 3))
     assert central_window(layer, (20, 20)) == [(10, 10), (7, 11)]
+
+
+def test_slices() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 3), Sliced(slice(-5, None, 2)), nn.Conv2d(1, 1, 2))
+    (_, layer) = layers(net, (1, 12, 12))
+    assert [(extent.first, extent.last, extent.jump) for extent in layer.sees] == [(5, 9, 2)] * 2
 
 
 def test_largest_over_paths() -> None:
@@ -112,8 +127,8 @@ def test_unknown_operations_mix_all_positions() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["conv", "max", "mean", "pad", "resize"]), st.integers(1, 4), st.integers(1, 3),
-                  st.integers(0, 2), st.integers(1, 2)),
+        st.tuples(st.sampled_from(["conv", "max", "mean", "pad", "slice", "resize"]), st.integers(1, 4),
+                  st.integers(1, 3), st.integers(0, 2), st.integers(1, 2)),
         min_size=1, max_size=4,
     ),
     st.integers(12, 24),
@@ -131,9 +146,11 @@ def test_no_pixel_outside_matters(steps: list[tuple[str, int, int, int, int]], s
                 "max": lambda k=kernel, s=stride, p=padding: nn.MaxPool2d(k, s, p),
                 "mean": lambda k=kernel, s=stride, p=padding: nn.AvgPool2d(k, s, p),
                 "pad": lambda k=kernel, p=padding: nn.ZeroPad2d((p, k, k, p)),
+                "slice": lambda k=kernel, s=stride, p=padding: Sliced(slice(p, -k, s)),
                 "resize": lambda k=kernel: Resize(5 + 2 * k),
             }[kind]()
         )
+    parts.append(nn.Conv2d(1, 1, 1, bias=False))  # a row of its own for whatever comes last
     net = nn.Sequential(*parts).double()
     for parameter in net.parameters():
         nn.init.ones_(parameter)

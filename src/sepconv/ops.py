@@ -152,7 +152,7 @@ def depthwise_separable(
     check(depth_multiplier >= 1, "depth_multiplier", depth_multiplier, "1 or more")
     hidden = in_channels * depth_multiplier
     first = depthwise(
-        in_channels,
+        hidden,
         hidden,
         kernel_size,
         stride,
@@ -161,9 +161,10 @@ def depthwise_separable(
         activation_layer=activation_layer if between else None,
         bias=None if between else False,
     )
-    block = nn.Sequential(
-        first, pointwise(hidden, out_channels, norm_layer=norm_layer, activation_layer=activation_layer)
-    )
+    last = pointwise(hidden, out_channels, norm_layer=norm_layer, activation_layer=activation_layer)
+    # Copies of the maps one after the other, where one convolution with several filters a channel would interleave its
+    # outputs: the pointwise step takes them in any order, and a CPU makes them in half the time, gradients included.
+    block = nn.Sequential(*([Repeat(depth_multiplier)] if depth_multiplier > 1 else []), first, last)
     if not residual:
         return block
     if not keeps_shape(in_channels, out_channels, kernel_size, stride, padding):
@@ -352,6 +353,12 @@ class _StridedDepthwise(torch.autograd.Function):
         return grad_input, grad_weight, None, None
 
 
+def memory_format(maps: Tensor) -> torch.memory_format:
+    """How `maps` (B, C, H, W) lie in memory: channels last, or contiguous for all else."""
+    last = maps.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 class GlobalAvgPool(nn.Module):
     """The mean over all positions: (B, C, H, W) to (B, C, 1, 1).
 
@@ -370,9 +377,7 @@ class _GlobalAvgPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor) -> Tensor:
-        ctx.shape = input.shape
-        last = input.is_contiguous(memory_format=torch.channels_last)
-        ctx.format = torch.channels_last if last else torch.contiguous_format
+        ctx.shape, ctx.format = input.shape, memory_format(input)
         return F.avg_pool2d(input, input.shape[-2:])
 
     @staticmethod
@@ -380,6 +385,33 @@ class _GlobalAvgPool(torch.autograd.Function):
         (grad,) = grads
         height, width = ctx.shape[-2:]
         return (grad / (height * width)).expand(ctx.shape).contiguous(memory_format=ctx.format)
+
+
+class Flatten(nn.Flatten):
+    """nn.Flatten: (B, C, H, W) to (B, C·H·W).
+
+    Its gradient is laid out in memory as the input is. Else, for a channels-last map on a CPU, what is before it would
+    work on two layouts at once: a ReLU's gradient of (128, 64, 5, 5) in bf16 on 2 cores takes 190 µs, and 30 with this.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and input.requires_grad and input.ndim == 4:
+            return _Flatten.apply(input)
+        return super().forward(input)
+
+
+class _Flatten(torch.autograd.Function):
+    """A flattening whose gradient is laid out in memory as its input is."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        ctx.shape, ctx.format = input.shape, memory_format(input)
+        return input.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        return grad.view(ctx.shape).contiguous(memory_format=ctx.format)
 
 
 class HalvingMaxPool(nn.MaxPool2d):
@@ -413,6 +445,34 @@ def pool_norm(channels: int, norm_layer: Layer = nn.BatchNorm2d, ceil_mode: bool
         ceil_mode: round an odd side's half up instead.
     """
     return nn.Sequential(HalvingMaxPool(ceil_mode), norm_layer(channels))
+
+
+class Crop(nn.Module):
+    """The first rows and columns of images: (B, C, H, W) to (B, C, height, width)."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[..., : self.height, : self.width]
+
+    def extra_repr(self) -> str:
+        return f"{self.height}, {self.width}"
+
+
+class Repeat(nn.Module):
+    """Maps (B, C, H, W) as many `times` as asked, one after the other: (B, times·C, H, W)."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.cat([maps] * self.times, 1)
+
+    def extra_repr(self) -> str:
+        return str(self.times)
 
 
 class Resize(nn.Module):

@@ -111,6 +111,11 @@ def follow(operation: Any, pointwise: bool, arguments: dict[str, Any], maps: lis
         ]
         return fields[0], fields[1]
     if out.ndim == source.ndim == 4:
+        if operation is aten.slice and (axis := arguments["dim"] % 4 - 2) >= 0:
+            start, step = arguments.get("start") or 0, arguments.get("step", 1)
+            start = max(start + sides[axis], 0) if start < 0 else start
+            sliced = field[axis].through(1, step, padding=-start)
+            return (sliced, field[1]) if axis == 0 else (field[0], sliced)
         if pointwise or operation in PER_POSITION or (operation in SHAPES and out.shape[-2:] == sides):
             return union(maps, out)
         if operation is aten.constant_pad_nd and len(arguments["pad"]) == 4:
