@@ -89,6 +89,23 @@ def test_airbench_counts() -> None:
     assert cost.parameters(net) == 1_972_792
 
 
+def test_widened_airbench() -> None:
+    """Its depthwise steps make as many maps as their blocks have outputs, or more."""
+    net = build("airbench", (3, 32, 32), 10, form="96", width=0.5625, conv="separable", widen=True)
+    steps = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)][1:]
+    pairs = [
+        (tuple(a.weight.shape[:2]), tuple(b.weight.shape[:2])) for a, b in zip(steps[::2], steps[1::2], strict=True)
+    ]
+    assert pairs == [
+        ((72, 1), (72, 72)), *[((72, 1), (72, 72))] * 2,
+        ((216, 1), (216, 216)), *[((216, 1), (216, 216))] * 2,
+        ((432, 1), (288, 432)), *[((288, 1), (288, 288))] * 2,
+    ]  # fmt: skip
+    assert cost.parameters(net) <= 500_000
+    with pytest.raises(InputError, match=r"model.widen=True is out of range: false where model.conv=dense"):
+        build("airbench", (3, 32, 32), 10, widen=True)
+
+
 def test_separable_counts() -> None:
     net = build("separable", (1, 28, 28), 10)
     assert cost.parameters(net) <= 35_000

@@ -4,12 +4,13 @@ Source: Jordan, arXiv 2404.00498, section 3.1, with the widths of KellerJordan/c
 those, the third convolution and the residual connection of its airbench96_faster.
 """
 
+import math
 from functools import partial
 
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import check_choice
+from sepconv.config import check, check_choice
 from sepconv.models.options import find_kind, make_scale
 from sepconv.ops import ConvNormActivation, Residual, pool_norm
 
@@ -42,6 +43,7 @@ def airbench(
     width: float = 1.0,
     conv: str = "dense",
     scales: bool = True,
+    widen: bool = False,
 ) -> nn.Sequential:
     """The network of TABLE, 1,972,792 parameters in form 94 at 3 channels and 10 classes, the norms' scales among them.
 
@@ -50,13 +52,16 @@ def airbench(
         width: multiplies the channels of the groups (to multiples of 8).
         conv: the kind of each 3 x 3 convolution: dense, separable or spatial (nothing between their two steps).
         scales: whether norms learn a scale for each channel, beside a shift.
+        widen: where channels grow, give the depthwise step several filters a channel: as many as make at least the maps
+            that the block puts out, so that what its pointwise step mixes has as many dimensions.
 
     Raises:
-        InputError: images too small for it.
+        InputError: images too small for it; `widen` without depthwise steps.
     """
     check_choice("model.form", form, *TABLE)
     if min(shape[1:]) < STEM + 7:
         raise InputError(f"images of {shape[1]} x {shape[2]} are too small for this network: 9 x 9 or more")
+    check(not widen or conv == "separable", "model.widen", widen, f"false where model.conv={conv}")
     scale, kind = make_scale(width), find_kind(conv)
     channels = 2 * shape[0] * STEM**2
     layers: list[nn.Module] = [
@@ -66,7 +71,8 @@ def airbench(
     own = partial(norm, scales=scales)
     pooled = partial(pool_norm, norm_layer=own)
     for out_channels in map(scale, widths):
-        layers.append(kind.bare(channels, out_channels, norm_layer=pooled, activation_layer=gelu))
+        first = partial(kind.bare, depth_multiplier=math.ceil(out_channels / channels)) if widen else kind.bare
+        layers.append(first(channels, out_channels, norm_layer=pooled, activation_layer=gelu))
         one_more = partial(kind.bare, out_channels, out_channels, norm_layer=own)
         if depth == 2:
             layers.append(one_more(activation_layer=gelu))
