@@ -16,12 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from sepconv import InputError, models
 from sepconv.capture import CapturedStep, CudaGraph, compile_network
 from sepconv.config import RecipeConfig, read
-from sepconv.datasets import GROUPS, ImageData
-from sepconv.recipe import build_optimizer, build_schedule, initialize, stem
+from sepconv.datasets import GROUPS, Dataset, ImageData
+from sepconv.recipe import build_optimizer, build_schedule, initialize, stem, whiten
 from sepconv.transforms import augment, normalize_moments, views
 
 log = logging.getLogger(__name__)
 
+WHITENED = 500  # images whose patches recipe.whiten looks at
 CHECK_EVERY = 100  # steps between looks at the loss: a look waits for the device
 
 
@@ -64,6 +65,7 @@ class ImageClassifier(L.LightningModule):
             initialize(net, self.recipe.initialization)
             if self.recipe.whiten:
                 stem(net).requires_grad_(False)
+        self.unwhitened = self.trained if self.recipe.whiten else []  # networks that wait for their whitening filters
         unit = self.recipe.normalize == "unit"
         mean = torch.zeros(images["shape"][0]) if unit else torch.tensor(images["mean"])
         deviation = torch.ones(images["shape"][0]) if unit else torch.tensor(images["deviation"])
@@ -113,7 +115,19 @@ class ImageClassifier(L.LightningModule):
             for net in self.trained:
                 net.to(memory_format=torch.channels_last)
 
+    def whiten(self, dataset: Dataset) -> None:
+        """Gives the networks that wait for them the whitening filters of the images of `dataset`, on its device."""
+        for net in self.unwhitened:
+            images, _ = dataset[dataset.train[:WHITENED]]
+            whiten(net, self.standardize(images), self.recipe.whiten)
+        self.unwhitened = []
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        self.unwhitened = []  # the filters are among what is loaded
+        return super().load_state_dict(*arguments, **options)
+
     def on_fit_start(self) -> None:
+        self.whiten(self.data.dataset)
         if self.form.startswith("compile"):
             for net in self.trained:
                 compile_network(net)

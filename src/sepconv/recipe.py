@@ -63,8 +63,9 @@ def whiten(net: nn.Module, images: Tensor, deviation: float) -> None:
     """
     conv = stem(net)
     size = conv.weight[0].numel()
-    patches = F.unfold(images, conv.kernel_size).transpose(1, 2).reshape(-1, size)
-    variances, directions = torch.linalg.eigh(torch.cov(patches.T))
+    patches = F.unfold(images, conv.kernel_size).transpose(0, 1).flatten(1)
+    # on the host: so small, it is done before a GPU has its library ready
+    variances, directions = torch.linalg.eigh(torch.cov(patches).cpu())
     whitening = (directions / (variances + 1e-2).sqrt()).T.flip(0)
     pairs = torch.stack([whitening, -whitening], dim=1).flatten(0, 1)[: len(conv.weight)]
     mixes = F.normalize(torch.randn(len(conv.weight) - len(pairs), size), dim=1) @ whitening

@@ -23,13 +23,11 @@ from sepconv.config import EvaluateConfig, RecipeConfig, SourceConfig, TrainConf
 from sepconv.dashboard import Dashboard
 from sepconv.datasets import Dataset, ImageData, load
 from sepconv.measure import Stopwatch, describe_device, keep_freed_memory, peak_memory, reset_peak_memory
-from sepconv.recipe import build_optimizer, resolve_precision, whiten
+from sepconv.recipe import build_optimizer, resolve_precision
 
 # a run in TensorBoard's HPARAMS: the same columns for all, few enough for its parallel coordinates
 CHOICES = ("epochs", "batch_size", "optimizer.name", "optimizer.lr", "optimizer.weight_decay", "label_smoothing")
 HPARAMS = ("test_accuracy", "val_accuracy", "parameters", "macs", "train_images_per_second", "fit_seconds")
-
-WHITENED = 2000  # images whose patches recipe.whiten looks at
 
 
 def train(
@@ -68,6 +66,7 @@ def train(
         classifier = make_classifier(config.model, config.recipe, dataset, images)
         if origin is not None:
             classifier.net.load_state_dict(origin.net.state_dict())
+            classifier.unwhitened = [net for net in classifier.unwhitened if net is not classifier.net]
     # now, so that what cannot be trained leaves no run behind
     check_batches(classifier, data)
     optimizer = build_optimizer(classifier.trained, config.recipe.optimizer)
@@ -173,12 +172,7 @@ def make_classifier(
 
     Raises InputError for a network that cannot be built.
     """
-    classifier = ImageClassifier(model, asdict(recipe), images or describe_images(dataset))
-    if recipe.whiten:
-        pixels, _ = dataset[dataset.train[:WHITENED]]
-        for net in classifier.trained:
-            whiten(net, classifier.standardize(pixels), recipe.whiten)
-    return classifier
+    return ImageClassifier(model, asdict(recipe), images or describe_images(dataset))
 
 
 def describe_images(dataset: Dataset) -> dict[str, Any]:

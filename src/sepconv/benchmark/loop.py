@@ -58,6 +58,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(config.rounds):
         classifier = make_classifier(config.model, recipe, dataset)
+        classifier.whiten(dataset)
         bare = BareLoop(
             copy.deepcopy(classifier), dataset.to(device), precision, recipe, config.steps, config.seed, config.trainer
         )
@@ -106,6 +107,7 @@ class BareLoop:
         torch.backends.cudnn.benchmark = not trainer.deterministic
         device = dataset.pixels.device
         self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, recipe
+        classifier.whiten(dataset)
         if recipe.channels_last:
             classifier.net.to(memory_format=torch.channels_last)
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16-mixed")

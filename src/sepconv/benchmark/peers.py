@@ -6,11 +6,12 @@ All but ours and airbench train the network of the Keras MNIST example (`configs
   process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
 - `airbench`: a script of its checkout as it is, on CUDA, on all 50,000 training images of CIFAR-10; its seconds have
   the whitening and a test with test-time augmentation in them, and leave out what it evaluates after each epoch. Ours
-  are set against them with our test's added; they have validation and checkpoints in them, and leave out the whitening
+  are set against them with our test's added
 - `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
   the configuration's recipe; its seconds are those of `Trainer.fit`
 - `bare`: the bare loop of suite=loop, with the configuration's recipe; no validation, no checkpoint, no log
-- `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`
+- `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`, with whitening,
+  validation and checkpoints in them
 
 Keras, airbench and the bare loop are tested with their last weights, the template and ours with those that validated
 best. All but Keras and airbench run in one process, which keeps the memory that they free
@@ -201,13 +202,13 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
     recipe, device = config.recipe, find_device(config.trainer)
     L.seed_everything(seed, verbose=False)
     classifier = make_classifier(NETWORK, recipe, dataset)
-    dataset = dataset.to(device)
+    dataset, classifier = dataset.to(device), classifier.to(device)
     images = count_images(dataset, recipe)
     steps = recipe.epochs * -(-images // recipe.batch_size)
     precision = resolve_precision(recipe.precision, device)
-    bare = BareLoop(classifier, dataset, precision, recipe, steps, seed, config.trainer)
     synchronize(device)
     started = time.perf_counter()
+    bare = BareLoop(classifier, dataset, precision, recipe, steps, seed, config.trainer)
     bare.run(steps)
     synchronize(device)
     fit_seconds = time.perf_counter() - started
