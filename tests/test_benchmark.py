@@ -118,7 +118,14 @@ def test_a_mistake_in_a_cold_run_is_one_line() -> None:
 
 def test_peers_take_turns(command: Callable[..., Outcome], tmp_path: Path) -> None:
     """After one epoch of one recipe the bare loop and ours have the same accuracy; the template learns too."""
-    arguments = ["peers=[template,bare,ours]", "recipe=keras", "recipe.epochs=1", "rounds=2", "peer_epochs=3"]
+    arguments = [
+        "peers=[template,bare,ours]",
+        "recipe=keras",
+        "recipe.epochs=1",
+        "rounds=2",
+        "model.trim=true",
+        "peer_epochs=3",
+    ]
     outcome = command("benchmark", "suite=peers", *arguments, "target=0.5", "trainer=cpu", f"output={tmp_path}")
     assert outcome.status == 0, outcome.err
     rows = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]
@@ -130,6 +137,10 @@ def test_peers_take_turns(command: Callable[..., Outcome], tmp_path: Path) -> No
         turn = row["turns"][0]
         assert turn["parameters"] == rows["ours"]["turns"][0]["parameters"]
         assert turn["images"] == 1294 * turn["epochs"]
+    bare, ours = (rows[name]["turns"][0] for name in ("bare", "ours"))
+    assert (bare["model"], bare["macs"]) == (ours["model"], ours["macs"])  # the configuration's, trimmed
+    for row in rows.values():
+        turn = row["turns"][0]
         assert row["images_per_second"]["turns"][0] == pytest.approx(turn["images"] / turn["fit_seconds"])
 
 

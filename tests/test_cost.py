@@ -23,7 +23,7 @@ from sepconv.cost_report import compare as compare_with_twin
 from sepconv.datasets import SHAPES, image_shape, load
 from sepconv.models import NETWORKS, build
 from sepconv.ops import ConvNormActivation, DepthwiseConv2d, GlobalAvgPool
-from sepconv.twin import closed_form, compare, separable_pairs
+from sepconv.twin import closed_form, compare, dense_twin, separable_pairs
 
 Command = Callable[..., Outcome]
 IMAGENET = (3, 224, 224)
@@ -348,6 +348,21 @@ def test_comparison_of_blocks() -> None:
     assert whole.closed_form == pytest.approx((first.macs + second.macs) / both)
 
 
+def test_comparison_with_several_filters_a_channel() -> None:
+    """The dense twin has none of the options for them; the closed form counts each."""
+    for model, shape in (
+        ({"name": "baseline_separable", "depth_multiplier": 2}, (1, 28, 28)),
+        ({"name": "airbench", "conv": "separable", "form": "96", "width": 0.5, "widen": True}, (3, 32, 32)),
+    ):
+        net = build(shape=shape, classes=10, **model)
+        twin = dense_twin(model, shape, 10)
+        assert twin is not None
+        assert not any(layer.groups > 1 for layer in twin.modules() if isinstance(layer, nn.Conv2d))
+        *blocks, _ = compare(net, twin, shape)
+        for block in blocks:
+            assert block.mac_ratio == pytest.approx(block.closed_form)
+
+
 def test_comparison_of_baseline() -> None:
     only, whole = compare(build("baseline_separable", (1, 28, 28), 10), build("baseline", (1, 28, 28), 10), (1, 28, 28))
     assert only.block == "3"
@@ -362,7 +377,7 @@ def test_pairs_in_inverted_residuals() -> None:
         for side in (224, 32):  # at 32 the last maps are 1 x 1, like the gates
             pairs = separable_pairs(layers(torchvision_net(name), (3, side, side)))
             assert len(pairs) == blocks
-            assert all(a.output[1:] == b.input[1:] and ".fc" not in b.name for a, b in pairs)
+            assert all(a.output[1:] == b.input[1:] and ".fc" not in b.name for a, b, _ in pairs)
     assert closed_form([]) is None
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from sepconv import InputError, cost
-from sepconv.models import NETWORKS, build
+from sepconv.models import NETWORKS, build, complete
 from sepconv.ops import KINDS, GlobalAvgPool, Residual
 from sepconv.recipe import initialize
 
@@ -76,6 +76,15 @@ def test_trimmed_keras_example_is_the_same_function(name: str, shape: tuple[int,
     ]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_older_runs_networks_are_completed() -> None:
+    """An option that came later has its default."""
+    older = {"name": "baseline", "conv": "dense"}
+    whole = {"name": "baseline", "conv": "dense", "hidden": 64, "trim": False}
+    assert complete(older) == complete(whole) == whole
+    assert complete({"name": "separated", "base": older, "ranks": {}})["base"] == whole
+    assert complete({"name": "gone", "depth": 3}) == {"name": "gone", "depth": 3}
 
 
 def test_airbench_counts() -> None:

@@ -1,6 +1,7 @@
 """Receptive fields, in theory against hand counts and published figures, and in effect inside the theoretical ones."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,19 @@ def test_slices() -> None:
     net = nn.Sequential(nn.Conv2d(1, 1, 3), Sliced(slice(-5, None, 2)), nn.Conv2d(1, 1, 2))
     (_, layer) = layers(net, (1, 12, 12))
     assert [(extent.first, extent.last, extent.jump) for extent in layer.sees] == [(5, 9, 2)] * 2
+
+
+def test_padded_channels_leave_positions() -> None:
+    """The shortcut of a CIFAR ResNet (option A): 3 x 3 kernels, each adding 2 jumps."""
+    rows = layers(build("resnet", (3, 32, 32), 10, depth=20), (3, 32, 32))
+    convolutions = [row.sees[0].size for row in rows if row.kernel == (3, 3) and row.kind != "depthwise"]
+    assert convolutions == [3, *range(5, 17, 2), 17, 21, 25, 29, 33, 37, 41, 49, 57, 65, 73, 81]
+
+
+def test_size_after_a_resize_to_no_whole_jump() -> None:
+    net = nn.Sequential(Resize(9), nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3))
+    first, last = (4 / 3 - 1) / 2 - 4 / 3, (4 / 3 - 1) / 2 + 4 / 3 + 4 * 4 / 3
+    assert layers(net, (1, 12, 12))[-1].sees[0].size == math.floor(round(last - first, 6)) + 1
 
 
 def test_largest_over_paths() -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ from conftest import data_config
 from torch import nn
 
 from sepconv import InputError, claims, cost
+from sepconv.classifier import ImageClassifier
 from sepconv.config import RecipeConfig, read
-from sepconv.datasets import load
+from sepconv.datasets import ImageData, load, sample
 from sepconv.models import build
-from sepconv.ops import DepthwiseConv2d
+from sepconv.ops import DepthwiseConv2d, Resize
 from sepconv.recipe import build_optimizer, build_schedule, initialize, stem, whiten
 from sepconv.separate import scale_rates
+from sepconv.training import check_trainable
 
 
 @pytest.mark.parametrize(("channels", "filters", "pairs"), [(1, 32, 9), (3, 24, 12)])
@@ -48,11 +51,34 @@ def test_a_whitening_layer_is_not_trained(train: Callable[..., Path]) -> None:
     net = build("baseline", dataset.shape, len(dataset.classes))
     torch.manual_seed(0)
     mean, deviation = dataset.statistics()
-    images = (dataset[dataset.train[:500]][0] / 255 - mean[0]) / deviation[0]
+    images = (dataset[sample(dataset.train, 500)][0] / 255 - mean[0]) / deviation[0]
     whiten(net, images, 0.5)
     ours, theirs = (filters[:18].flatten(1) for filters in (one, stem(net).weight.detach()))  # but for signs
     torch.testing.assert_close(ours.T @ ours, theirs.T @ theirs, rtol=1e-3, atol=1e-3)
     assert f'"parameters": {cost.parameters(net)},' in (run / "result.json").read_text()  # frozen ones too
+
+
+def test_whitening_of_what_the_convolution_sees() -> None:
+    """Behind a resize, and by images of all classes where these come one after another."""
+    net = nn.Sequential(Resize(10), nn.Sequential(nn.Conv2d(1, 18, 3)))
+    images = 5 * F.avg_pool2d(torch.randn(200, 1, 22, 22), 3, 1)
+    whiten(net, images, 0.5)
+    with torch.no_grad():
+        responses = net(images).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(responses.std(1), torch.full((18,), 0.5), rtol=0.15, atol=0)
+    rows = torch.arange(1000, 5000)  # of four classes, say
+    assert (sample(rows, 400) // 1000).bincount().tolist()[1:] == [100] * 4
+    assert torch.equal(sample(rows, 10_000), rows)
+
+
+def test_a_depthwise_convolution_is_not_whitened() -> None:
+    keys = {"epochs": 1, "batch_size": 10, "drop_last": True, "optimizer": {"name": "SGD"}, "schedule": "constant"}
+    recipe = read(RecipeConfig, {**keys, "augment": {}, "whiten": 0.5})
+    images = {"shape": [3, 16, 16], "classes": 10, "mean": [0.5] * 3, "deviation": [1.0] * 3}
+    classifier = ImageClassifier({"name": "separable", "stem": "separable"}, asdict(recipe), images)
+    data = ImageData(load(data_config("digits")), recipe)
+    with pytest.raises(InputError, match="needs a standard first convolution"):
+        check_trainable(classifier, data)
 
 
 def test_dirac_initialization() -> None:

@@ -23,6 +23,7 @@ from sepconv.datasets import load
 from sepconv.lowrank import METHODS, Decomposition, full_rank, layers, separable
 from sepconv.models import build
 from sepconv.ops import DepthwiseConv2d
+from sepconv.recipe import stem
 from sepconv.separate import Row, last_above, spread
 
 Command = Callable[..., Outcome]
@@ -468,6 +469,7 @@ def test_stopped_training_from_weights_resumes(
         (["model=separable"], ["comes with model={'name': 'baseline'", "drop model=separable"]),
         (["experiment=separable_mnist", "data=digits"], ["comes with model=", "drop experiment=separable_mnist"]),
         (["recipe.normalize=unit"], ["comes with recipe.normalize=standardize", "drop recipe.normalize=unit"]),
+        (["recipe.whiten=0.5"], ["comes with a trained first convolution", "give recipe.whiten=0"]),
         (["resume=/nowhere"], ["drop weights="]),
     ],
 )
@@ -478,6 +480,24 @@ def test_weights_that_do_not_fit(
     refused(command("train", f"weights={original}", *runs, *arguments), *words)
     assert not list(tmp_path.rglob("*seed*"))
     refused(command("train", f"weights={tmp_path}", *runs), "is no run")
+
+
+def test_weights_of_other_code(original: Path, tmp_path: Path, command: Command) -> None:
+    """A network that was made of other layers at another commit is refused in a line."""
+    run = tmp_path / "run"
+    shutil.copytree(original, run)
+    path = run / "checkpoints/best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["net.99.weight"] = checkpoint["state_dict"].pop("net.0.0.weight")
+    torch.save(checkpoint, path)
+    refused(command("evaluate", f"run={run}"), "best.ckpt was made by other code")
+
+
+def test_what_is_not_trained_is_not_separated() -> None:
+    net = build("baseline", (1, 16, 16), 10)
+    assert [len(separable(net, method)) for method in METHODS] == [2, 2, 2]
+    stem(net).requires_grad_(False)
+    assert [list(separable(net, method)) for method in METHODS] == [["3.0"]] * 3
 
 
 def test_agreeing_model_may_be_given(command: Command, original: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, SLIM, Outcome, data_config, real
+from conftest import REPOSITORY, SLIM, Outcome, data_config, real, refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -334,11 +334,13 @@ def test_a_moved_run_is_resumed_where_it_is(
         (run,) = tmp_path.glob("runs/*/*/*")
         best = weights(run, "best")
         moved = run.rename(tmp_path / str(number))
-        outcome = command("train", f"resume={moved}")
+        refused(command("train", f"resume={moved}", "trainer.limit_batches=2"), "drop trainer.limit_batches=2")
+        outcome = command("train", f"resume={moved}", "trainer=cpu")  # and as many batches as before
         assert outcome.status == 0, outcome.err
         assert result(moved)["val_accuracy"] == pytest.approx(0.9)
         assert identical(weights(moved, "best"), best)
         assert not identical(weights(moved), best)
+        assert torch.load(moved / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
 
 
 def test_the_first_step_is_timed_at_its_end(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,16 +23,15 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sepconv import InputError, cost, lowrank, models, receptive_field, roofline, runs, terminal
-from sepconv.classifier import ImageClassifier
 from sepconv.compare import Difference, Estimate, Run, describe, find, paired
 from sepconv.compare_report import STYLE, p_value, percent, signed
-from sepconv.config import ClaimsConfig, TrainConfig, check_choice, read
+from sepconv.config import Augment, ClaimsConfig, TrainConfig, check_choice, read
 from sepconv.datasets import Dataset, count_images, load
 from sepconv.measure import describe_device
 from sepconv.models.separable import TABLE
 from sepconv.ops import ConvNormActivation, depthwise_separable
 from sepconv.tables import markdown_table
-from sepconv.training import find_device, make_classifier, measure_accuracy, train
+from sepconv.training import find_device, load_classifier, make_classifier, measure_accuracy, train
 
 WIDTHS = [i / 8 for i in range(1, 65)]  # tried to match one network's cost to another's
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)  # in and out, of the layers of claim C12
@@ -58,7 +57,7 @@ class Lab:
         self.device = find_device(config.trainer)
         self.counted: dict[str, cost.Cost] = {}  # by network
         self.done: dict[str, Run] = {}
-        self.asked = 0  # trainings
+        self.used: list[Run] = []
         if Path(config.runs).expanduser().is_dir():
             finished, _ = find([config.runs])
             self.done = {self.identity(run.config): run for run in finished}
@@ -67,6 +66,7 @@ class Lab:
     def identity(config: TrainConfig) -> str:
         """What a run's figures depend on."""
         kept = asdict(read(TrainConfig, asdict(config)))  # as it is once read back: 0.0 where 0 was given
+        kept["model"] = models.complete(kept["model"])
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in ("root", "download")}
         return json.dumps({key: kept[key] for key in ("data", "model", "recipe", "trainer", "seed")}, sort_keys=True)
 
@@ -78,12 +78,10 @@ class Lab:
             data, batch_size = replace(data, train=size), min(recipe.batch_size, size)
             recipe = replace(recipe, batch_size=batch_size, epoch_images=steps * batch_size)
         if plain:
-            none = replace(recipe.augment, crop=0, flip=False, shift=0, rotate=0, cutout=0)
-            recipe = replace(recipe, augment=none, label_smoothing=0.0, optimizer=undecayed(recipe.optimizer))
+            recipe = replace(recipe, augment=Augment(), label_smoothing=0.0, optimizer=undecayed(recipe.optimizer))
         wanted = TrainConfig(data=data, model=model, recipe=recipe, trainer=self.config.trainer, seed=seed,
                              runs=self.config.runs)  # fmt: skip
         key = self.identity(wanted)
-        self.asked += 1
         if key not in self.done:
             with terminal.hushed():
                 path, result = train(wanted, [], time.time())
@@ -93,6 +91,7 @@ class Lab:
             terminal.CONSOLE.print(
                 f"  {model['name']} {options} seed={seed}{where}: {result['test_accuracy']:.2%}", soft_wrap=True
             )
+        self.used.append(self.done[key])
         return self.done[key]
 
     def accuracies(self, model: dict[str, Any]) -> list[float]:
@@ -373,6 +372,7 @@ def gradient_norms(lab: Lab, model: dict[str, Any]) -> list[float]:
     for seed in lab.config.seeds:
         torch.manual_seed(seed)
         classifier = make_classifier(model, lab.config.recipe, lab.dataset)
+        classifier.whiten(lab.dataset)
         rows = lab.dataset.train[torch.randperm(len(lab.dataset.train))[: lab.config.recipe.batch_size]]
         images, labels = lab.dataset[rows]
         F.cross_entropy(classifier(images), labels).backward()
@@ -429,7 +429,7 @@ def train_accuracy(lab: Lab, run: Run) -> float:
     """Accuracy of a run's best checkpoint on the images that it was trained on, as they are."""
     dataset = load(run.config.data)
     path = runs.read_checkpoint(run.path, "best", run.config)
-    classifier = ImageClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    classifier = load_classifier(path)
     return measure_accuracy(classifier, replace(dataset, test=dataset.train), lab.config.trainer)
 
 
@@ -480,7 +480,7 @@ def c12(lab: Lab) -> Finding:
     rows, gains, macs = [], {}, {}
     for channels in CHANNELS:
         nets = {
-            "dense": ConvNormActivation(channels, channels, norm_layer=None, activation_layer=None, bias=False),
+            "dense": ConvNormActivation(channels, channels, norm_layer=None, activation_layer=None),
             "separable": depthwise_separable(channels, channels, norm_layer=None, activation_layer=None, between=False),
         }
         seconds, bytes_, flops = {}, {}, {}
@@ -555,9 +555,7 @@ def c13(lab: Lab) -> Finding:
     reached: dict[int, list[float]] = {rank: [] for rank in errors}
     for seed in lab.config.seeds:
         run = lab.train(dense, seed)
-        classifier = ImageClassifier.load_from_checkpoint(
-            runs.read_checkpoint(run.path, "best", run.config), map_location="cpu", weights_only=True
-        )
+        classifier = load_classifier(runs.read_checkpoint(run.path, "best", run.config))
         found = lowrank.separable(classifier.net, "spatial").values()
         decompositions = [lowrank.Decomposition(layer, "spatial") for layer in found]
         for rank in errors:
@@ -647,7 +645,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     for name in asked:
         sentence, test = CLAIMS[name]
         terminal.CONSOLE.print(f"[bold]{name}[/] {sentence}", soft_wrap=True)
-        started, lab.asked = time.time(), 0
+        started, lab.used = time.time(), []
         with style.context(STYLE):
             finding = test(lab)
             if finding.plot is not None:
@@ -657,8 +655,9 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
         } | {
             "plot": finding.plot is not None,
             "scale": config.scale,
-            "seeds": len(config.seeds) if lab.asked else None,
-            "epochs": config.recipe.epochs if lab.asked else None,
+            "seeds": len(config.seeds) if lab.used else None,
+            "epochs": config.recipe.epochs if lab.used else None,
+            "commits": sorted({str(run.result["git"]["sha"]) for run in lab.used}),
             "seconds": round(time.time() - started, 1),
             "date": time.strftime("%Y-%m-%d"),
             "device": describe(describe_device(lab.device)),

@@ -16,13 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from sepconv import InputError, models
 from sepconv.capture import CapturedStep, CudaGraph, compile_network
 from sepconv.config import RecipeConfig, read
-from sepconv.datasets import GROUPS, Dataset, ImageData
+from sepconv.datasets import GROUPS, Dataset, ImageData, sample
 from sepconv.recipe import build_optimizer, build_schedule, initialize, stem, whiten
 from sepconv.transforms import augment, normalize_moments, views
 
 log = logging.getLogger(__name__)
 
-WHITENED = 500  # images whose patches recipe.whiten looks at
+WHITENED = 500  # images whose patches recipe.whiten looks at, at most
 CHECK_EVERY = 100  # steps between looks at the loss: a look waits for the device
 
 
@@ -117,10 +117,16 @@ class ImageClassifier(L.LightningModule):
 
     def whiten(self, dataset: Dataset) -> None:
         """Gives the networks that wait for them the whitening filters of the images of `dataset`, on its device."""
-        for net in self.unwhitened:
-            images, _ = dataset[dataset.train[:WHITENED]]
-            whiten(net, self.standardize(images), self.recipe.whiten)
+        if self.unwhitened:
+            images, _ = dataset[sample(dataset.train, WHITENED)]
+            for net in self.unwhitened:
+                whiten(net, self.standardize(images), self.recipe.whiten)
         self.unwhitened = []
+
+    def take(self, origin: "ImageClassifier") -> None:
+        """Takes the weights of the network of `origin`."""
+        self.net.load_state_dict(origin.net.state_dict())
+        self.unwhitened = [net for net in self.unwhitened if net is not self.net]
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
         self.unwhitened = []  # the filters are among what is loaded

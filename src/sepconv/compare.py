@@ -348,6 +348,7 @@ def notes(section: Section) -> Iterable[str]:
 
 
 DISTINCTIONS: dict[str, Callable[[Run], str]] = {
+    "the commit": lambda run: str(run.result["git"]["sha"])[:7],
     "precision": lambda run: run.result["precision"],
     "torch": lambda run: run.result["versions"]["torch"],
     "trainer.step": lambda run: run.result.get("step") or "eager",  # older records and separated networks have none

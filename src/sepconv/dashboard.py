@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 from sepconv import cost
 from sepconv.classifier import ImageClassifier
 from sepconv.cost_report import LAYER_COLUMNS, layer_record, markdown
-from sepconv.datasets import Dataset
+from sepconv.datasets import Dataset, sample
 from sepconv.transforms import augment
 
 # What to see first: tags of TensorBoard's "custom scalars" tab, each chart with all runs that are selected.
@@ -76,9 +76,8 @@ class Dashboard(Callback):
         self.show_batch(module)
 
     def show_batch(self, module: ImageClassifier) -> None:
-        """The first training images, as they are and as the recipe augments them, by draws that are not training's."""
-        rows = self.dataset.train[:SHOWN].to(module.data.dataset.pixels.device)
-        images, _ = module.data.dataset[rows]
+        """Some training images, as they are and as the recipe augments them, by draws that are not training's."""
+        images, _ = module.data.dataset[sample(module.data.dataset.train, SHOWN)]
         generator = torch.Generator(images.device).manual_seed(0)
         changed = augment(images, module.recipe.augment, generator, module.fill)
         for name, shown in (("original", images), ("augmented", changed)):

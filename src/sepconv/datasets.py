@@ -97,6 +97,11 @@ def load(config: DataConfig) -> Dataset:
     return Dataset(config.name, tuple(classes), pixels, labels, train, validation, test)
 
 
+def sample(rows: Tensor, count: int) -> Tensor:
+    """Up to `count` of `rows`, evenly spread: of all classes, where one comes after another."""
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).long().to(rows.device)]
+
+
 def hold_out(
     rows: Tensor, labels: Tensor, amount: float, generator: torch.Generator, key: str
 ) -> tuple[Tensor, Tensor]:

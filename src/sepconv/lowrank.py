@@ -29,11 +29,12 @@ METHODS = ("spatial", "spatial_joint", "depthwise")
 def separable(net: nn.Module, method: str) -> dict[str, nn.Conv2d]:
     """The convolutions of `net` that `method` separates, by name: dense or depthwise ones with something to separate.
 
-    `spatial` and `spatial_joint` leave kernels with a side of 1, `depthwise` those and one filter per channel.
+    `spatial` and `spatial_joint` leave kernels with a side of 1, `depthwise` those and one filter per channel; all of
+    them leave what is not trained (recipe.whiten): its parts would be.
     """
 
     def divisible(conv: nn.Conv2d) -> bool:
-        if conv.groups not in (1, conv.in_channels):
+        if conv.groups not in (1, conv.in_channels) or not conv.weight.requires_grad:
             return False
         return full_rank(conv, method) > 1 if method == "depthwise" else min(conv.kernel_size) > 1
 

@@ -42,7 +42,7 @@ class Stopwatch(Callback):
 
     @property
     def fit_seconds(self) -> float:
-        """Seconds of training so far: steps, validation and checkpoints, what came before a resume included."""
+        """Seconds of training so far: whitening, steps, validation, checkpoints; what came before a resume included."""
         return self.before + time.perf_counter() - self.fit_started
 
     def state_dict(self) -> dict[str, Any]:

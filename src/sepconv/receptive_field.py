@@ -48,7 +48,7 @@ class Extent:
     @property
     def size(self) -> float:
         """The most pixels that a position sees; infinite where it sees every one."""
-        return math.inf if math.isinf(self.last - self.first) else math.floor(self.last - self.first) + 1
+        return math.inf if math.isinf(self.last - self.first) else math.floor(self.last - self.first + ROUNDING) + 1
 
     def pixels(self, position: int, side: int) -> tuple[int, int]:
         """First and last pixel, both included, that `position` sees of an image of `side` pixels."""
@@ -118,8 +118,8 @@ def follow(operation: Any, pointwise: bool, arguments: dict[str, Any], maps: lis
             return (sliced, field[1]) if axis == 0 else (field[0], sliced)
         if pointwise or operation in PER_POSITION or (operation in SHAPES and out.shape[-2:] == sides):
             return union(maps, out)
-        if operation is aten.constant_pad_nd and len(arguments["pad"]) == 4:
-            left, _, top, _ = arguments["pad"]
+        if operation is aten.constant_pad_nd:  # from the last dimension on; those of channels move no position
+            left, _, top, _ = [*arguments["pad"], 0, 0, 0, 0][:4]
             return field[0].through(1, padding=top), field[1].through(1, padding=left)
         if operation in BILINEAR and not arguments["align_corners"]:
             antialias = operation is aten._upsample_bilinear2d_aa

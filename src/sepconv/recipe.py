@@ -15,6 +15,8 @@ from sepconv import InputError
 from sepconv.config import RecipeConfig, check_choice
 from sepconv.muon import Muon
 
+PATCHES = 2**19  # that whitening looks at, whatever the images' size
+
 
 def initialize(net: nn.Module, scheme: str) -> None:
     """Draws the initial weights of every convolution and dense layer of `net`, in place.
@@ -59,10 +61,15 @@ def whiten(net: nn.Module, images: Tensor, deviation: float) -> None:
     Jordan, arXiv 2404.00498, section 3.2.
 
     Args:
-        images: (N, C, H, W), as the network sees them.
+        images: (N, C, H, W), as the network sees them; as many of them count as give PATCHES patches or more.
     """
     conv = stem(net)
     size = conv.weight[0].numel()
+    for layer in net.children():  # what comes before the convolution: a crop, a resize
+        if any(part is conv for part in layer.modules()):
+            break
+        images = layer(images)
+    images = images[: math.ceil(PATCHES / images[0, 0].numel())]
     patches = F.unfold(images, conv.kernel_size).transpose(0, 1).flatten(1)
     # on the host: so small, it is done before a GPU has its library ready
     variances, directions = torch.linalg.eigh(torch.cov(patches).cpu())

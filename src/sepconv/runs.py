@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from yaml import YAMLError
 
 from sepconv import InputError
 from sepconv.config import REPOSITORY, TrainConfig, read
+from sepconv.models import complete
 
 CODE = ("src", "scripts", "configs")
 FIGURES = {"test_accuracy", "fit_seconds", "images", "device", "precision", "command", "git", "versions"}
@@ -70,6 +71,7 @@ def read_config(run: str | Path) -> tuple[Path, TrainConfig, list[str]]:
         if not isinstance(recorded, DictConfig):
             raise ValueError("no keys in it")
         config = read(TrainConfig, recorded)
+        config = replace(config, model=complete(config.model))
         overrides = list(OmegaConf.load(path / "overrides.yaml")) if (path / "overrides.yaml").is_file() else []
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise InputError(f"{path}/config.yaml is not a run's configuration: {' '.join(str(error).split())}") from error
@@ -88,7 +90,7 @@ def read_checkpoint(run: Path, name: str, config: TrainConfig) -> Path:
         model = torch.load(path, map_location="meta", weights_only=True)["hyper_parameters"]["model"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no checkpoint of ours ({type(error).__name__}): it cannot be loaded") from error
-    if model != config.model:
+    if complete(model) != config.model:
         raise InputError(f"{path} holds another network than the run's config.yaml: {model}, not {config.model}")
     return path
 

@@ -23,7 +23,7 @@ from sepconv import InputError, cost, runs
 from sepconv.capture import resolve_step
 from sepconv.classifier import ImageClassifier
 from sepconv.config import SeparateConfig, flatten
-from sepconv.datasets import ImageData, evaluation_batch
+from sepconv.datasets import ImageData, evaluation_batch, sample
 from sepconv.lowrank import Decomposition, layers, put, separable
 from sepconv.measure import Stopwatch, interleaved_rates, reset_peak_memory
 from sepconv.recipe import build_optimizer, resolve_precision
@@ -171,8 +171,7 @@ class Original:
         a layer's error at a rank is measured with the others as they were. Ranks that save nothing are left out.
         Ranks are chosen greedily, by singular values, in Zhang et al., arXiv 1505.06798, section 2.4.
         """
-        rows = self.dataset.train
-        rows = rows[torch.linspace(0, len(rows) - 1, min(CALIBRATION, len(rows))).long()]
+        rows = sample(self.dataset.train, CALIBRATION)
         reference = self.compute_logits(self.classifier, rows)
         # of each layer, from the dearest: the rank (None: as it is), MACs saved, squared error
         options: dict[str, list[tuple[int | None, int, float]]] = {}

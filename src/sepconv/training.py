@@ -23,7 +23,7 @@ from sepconv.config import EvaluateConfig, RecipeConfig, SourceConfig, TrainConf
 from sepconv.dashboard import Dashboard
 from sepconv.datasets import Dataset, ImageData, load
 from sepconv.measure import Stopwatch, describe_device, keep_freed_memory, peak_memory, reset_peak_memory
-from sepconv.recipe import build_optimizer, resolve_precision
+from sepconv.recipe import build_optimizer, resolve_precision, stem
 
 # a run in TensorBoard's HPARAMS: the same columns for all, few enough for its parallel coordinates
 CHOICES = ("epochs", "batch_size", "optimizer.name", "optimizer.lr", "optimizer.weight_decay", "label_smoothing")
@@ -58,17 +58,16 @@ def train(
     dataset = dataset or load(config.data)
     data = ImageData(dataset, config.recipe, config.seed, config.trainer.limit_batches)
     if checkpoint is not None:  # not made anew: it may know its images from the run that its weights came from
-        classifier = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        classifier = load_classifier(checkpoint)
     else:
         images = describe_images(dataset)
         if origin is not None:
             images = check_images(origin, images, config)
         classifier = make_classifier(config.model, config.recipe, dataset, images)
         if origin is not None:
-            classifier.net.load_state_dict(origin.net.state_dict())
-            classifier.unwhitened = [net for net in classifier.unwhitened if net is not classifier.net]
+            classifier.take(origin)
     # now, so that what cannot be trained leaves no run behind
-    check_batches(classifier, data)
+    check_trainable(classifier, data)
     optimizer = build_optimizer(classifier.trained, config.recipe.optimizer)
     classifier.form = resolve_step(config.trainer, device, optimizer)
     if checkpoint is None:
@@ -110,8 +109,10 @@ def train(
     return run, result
 
 
-def check_batches(classifier: ImageClassifier, data: ImageData) -> None:
-    """Raises InputError where a batch norm would see a batch of a single image, which has no variance."""
+def check_trainable(classifier: ImageClassifier, data: ImageData) -> None:
+    """Raises InputError for a first convolution that cannot be whitened, and batches of one image for batch norms."""
+    if any(stem(net).groups > 1 for net in classifier.unwhitened):
+        raise InputError("recipe.whiten needs a standard first convolution, not a depthwise one: give recipe.whiten=0")
     smallest = classifier.count_hardest(data.count % data.batch_size or data.batch_size)
     if smallest < 2 and any(isinstance(layer, _BatchNorm) for net in classifier.trained for layer in net.modules()):
         raise InputError(
@@ -165,7 +166,7 @@ def record(run: Path, config: TrainConfig, result: dict[str, Any], logger: Tenso
 def make_classifier(
     model: dict[str, Any], recipe: RecipeConfig, dataset: Dataset, images: dict[str, Any] | None = None
 ) -> ImageClassifier:
-    """A new classifier of the images of `dataset`, on the CPU, with initial weights as `recipe` has them.
+    """A new classifier of the images of `dataset`, on the CPU; its whitening filters come with the fit.
 
     Args:
         images: what it knows of them, if not what `describe_images` says.
@@ -196,9 +197,10 @@ def adopt(config: TrainConfig, overrides: list[str]) -> tuple[TrainConfig, Image
         given = [o for o in overrides if re.match(rf"[+~]*({re.escape(key)}[=.]|experiment=)", o)]
         if given and asked != theirs[key]:
             raise InputError(f"weights={run} comes with {key}={theirs[key]}: drop {' '.join(given)}")
+    if config.recipe.whiten and not recorded.recipe.whiten:
+        raise InputError(f"weights={run} comes with a trained first convolution: give recipe.whiten=0")
     recipe = replace(config.recipe, normalize=recorded.recipe.normalize)
-    classifier = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    return replace(config, model=recorded.model, recipe=recipe, weights=str(run)), classifier
+    return replace(config, model=recorded.model, recipe=recipe, weights=str(run)), load_classifier(checkpoint)
 
 
 def check_images(origin: ImageClassifier, images: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
@@ -246,14 +248,16 @@ def reopen(config: TrainConfig, overrides: list[str]) -> tuple[Path, TrainConfig
     Raises InputError for a path that is no run, a run that is complete, and overrides that would change it.
     """
     assert config.resume is not None
-    changes = [o for o in overrides if not o.startswith(("resume=", "data.root=", "trainer=", "trainer."))]
+    kept = ("resume=", "data.root=", "trainer=", "trainer.")
+    changes = [o for o in overrides if not o.startswith(kept) or o.startswith("trainer.limit_batches=")]
     if changes:
         raise InputError(f"resume= continues a run as it was configured: drop {' '.join(changes)}")
     run, recorded, asked = runs.read_config(config.resume)
     if (run / "result.json").exists():
         raise InputError(f"{run} is complete: there is nothing to resume")
     if any(o.startswith("trainer") for o in overrides):
-        recorded = replace(recorded, trainer=config.trainer)
+        trainer = replace(config.trainer, limit_batches=recorded.trainer.limit_batches)
+        recorded = replace(recorded, trainer=trainer)
     if any(o.startswith("data.root=") for o in overrides):
         recorded = replace(recorded, data=replace(recorded.data, root=config.data.root))
     return run, recorded, asked
@@ -298,7 +302,21 @@ def load_run(
     if source.root is not None:
         recorded = replace(recorded, data=replace(recorded.data, root=source.root))
     dataset = load(recorded.data)
-    return run, recorded, ImageClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True), dataset
+    return run, recorded, load_classifier(path), dataset
+
+
+def load_classifier(checkpoint: Path) -> ImageClassifier:
+    """The classifier of a checkpoint, on the CPU.
+
+    Raises InputError where other code made it, whose network of that name had other weights.
+    """
+    try:
+        return ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    except RuntimeError as error:  # torch's answer to weights that do not fit
+        raise InputError(
+            f"{checkpoint} was made by other code, whose network had other weights: check out the commit in its run's "
+            "result.json"
+        ) from error
 
 
 def find_device(config: TrainerConfig) -> torch.device:

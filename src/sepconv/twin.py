@@ -5,14 +5,23 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from sepconv import models
 from sepconv.cost import Layer, layers
 
-Pair = tuple[Layer, Layer]  # a depthwise convolution, and the pointwise one that mixes its channels
+
+class Pair(NamedTuple):
+    """A depthwise convolution, and the pointwise one that mixes its channels."""
+
+    first: Layer
+    second: Layer
+    multiplier: int  # filters of the first on each channel, or on as many copies of it
+
+
+SEPARABLE = ("depth_multiplier", "widen")  # options of networks that a standard convolution has no use for
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class Comparison:
     dense_parameters: int
     macs: int
     dense_macs: int
-    closed_form: float | None  # 1/C_out + 1/K²; the mean by dense MACs over several separable convolutions
+    # 1/C_out + 1/K², times the depth multiplier; the mean by dense MACs over several separable convolutions
+    closed_form: float | None
 
     @property
     def parameter_ratio(self) -> float:
@@ -42,7 +52,10 @@ class Comparison:
 def dense_twin(model: dict[str, Any], shape: tuple[int, int, int], classes: int) -> nn.Module | None:
     """The network `model` (its name and options) with standard convolutions; None where it has no option for that."""
     parameters = inspect.signature(models.NETWORKS[model["name"]]).parameters
-    return models.build(shape=shape, classes=classes, **model | {"conv": "dense"}) if "conv" in parameters else None
+    if "conv" not in parameters:
+        return None
+    plain = {name: parameters[name].default for name in SEPARABLE if name in parameters}
+    return models.build(shape=shape, classes=classes, **model | plain | {"conv": "dense"})
 
 
 def separable_pairs(rows: Sequence[Layer]) -> list[Pair]:
@@ -51,18 +64,22 @@ def separable_pairs(rows: Sequence[Layer]) -> list[Pair]:
     for place, layer in enumerate(rows):
         if layer.kind == "depthwise":
             after = (other for other in rows[place + 1 :] if place in other.fed_by and other.kind == "pointwise")
-            pairs += [(layer, other) for other in after][:1]
+            copies = rows[place - 1] if rows[place - 1].kind == "Repeat" else layer
+            pairs += [Pair(layer, other, layer.output[1] // copies.input[1]) for other in after][:1]
     return pairs
 
 
 def closed_form(pairs: Iterable[Pair]) -> float | None:
-    """1/C_out + 1/K² (claim C4): over several pairs, the mean by the MACs of the standard convolution each is for."""
+    """1/C_out + 1/K² (claim C4), so often as there are filters on a channel.
+
+    Over several pairs, the mean by the MACs of the standard convolution each is for.
+    """
     weights, ratios = [], []
-    for first, second in pairs:
+    for first, second, multiplier in pairs:
         assert first.kernel is not None
         window = math.prod(first.kernel)
-        weights.append(window * first.input[1] * math.prod(second.output))
-        ratios.append(Fraction(1, second.output[1]) + Fraction(1, window))
+        weights.append(window * first.output[1] // multiplier * math.prod(second.output))
+        ratios.append(multiplier * (Fraction(1, second.output[1]) + Fraction(1, window)))
     return float(sum(w * r for w, r in zip(weights, ratios, strict=True)) / sum(weights)) if weights else None
 
 
@@ -82,7 +99,7 @@ def compare(net: nn.Module, twin: nn.Module, shape: tuple[int, int, int]) -> lis
         return sum(layer.parameters for layer in inside), sum(layer.macs for layer in inside)
 
     def pairs_within(path: str) -> list[Pair]:
-        return [pair for pair in pairs if len(within(path, pair)) == 2]
+        return [pair for pair in pairs if len(within(path, pair[:2])) == 2]
 
     def blocks(path: str) -> list[str]:
         children, others = ([name for name, _ in n.get_submodule(path).named_children()] for n in (net, twin))

@@ -42,6 +42,8 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         "versions": runs.versions(),
     }
     print_whole(CONSOLE, show(record))
+    if record["git"]["dirty"]:
+        CONSOLE.print("of code that is not committed", soft_wrap=True)
     named = {"network": config.model["name"], **record}
     path = folder / ("-".join([config.suite, *(str(named[key]) for key in keys), record["device"]["kind"]]) + ".json")
     try:

@@ -107,7 +107,6 @@ class BareLoop:
         torch.backends.cudnn.benchmark = not trainer.deterministic
         device = dataset.pixels.device
         self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, recipe
-        classifier.whiten(dataset)
         if recipe.channels_last:
             classifier.net.to(memory_format=torch.channels_last)
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16-mixed")

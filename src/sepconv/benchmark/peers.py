@@ -1,6 +1,6 @@
 """Our training against others of the same images: Keras, airbench, a Lightning template, a bare PyTorch loop.
 
-All but ours and airbench train the network of the Keras MNIST example (`configs/model/baseline.yaml`).
+Keras and the template train the network of the Keras MNIST example (`configs/model/baseline.yaml`).
 
 - `keras`: that example, `config.peer_epochs` epochs of batches of 32, by Keras on TensorFlow, on the CPU, each in a
   process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
@@ -9,7 +9,8 @@ All but ours and airbench train the network of the Keras MNIST example (`configs
   are set against them with our test's added
 - `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
   the configuration's recipe; its seconds are those of `Trainer.fit`
-- `bare`: the bare loop of suite=loop, with the configuration's recipe; no validation, no checkpoint, no log
+- `bare`: the bare loop of suite=loop, the configuration's network and recipe: whitening and steps, no validation, no
+  checkpoint, no log
 - `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`, with whitening,
   validation and checkpoints in them
 
@@ -201,14 +202,15 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
     """A training by the bare loop, and the test at its end."""
     recipe, device = config.recipe, find_device(config.trainer)
     L.seed_everything(seed, verbose=False)
-    classifier = make_classifier(NETWORK, recipe, dataset)
+    classifier = make_classifier(config.model, recipe, dataset)
     dataset, classifier = dataset.to(device), classifier.to(device)
     images = count_images(dataset, recipe)
     steps = recipe.epochs * -(-images // recipe.batch_size)
     precision = resolve_precision(recipe.precision, device)
+    bare = BareLoop(classifier, dataset, precision, recipe, steps, seed, config.trainer)
     synchronize(device)
     started = time.perf_counter()
-    bare = BareLoop(classifier, dataset, precision, recipe, steps, seed, config.trainer)
+    classifier.whiten(dataset)
     bare.run(steps)
     synchronize(device)
     fit_seconds = time.perf_counter() - started
@@ -221,6 +223,8 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "parameters": cost.parameters(classifier.net),
+        "macs": cost.macs(classifier.net, dataset.shape),
+        "model": config.model,
         "precision": precision,
     }
 

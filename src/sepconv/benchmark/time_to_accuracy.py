@@ -1,8 +1,8 @@
 """How long a training takes to a stated test accuracy, in a process that is warm and in one that starts afresh.
 
 Warm trainings follow each other in this process, after one of a single epoch, which is left out with all that only a
-first training pays: imports, compilation, first calls. Their seconds are `fit_seconds`: steps, validation and
-checkpoints, not the loading of the data. A cold training is a process of its own with an empty compile cache, timed
+first training pays: imports, compilation, first calls. Their seconds are `fit_seconds`: whitening, steps, validation
+and checkpoints, not the loading of the data. A cold training is a process of its own with an empty compile cache, timed
 from its start to its end, with everything in it.
 """
 
