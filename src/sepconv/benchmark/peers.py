@@ -8,7 +8,7 @@ Keras and the template train the network of the Keras MNIST example (`configs/mo
   the whitening and a test with test-time augmentation in them, and leave out what it evaluates after each epoch. Ours
   are set against them with our test's added
 - `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
-  the configuration's recipe; its seconds are those of `Trainer.fit`
+  the configuration's recipe; its seconds are those of `Trainer.fit`, Lightning's set-up among them
 - `bare`: the bare loop of suite=loop, the configuration's network and recipe: whitening and steps, no validation, no
   checkpoint, no log
 - `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`, with whitening,
