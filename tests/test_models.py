@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from sepconv import InputError, cost
-from sepconv.models import NETWORKS, build, complete
+from sepconv.config import complete
+from sepconv.models import NETWORKS, build
 from sepconv.ops import KINDS, GlobalAvgPool, Residual
 from sepconv.recipe import initialize
 

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sepconv import InputError, cost, lowrank, models, receptive_field, roofline, runs, terminal
 from sepconv.compare import Difference, Estimate, Run, describe, find, paired
 from sepconv.compare_report import STYLE, p_value, percent, signed
-from sepconv.config import Augment, ClaimsConfig, TrainConfig, check_choice, read
+from sepconv.config import Augment, ClaimsConfig, TrainConfig, check_choice, complete, read
 from sepconv.datasets import Dataset, count_images, load
 from sepconv.measure import describe_device
 from sepconv.models.separable import TABLE
@@ -66,7 +66,7 @@ class Lab:
     def identity(config: TrainConfig) -> str:
         """What a run's figures depend on."""
         kept = asdict(read(TrainConfig, asdict(config)))  # as it is once read back: 0.0 where 0 was given
-        kept["model"] = models.complete(kept["model"])
+        kept["model"] = complete(kept["model"])
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in ("root", "download")}
         return json.dumps({key: kept[key] for key in ("data", "model", "recipe", "trainer", "seed")}, sort_keys=True)
 

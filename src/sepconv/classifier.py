@@ -119,8 +119,9 @@ class ImageClassifier(L.LightningModule):
         """Gives the networks that wait for them the whitening filters of the images of `dataset`, on its device."""
         if self.unwhitened:
             images, _ = dataset[sample(dataset.train, WHITENED)]
+            inputs = self.standardize(images)
             for net in self.unwhitened:
-                whiten(net, self.standardize(images), self.recipe.whiten)
+                whiten(net, inputs, self.recipe.whiten)
         self.unwhitened = []
 
     def take(self, origin: "ImageClassifier") -> None:

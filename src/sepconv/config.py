@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,20 @@ REPOSITORY = Path(__file__).parents[2]
 MADE = "runs.txt"  # in a multirun's folder: the directories of the runs that it made, a line each
 
 T = TypeVar("T")
+
+
+@cache
+def defaults(name: str) -> dict[str, Any]:
+    """What configs/model/ has of the network `name`; nothing of one that is not there."""
+    files = {path.stem: path for path in (REPOSITORY / "configs" / "model").glob("*.yaml")}
+    return dict(OmegaConf.load(files[name])) if name in files else {}
+
+
+def complete(model: dict[str, Any]) -> dict[str, Any]:
+    """`model` (name and options) with the defaults of what it leaves out, as runs leave out options that came later."""
+    if model["name"] == "separated":
+        return model | {"base": complete(model["base"])}
+    return defaults(model["name"]) | model
 
 
 @dataclass(kw_only=True)

@@ -29,8 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sepconv import InputError
-from sepconv.config import REPOSITORY, TrainConfig, read
-from sepconv.models import complete
+from sepconv.config import REPOSITORY, TrainConfig, complete, read
 
 CODE = ("src", "scripts", "configs")
 FIGURES = {"test_accuracy", "fit_seconds", "images", "device", "precision", "command", "git", "versions"}
@@ -87,10 +86,10 @@ def read_checkpoint(run: Path, name: str, config: TrainConfig) -> Path:
     if not path.is_file():
         raise InputError(f"{run} has no checkpoint {name}.ckpt: it stopped before its first epoch's end")
     try:
-        model = torch.load(path, map_location="meta", weights_only=True)["hyper_parameters"]["model"]
+        model = complete(torch.load(path, map_location="meta", weights_only=True)["hyper_parameters"]["model"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no checkpoint of ours ({type(error).__name__}): it cannot be loaded") from error
-    if complete(model) != config.model:
+    if model != config.model:
         raise InputError(f"{path} holds another network than the run's config.yaml: {model}, not {config.model}")
     return path
 

@@ -203,7 +203,7 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
     recipe, device = config.recipe, find_device(config.trainer)
     L.seed_everything(seed, verbose=False)
     classifier = make_classifier(config.model, recipe, dataset)
-    dataset, classifier = dataset.to(device), classifier.to(device)
+    dataset = dataset.to(device)
     images = count_images(dataset, recipe)
     steps = recipe.epochs * -(-images // recipe.batch_size)
     precision = resolve_precision(recipe.precision, device)

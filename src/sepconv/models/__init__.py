@@ -38,24 +38,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def complete(model: dict[str, Any]) -> dict[str, Any]:
-    """`model` (name and options) with the defaults of what it leaves out, as runs leave out options that came later.
-
-    A name that is not known here is left as it is.
-    """
-    if model["name"] == "separated":
-        return model | {"base": complete(model["base"])}
-    if model["name"] not in NETWORKS:
-        return model
-    return {"name": model["name"]} | {p.name: p.default for p in options(NETWORKS[model["name"]])} | model
-
-
-def options(builder: Callable[..., nn.Module]) -> list[inspect.Parameter]:
-    """The options of a network: what its builder takes by keyword only."""
-    return [p for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-
-
-def build(name: str, shape: tuple[int, int, int], classes: int, **chosen: Any) -> nn.Module:
+def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
     """The network `name` for images of `shape` (channels, height, width).
 
     Args:
@@ -66,10 +49,11 @@ def build(name: str, shape: tuple[int, int, int], classes: int, **chosen: Any) -
             images too small for it.
     """
     if name == "separated":
-        form = read(Separated, chosen, prefix="model.")
-        return separated(build(shape=shape, classes=classes, **form.base), form)
+        chosen = read(Separated, options, prefix="model.")
+        return separated(build(shape=shape, classes=classes, **chosen.base), chosen)
     if name not in NETWORKS:
         raise InputError(f"unknown model={name}: choose from {', '.join(NETWORKS)}")
     builder = NETWORKS[name]
-    schema = make_dataclass(name, [(p.name, p.annotation, p.default) for p in options(builder)])
-    return builder(shape, classes, **vars(read(schema, chosen, prefix="model.")))
+    own = [p for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    schema = make_dataclass(name, [(p.name, p.annotation, p.default) for p in own])
+    return builder(shape, classes, **vars(read(schema, options, prefix="model.")))
