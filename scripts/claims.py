@@ -6,7 +6,7 @@ from sepconv.config import ClaimsConfig
 
 @command("claims", ClaimsConfig)
 def main(config: ClaimsConfig, overrides: list[str], started: float) -> None:
-    from sepconv.claims import verify
+    from sepconv.study.claims import verify
 
     verify(config, overrides)
 

@@ -6,8 +6,8 @@ from sepconv.config import CompareConfig
 
 @command("compare", CompareConfig, positional="runs")
 def main(config: CompareConfig, overrides: list[str], started: float) -> None:
-    from sepconv.compare import compare
-    from sepconv.compare_report import report
+    from sepconv.study.compare import compare
+    from sepconv.study.report import report
 
     report(compare(config), config, overrides)
 

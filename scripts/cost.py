@@ -6,7 +6,7 @@ from sepconv.config import CostConfig
 
 @command("cost", CostConfig)
 def main(config: CostConfig, overrides: list[str], started: float) -> None:
-    from sepconv.cost_report import report, show  # torch loads only here, so that --help does not wait for it
+    from sepconv.costs.report import report, show  # torch loads only here, so that --help does not wait for it
 
     show(report(config), config.format)
 

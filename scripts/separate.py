@@ -6,7 +6,7 @@ from sepconv.config import SeparateConfig
 
 @command("separate", SeparateConfig)
 def main(config: SeparateConfig, overrides: list[str], started: float) -> None:
-    from sepconv.separate import separate
+    from sepconv.study.separate import separate
 
     separate(config, overrides, started)
 

@@ -8,7 +8,9 @@ from sepconv.config import TrainConfig
 
 @command("train", TrainConfig)
 def main(config: TrainConfig, overrides: list[str], started: float) -> Path:
-    from sepconv.training import train  # torch and Lightning load only here, so that --help does not wait for them
+    from sepconv.training.train import (
+        train,  # torch and Lightning load only here, so that --help does not wait for them
+    )
 
     run, _ = train(config, overrides, started)
     return run

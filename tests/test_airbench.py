@@ -12,7 +12,7 @@ from conftest import Outcome, data_config, refused
 
 from sepconv import InputError
 from sepconv.benchmark import airbench, peers, time_to_accuracy
-from sepconv.datasets import load
+from sepconv.data.datasets import load
 
 # as airbench94_muon.py prints it; the warm-up, then one training
 TABLE_94 = """\

@@ -108,7 +108,7 @@ def test_an_error_of_ours_keeps_its_traceback(command: Command, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("sepconv.training.train", fail)
+    monkeypatch.setattr("sepconv.training.train.train", fail)
     with pytest.raises(OSError, match="No space left"):
         command("train", "trainer=cpu")
 

@@ -11,13 +11,14 @@ import torch
 from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 
-from sepconv import InputError, cost, models
+from sepconv import InputError, networks
 from sepconv.benchmark import peers, template, time_to_accuracy
 from sepconv.benchmark.loop import BareLoop, Turns, train
-from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig, TrainConfig, read
-from sepconv.datasets import Dataset, load
-from sepconv.training import describe_images
+from sepconv.costs import counting
+from sepconv.data.datasets import Dataset, load
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.train import describe_images
 
 ARGUMENTS = ["trainer=cpu", "recipe.batch_size=64", "steps=15", "rounds=2"]
 
@@ -225,7 +226,7 @@ def test_keras_trains_the_same_network(command: Callable[..., Outcome], tmp_path
     assert outcome.status == 0, outcome.err
     row = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]["keras"]
     (turn,) = row["turns"]
-    assert turn["parameters"] == cost.parameters(models.build(shape=(1, 16, 16), classes=10, name="baseline"))
+    assert turn["parameters"] == counting.parameters(networks.build(shape=(1, 16, 16), classes=10, name="baseline"))
     assert len(turn["epoch_seconds"]) == 3
     assert sum(turn["epoch_seconds"]) < turn["fit_seconds"]
     assert row["test_accuracy"]["mean_reaches_target"]

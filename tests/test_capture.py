@@ -15,11 +15,14 @@ from torch._dynamo.testing import CompileCounter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sepconv import InputError, capture, classifier, training
-from sepconv.capture import WARM_UP, CapturedStep, CudaGraph, capturable, resolve_step
-from sepconv.classifier import ImageClassifier
+from sepconv import InputError
 from sepconv.config import TrainerConfig
-from sepconv.models import build
+from sepconv.networks import build
+from sepconv.training import classifier
+from sepconv.training import step as capture
+from sepconv.training import train as training
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.step import WARM_UP, CapturedStep, CudaGraph, capturable, resolve_step
 
 Train = Callable[..., Path]
 # 10 steps of 128 images and one of 14; rates that float32 holds exactly, as a tensor of the rate does

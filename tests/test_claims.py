@@ -9,11 +9,12 @@ import pytest
 from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 
-from sepconv import claims
-from sepconv.claims import CLAIMS, judge
-from sepconv.compare import paired
 from sepconv.config import ClaimsConfig, TrainConfig, read
-from sepconv.datasets import ImageData, load
+from sepconv.data.datasets import load
+from sepconv.data.module import ImageData
+from sepconv.study import claims
+from sepconv.study.claims import CLAIMS, judge
+from sepconv.study.compare import paired
 
 
 def test_closed_forms(command: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from conftest import REPOSITORY, Outcome, refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sepconv.compare import Network, compare
 from sepconv.config import CompareConfig, TrainConfig, read
+from sepconv.study.compare import Network, compare
 
 CPU = {"kind": "cpu", "name": "AMD EPYC", "threads": 2}
 MACS = {"baseline": 2_528_000, "separable": 1_718_240, "tiny": 90_000}

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sepconv import InputError, cost
-from sepconv.cost import Cost, layers, output_sides, separable_ratio, total
-from sepconv.cost_report import compare as compare_with_twin
-from sepconv.datasets import SHAPES, image_shape, load
-from sepconv.models import NETWORKS, build
-from sepconv.ops import ConvNormActivation, DepthwiseConv2d, GlobalAvgPool
-from sepconv.twin import closed_form, compare, dense_twin, separable_pairs
+from sepconv import InputError
+from sepconv.costs import closed_forms, counting
+from sepconv.costs.closed_forms import Cost, output_sides, separable_ratio
+from sepconv.costs.counting import layers, total
+from sepconv.costs.report import compare as compare_with_twin
+from sepconv.costs.twin import closed_form, compare, dense_twin, separable_pairs
+from sepconv.data.datasets import SHAPES, image_shape, load
+from sepconv.networks import NETWORKS, build
+from sepconv.networks.blocks import ConvNormActivation, DepthwiseConv2d, GlobalAvgPool
 
 Command = Callable[..., Outcome]
 IMAGENET = (3, 224, 224)
@@ -50,12 +52,12 @@ def counted(net: nn.Module, shape: tuple[int, ...], backward: bool = False) -> i
 
 def test_worked_example() -> None:
     """5 x 5 x 3 to 4 maps by a 3 x 3 kernel, without padding and with one pixel of it (claim C6)."""
-    assert cost.standard(3, 4, 3, (5, 5)) == Cost(108, 972)
-    assert cost.depthwise(3, 3, (5, 5)) == Cost(27, 243)
-    assert cost.pointwise(3, 4, (3, 3)) == Cost(12, 108)
-    assert cost.separable(3, 4, 3, (5, 5)) == Cost(39, 351)
-    assert cost.standard(3, 4, 3, (5, 5), padding=1).macs == 2700
-    assert cost.separable(3, 4, 3, (5, 5), padding=1).macs == 975
+    assert closed_forms.standard(3, 4, 3, (5, 5)) == Cost(108, 972)
+    assert closed_forms.depthwise(3, 3, (5, 5)) == Cost(27, 243)
+    assert closed_forms.pointwise(3, 4, (3, 3)) == Cost(12, 108)
+    assert closed_forms.separable(3, 4, 3, (5, 5)) == Cost(39, 351)
+    assert closed_forms.standard(3, 4, 3, (5, 5), padding=1).macs == 2700
+    assert closed_forms.separable(3, 4, 3, (5, 5), padding=1).macs == 975
     assert separable_ratio(4, 3) == Fraction(39, 108) == Fraction(351, 972)
 
 
@@ -70,18 +72,21 @@ def test_ratio() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: cost.standard(3, 4, 7, (5, 5)), "7 x 7 positions is larger than the padded input, 5 x 5"),
-        (lambda: cost.standard(3, 4, 3, (5, 5), dilation=3), "7 x 7 positions is larger than the padded input, 5 x 5"),
-        (lambda: cost.separable(3, 4, 5, (2, 9), padding=1), "larger than the padded input, 4 x 11"),
-        (lambda: cost.standard(3, 4, 3, (5, 5), stride=0), "stride=0 is out of range: 1 or more"),
-        (lambda: cost.depthwise(3, 0, (5, 5)), "kernel_size=0"),
-        (lambda: cost.depthwise(3, 3, (5, 5), padding=-1), "padding=-1 is out of range: 0 or more"),
-        (lambda: cost.separable(3, 4, 3, (5, 5), dilation=0), "dilation=0"),
-        (lambda: cost.standard(6, 4, 3, (5, 5), groups=4), "groups=4 does not divide both in_channels=6"),
-        (lambda: cost.standard(4, 6, 3, (5, 5), groups=4), "groups=4 does not divide both"),
-        (lambda: cost.standard(4, 6, 3, (5, 5), groups=0), "groups=0"),
-        (lambda: cost.pointwise(0, 6, (5, 5)), "in_channels=0"),
-        (lambda: cost.pointwise(3, 0, (5, 5)), "out_channels=0"),
+        (lambda: closed_forms.standard(3, 4, 7, (5, 5)), "7 x 7 positions is larger than the padded input, 5 x 5"),
+        (
+            lambda: closed_forms.standard(3, 4, 3, (5, 5), dilation=3),
+            "7 x 7 positions is larger than the padded input, 5 x 5",
+        ),
+        (lambda: closed_forms.separable(3, 4, 5, (2, 9), padding=1), "larger than the padded input, 4 x 11"),
+        (lambda: closed_forms.standard(3, 4, 3, (5, 5), stride=0), "stride=0 is out of range: 1 or more"),
+        (lambda: closed_forms.depthwise(3, 0, (5, 5)), "kernel_size=0"),
+        (lambda: closed_forms.depthwise(3, 3, (5, 5), padding=-1), "padding=-1 is out of range: 0 or more"),
+        (lambda: closed_forms.separable(3, 4, 3, (5, 5), dilation=0), "dilation=0"),
+        (lambda: closed_forms.standard(6, 4, 3, (5, 5), groups=4), "groups=4 does not divide both in_channels=6"),
+        (lambda: closed_forms.standard(4, 6, 3, (5, 5), groups=4), "groups=4 does not divide both"),
+        (lambda: closed_forms.standard(4, 6, 3, (5, 5), groups=0), "groups=0"),
+        (lambda: closed_forms.pointwise(0, 6, (5, 5)), "in_channels=0"),
+        (lambda: closed_forms.pointwise(3, 0, (5, 5)), "out_channels=0"),
     ],
 )
 def test_impossible_shapes(call: Callable[[], Cost], words: str) -> None:
@@ -116,7 +121,7 @@ def test_standard_against_counters(
     assume(possible(sides, geometry))
     ins, outs = ins * groups, outs * groups
     conv = nn.Conv2d(ins, outs, groups=groups, bias=False, **geometry)  # type: ignore[arg-type]
-    expected = cost.standard(ins, outs, sides=sides, groups=groups, **geometry)
+    expected = closed_forms.standard(ins, outs, sides=sides, groups=groups, **geometry)
     (layer,) = layers(conv, (ins, *sides))
     assert Cost(layer.parameters, layer.macs) == expected
     assert counted(conv, (ins, *sides)) == expected.macs
@@ -134,9 +139,9 @@ def test_standard_against_counters(
 def test_depthwise_against_counters(ins: int, sides: tuple[int, int], geometry: dict[str, int]) -> None:
     assume(possible(sides, geometry))
     conv = DepthwiseConv2d(ins, ins, groups=ins, bias=False, **geometry)  # type: ignore[arg-type]
-    expected = cost.depthwise(ins, sides=sides, **geometry)
-    assert cost.parameters(conv) == expected.parameters
-    assert cost.macs(conv, (ins, *sides)) == counted(conv, (ins, *sides)) == expected.macs
+    expected = closed_forms.depthwise(ins, sides=sides, **geometry)
+    assert counting.parameters(conv) == expected.parameters
+    assert counting.macs(conv, (ins, *sides)) == counted(conv, (ins, *sides)) == expected.macs
 
 
 @given(channels, channels, sides, geometries)
@@ -148,10 +153,10 @@ def test_separable_against_counters(ins: int, outs: int, sides: tuple[int, int],
         nn.Conv2d(ins, ins, groups=ins, bias=False, **geometry),  # type: ignore[arg-type]
         nn.Conv2d(ins, outs, 1, bias=False),
     )
-    expected = cost.separable(ins, outs, sides=sides, **geometry)
-    assert Cost(cost.parameters(net), cost.macs(net, (ins, *sides))) == expected
+    expected = closed_forms.separable(ins, outs, sides=sides, **geometry)
+    assert Cost(counting.parameters(net), counting.macs(net, (ins, *sides))) == expected
     assert counted(net, (ins, *sides)) == expected.macs
-    standard = cost.standard(ins, outs, sides=sides, **geometry)
+    standard = closed_forms.standard(ins, outs, sides=sides, **geometry)
     ratio = separable_ratio(outs, geometry["kernel_size"])
     assert Fraction(expected.parameters, standard.parameters) == Fraction(expected.macs, standard.macs) == ratio
 
@@ -164,7 +169,7 @@ def test_impossible_where_torch_fails(sides: tuple[int, int], geometry: dict[str
         assert conv(torch.empty(1, 2, *sides)).shape[2:] == output_sides(sides, **geometry)
     else:
         with pytest.raises(InputError):
-            cost.standard(2, 3, sides=sides, **geometry)
+            closed_forms.standard(2, 3, sides=sides, **geometry)
         with pytest.raises(InputError, match="do not go through this network"):
             layers(conv, (2, *sides))
 
@@ -177,8 +182,8 @@ def test_impossible_where_torch_fails(sides: tuple[int, int], geometry: dict[str
 def test_networks_against_torch(name: str, shape: tuple[int, int, int]) -> None:
     net = build(name, shape, 10)
     rows = layers(net, shape)
-    assert cost.macs(net, shape) == total(rows).macs == counted(net, shape)
-    assert total(rows).parameters == cost.parameters(net) == sum(p.numel() for p in net.parameters())
+    assert counting.macs(net, shape) == total(rows).macs == counted(net, shape)
+    assert total(rows).parameters == counting.parameters(net) == sum(p.numel() for p in net.parameters())
     assert rows[0].input == (1, *shape)
     assert rows[-1].output == (1, 10)
     assert total(rows).receptive_field(shape) == shape[1:]
@@ -342,8 +347,8 @@ def test_comparison_of_blocks() -> None:
     for block, outs in ((first, 16), (second, 32)):
         assert block.parameter_ratio == block.mac_ratio == pytest.approx(float(separable_ratio(outs, 3)))
         assert block.closed_form == float(separable_ratio(outs, 3))
-    assert whole.macs == cost.macs(net, (3, 12, 12))
-    assert whole.dense_macs == cost.macs(dense, (3, 12, 12))
+    assert whole.macs == counting.macs(net, (3, 12, 12))
+    assert whole.dense_macs == counting.macs(dense, (3, 12, 12))
     both = 144 * 9 * (8 * 16 + 16 * 32)
     assert whole.closed_form == pytest.approx((first.macs + second.macs) / both)
 
@@ -390,7 +395,7 @@ def test_networks_beside_their_dense_twins(name: str) -> None:
         return
     whole = found["comparison"][-1]
     assert whole["block"] == "total"
-    assert whole["macs"] == cost.macs(build(name, shape, 10), shape)
+    assert whole["macs"] == counting.macs(build(name, shape, 10), shape)
     for block in found["comparison"][:-1]:
         assert block["macs"] < block["dense_macs"]
         assert block["parameters"] < block["dense_parameters"]
@@ -420,8 +425,8 @@ def test_command_table(command: Command) -> None:
     out = run(command, "model=separable", "data=cifar10")
     net = build("separable", (3, 32, 32), 10)
     last = next(line for line in out.splitlines() if "total" in line)
-    assert f"{cost.parameters(net):,}" in last
-    assert f"{cost.macs(net, (3, 32, 32)):,}" in last
+    assert f"{counting.parameters(net):,}" in last
+    assert f"{counting.macs(net, (3, 32, 32)):,}" in last
     assert "3 x 32 x 32" in out
     for row in layers(net, (3, 32, 32)):
         assert f"│ {row.name} " in out

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from tensorboard import program
 
-from sepconv.dashboard import draw_confusion, filters
-from sepconv.models import build
+from sepconv.networks import build
+from sepconv.training.dashboard import draw_confusion, filters
 
 SHORT = ["recipe.epochs=2", "trainer.limit_batches=4"]
 
@@ -91,7 +91,7 @@ def test_dashboard_leaves_training_as_it_is(train: Callable[..., Path], monkeypa
     run = train("seed=3", *SHORT)
     result = json.loads((run / "result.json").read_text())
     assert 0 < result["dashboard_seconds"] < 30
-    from sepconv.dashboard import Dashboard
+    from sepconv.training.dashboard import Dashboard
 
     monkeypatch.setattr(Dashboard, "on_train_epoch_end", lambda *_: None)
     monkeypatch.setattr(Dashboard, "on_test_epoch_end", lambda *_: None)

@@ -14,9 +14,12 @@ from conftest import REAL_DATA, data_config, real
 from PIL import Image
 from torchvision.datasets import MNIST
 
-from sepconv import InputError, datasets, measure
+from sepconv import InputError
+from sepconv import devices as measure
 from sepconv.config import RecipeConfig, read
-from sepconv.datasets import Batches, Dataset, ImageData, hold_out, load
+from sepconv.data import datasets
+from sepconv.data.datasets import Dataset, hold_out, load
+from sepconv.data.module import Batches, ImageData
 
 
 def parts(dataset: Dataset) -> list[set[int]]:

@@ -13,12 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sepconv import datasets
-from sepconv.capture import CapturedStep, CudaGraph
-from sepconv.classifier import ImageClassifier
 from sepconv.config import TrainConfig, read
-from sepconv.datasets import Dataset, ImageData
-from sepconv.recipe import build_optimizer
+from sepconv.data import datasets
+from sepconv.data.datasets import Dataset
+from sepconv.data.module import ImageData
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.recipe import build_optimizer
+from sepconv.training.step import CapturedStep, CudaGraph
 
 COUNT = 60_000  # images
 

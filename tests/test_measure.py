@@ -4,7 +4,7 @@ import resource
 import pytest
 import torch
 
-from sepconv.measure import keep_freed_memory
+from sepconv.devices import keep_freed_memory
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not on glibc")

@@ -11,11 +11,12 @@ from conftest import REPOSITORY, SLIM
 from omegaconf import OmegaConf
 from torch import nn
 
-from sepconv import InputError, cost
+from sepconv import InputError
 from sepconv.config import complete
-from sepconv.models import NETWORKS, build
-from sepconv.ops import KINDS, GlobalAvgPool, Residual
-from sepconv.recipe import initialize
+from sepconv.costs import counting
+from sepconv.networks import NETWORKS, build
+from sepconv.networks.blocks import KINDS, GlobalAvgPool, Residual
+from sepconv.training.recipe import initialize
 
 IMAGENET: dict[str, dict[str, Any]] = {
     name: {**SLIM[name], "form": "imagenet"}
@@ -47,14 +48,14 @@ def test_every_network_has_a_config_of_its_name() -> None:
 )
 def test_keras_example_counts(name: str, parameters: int, macs: int) -> None:
     net = build(name, (1, 28, 28), 10)
-    assert cost.parameters(net) == parameters
-    assert cost.macs(net, (1, 28, 28)) == macs
+    assert counting.parameters(net) == parameters
+    assert counting.macs(net, (1, 28, 28)) == macs
 
 
 def test_keras_example_with_options() -> None:
     net = build("baseline_separable", (1, 28, 28), 10, hidden=18, depth_multiplier=2)
     filters, pointwise, dense = 9 * 32 * 2, 64 * 64 + 64, 1600 * 18 + 18 + 18 * 10 + 10
-    assert cost.parameters(net) == 320 + filters + pointwise + dense == 34_064
+    assert counting.parameters(net) == 320 + filters + pointwise + dense == 34_064
     with pytest.raises(InputError, match=r"model.depth_multiplier=2 is out of range: 1 where model.conv=dense"):
         build("baseline_separable", (1, 28, 28), 10, conv="dense", depth_multiplier=2)
 
@@ -63,7 +64,7 @@ def test_keras_example_with_options() -> None:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 13, 16), (1, 26, 22)])
 def test_trimmed_keras_example_is_the_same_function(name: str, shape: tuple[int, int, int]) -> None:
     whole, trimmed = (build(name, shape, 10, trim=trim) for trim in (False, True))
-    fewer = cost.macs(trimmed, shape) < cost.macs(whole, shape)
+    fewer = counting.macs(trimmed, shape) < counting.macs(whole, shape)
     assert fewer == (shape != (1, 26, 22))  # whose maps are halved without a rest
     for net in (whole, trimmed):
         net.double()
@@ -93,10 +94,10 @@ def test_airbench_counts() -> None:
     channels, sides = (24, 64, 64, 256, 256, 256, 256), (31, 15, 15, 7, 7, 3)
     filters = [9 * a * b for a, b in pairwise(channels)]
     net = build("airbench", (3, 32, 32), 10)
-    assert cost.parameters(net) == 12 * 24 + 24 + sum(filters) + 2 * sum(channels[1:]) + 2560
+    assert counting.parameters(net) == 12 * 24 + 24 + sum(filters) + 2 * sum(channels[1:]) + 2560
     convolutions = sum(side**2 * count for side, count in zip(sides, filters, strict=True))
-    assert cost.macs(net, (3, 32, 32)) == 31**2 * 12 * 24 + convolutions + 2560
-    assert cost.parameters(net) == 1_972_792
+    assert counting.macs(net, (3, 32, 32)) == 31**2 * 12 * 24 + convolutions + 2560
+    assert counting.parameters(net) == 1_972_792
 
 
 def test_widened_airbench() -> None:
@@ -111,22 +112,22 @@ def test_widened_airbench() -> None:
         ((216, 1), (216, 216)), *[((216, 1), (216, 216))] * 2,
         ((432, 1), (288, 432)), *[((288, 1), (288, 288))] * 2,
     ]  # fmt: skip
-    assert cost.parameters(net) <= 500_000
+    assert counting.parameters(net) <= 500_000
     with pytest.raises(InputError, match=r"model.widen=True is out of range: false where model.conv=dense"):
         build("airbench", (3, 32, 32), 10, widen=True)
 
 
 def test_separable_counts() -> None:
     net = build("separable", (1, 28, 28), 10)
-    assert cost.parameters(net) <= 35_000
+    assert counting.parameters(net) <= 35_000
     channels, weights, macs = 32, 9 * 32 + 2 * 32, 14 * 14 * 9 * 32
     for out_channels, side in ((64, 14), (64, 7), (96, 7), (128, 7)):
         step = 9 * channels + channels * out_channels
         weights += step + 2 * (channels + out_channels)
         macs += side * side * step
         channels = out_channels
-    assert cost.parameters(net) == weights + 128 * 10 + 10
-    assert cost.macs(net, (1, 28, 28)) == macs + 128 * 10
+    assert counting.parameters(net) == weights + 128 * 10 + 10
+    assert counting.macs(net, (1, 28, 28)) == macs + 128 * 10
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -187,8 +188,8 @@ def test_tiny_shares_filters_within_a_stage() -> None:
     net = build("tiny", (1, 28, 28), 10)
     stem, entry, head = 9 * 16 + 32, 9 * 16 + 16 * 32 + 64, 32 * 10 + 10
     filters, norms = 9 * 32 + 32 * 32, 4 * 32
-    assert cost.parameters(net) == stem + entry + 2 * (filters + 2 * norms) + head == 4_362
-    assert cost.parameters(build("tiny", (1, 28, 28), 10, repeats=3)) == 4_362 + 2 * norms
+    assert counting.parameters(net) == stem + entry + 2 * (filters + 2 * norms) + head == 4_362
+    assert counting.parameters(build("tiny", (1, 28, 28), 10, repeats=3)) == 4_362 + 2 * norms
     net(torch.randn(4, 1, 28, 28)).square().mean().backward()
     blocks = [layer for layer in net if isinstance(layer, Residual)]
     weights = [{name: p for name, p in block.named_parameters() if p.ndim == 4} for block in blocks]
@@ -203,9 +204,9 @@ def test_unpadded_tiny_counts() -> None:
     """By hand: 28 to 26 to 24, pooled to 12, then 10, 8, 6, 4, by filters for two and two; no norm learns anything."""
     net = build("tiny", (1, 28, 28), 10, stem=4, width=11, padded=False, affine=False)
     entry, step = 9 * 4 + 4 * 11, 9 * 11 + 11 * 11
-    assert cost.parameters(net) == 9 * 4 + entry + 2 * step + 11 * 10 + 10 == 676
+    assert counting.parameters(net) == 9 * 4 + entry + 2 * step + 11 * 10 + 10 == 676
     work = 26**2 * 9 * 4 + 24**2 * entry + (10**2 + 8**2 + 6**2 + 4**2) * step + 11 * 10
-    assert cost.macs(net, (1, 28, 28)) == work == 118_046
+    assert counting.macs(net, (1, 28, 28)) == work == 118_046
     assert not any(isinstance(layer, Residual) for layer in net)
 
 
@@ -253,15 +254,15 @@ def test_small_form_halves_less_often(name: str) -> None:
 def test_width_scales_channels_and_resolution_scales_work() -> None:
     shape = (1, 28, 28)
     net, wide, small = (build("separable", shape, 10, **o) for o in ({}, {"width": 2.0}, {"resolution": 0.5}))
-    assert cost.parameters(small) == cost.parameters(net)
-    assert cost.macs(small, shape) < 0.32 * cost.macs(net, shape)
+    assert counting.parameters(small) == counting.parameters(net)
+    assert counting.macs(small, shape) < 0.32 * counting.macs(net, shape)
     assert wide[-1].in_features == 2 * net[-1].in_features
 
 
 def test_costs_do_not_change_the_network() -> None:
     net = build("separable", (1, 28, 28), 10)
     before = copy.deepcopy(net.state_dict())
-    cost.macs(net, (1, 28, 28))
+    counting.macs(net, (1, 28, 28))
     assert net.training
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
@@ -308,11 +309,11 @@ def test_separable_options() -> None:
     plain, deep = build("separable", (1, 28, 28), 10), build("separable", (1, 28, 28), 10, depth=3)
     # at each place of the table two more blocks of its own width: K²·C + C² weights, and norms of 2·C each
     added = sum(2 * (9 * c + c * c + 4 * c) for c in (64, 64, 96, 128))
-    assert cost.parameters(deep) == cost.parameters(plain) + added
-    assert cost.layers(deep, (1, 28, 28))[-1].input == cost.layers(plain, (1, 28, 28))[-1].input
+    assert counting.parameters(deep) == counting.parameters(plain) + added
+    assert counting.layers(deep, (1, 28, 28))[-1].input == counting.layers(plain, (1, 28, 28))[-1].input
     with_ = build("separable", (1, 28, 28), 10, depth=3, residual=True)
     assert sum(isinstance(layer, Residual) for layer in with_.modules()) == 8
-    assert cost.parameters(with_) == cost.parameters(deep)
+    assert counting.parameters(with_) == counting.parameters(deep)
     assert not any(isinstance(layer, Residual) for layer in deep.modules())
     stem = build("separable", (3, 32, 32), 10, stem="separable")
-    assert [layer.kind for layer in cost.layers(stem, (3, 32, 32)) if layer.macs][:2] == ["depthwise", "pointwise"]
+    assert [layer.kind for layer in counting.layers(stem, (3, 32, 32)) if layer.macs][:2] == ["depthwise", "pointwise"]

@@ -10,12 +10,13 @@ from conftest import Outcome, refused
 from test_training import identical, result, weights
 from torch import Tensor, nn
 
-from sepconv import models, muon
-from sepconv.capture import capturable
-from sepconv.classifier import ImageClassifier
+from sepconv import networks
 from sepconv.config import RecipeConfig, read
-from sepconv.muon import Muon
-from sepconv.recipe import build_optimizer, build_schedule, find_filters
+from sepconv.training import muon
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.muon import Muon
+from sepconv.training.recipe import build_optimizer, build_schedule, find_filters
+from sepconv.training.step import capturable
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 OPTIONS = {"name": "Muon", "lr": 0.02, "weight_decay": 0.1, "others": {"name": "SGD", "lr": 0.1, "weight_decay": 0.5}}
@@ -87,7 +88,7 @@ def test_filters_step_in_place_as_torchs_matrices(
 
 
 def test_what_muon_takes() -> None:
-    net = models.build(name="separable", shape=(1, 16, 16), classes=10)
+    net = networks.build(name="separable", shape=(1, 16, 16), classes=10)
     names = {id(p): name for name, p in net.named_parameters()}
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     first, *_, last = layers
@@ -107,7 +108,7 @@ def test_what_muon_takes() -> None:
 
 
 def test_a_graph_holds_muon_if_it_holds_the_others() -> None:
-    net = models.build(name="tiny", shape=(1, 16, 16), classes=10)
+    net = networks.build(name="tiny", shape=(1, 16, 16), classes=10)
     for others, right in (({"name": "AdamW", "fused": True}, True), ({"name": "SGD"}, False)):
         assert capturable(build_optimizer([net], OPTIONS | {"others": others | {"lr": 0.1}})) is right
 
@@ -138,7 +139,7 @@ def test_normalized_filters() -> None:
 
 
 def test_a_schedule_scales_all_rates_alike() -> None:
-    net = models.build(name="tiny", shape=(1, 16, 16), classes=10)
+    net = networks.build(name="tiny", shape=(1, 16, 16), classes=10)
     recipe = {
         "epochs": 1, "batch_size": 1, "drop_last": True, "schedule": "one_cycle", "warmup": 0.5, "augment": {},
         "optimizer": OPTIONS,
@@ -157,7 +158,7 @@ def test_a_schedule_scales_all_rates_alike() -> None:
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_a_state_dict_goes_on_exactly(memory_format: torch.memory_format, tmp_path: Path) -> None:
-    net = models.build(name="tiny", shape=(1, 16, 16), classes=10).to(memory_format=memory_format)
+    net = networks.build(name="tiny", shape=(1, 16, 16), classes=10).to(memory_format=memory_format)
     options = OPTIONS | {"others": {"name": "AdamW", "lr": 0.01, "fused": True}}
     optimizer = build_optimizer([net], options)
     images = torch.randn(12, 4, 1, 16, 16)

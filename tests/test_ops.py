@@ -10,7 +10,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from sepconv import InputError
-from sepconv.ops import (
+from sepconv.networks.blocks import (
     KINDS,
     ConvNormActivation,
     Crop,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
-from sepconv.cost import Layer, layers
-from sepconv.models import NETWORKS, build
-from sepconv.ops import GlobalAvgPool, Resize, depthwise_separable
-from sepconv.receptive_field import central_window, draw, effective, effective_side, spatial
+from sepconv.costs.counting import Layer, layers
+from sepconv.costs.receptive_field import central_window, draw, effective, effective_side, spatial
+from sepconv.networks import NETWORKS, build
+from sepconv.networks.blocks import GlobalAvgPool, Resize, depthwise_separable
 
 
 def fields(net: nn.Module, shape: tuple[int, int, int]) -> list[tuple[float, float]]:

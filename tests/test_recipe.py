@@ -8,15 +8,18 @@ import torch.nn.functional as F
 from conftest import data_config
 from torch import nn
 
-from sepconv import InputError, claims, cost
-from sepconv.classifier import ImageClassifier
+from sepconv import InputError
 from sepconv.config import RecipeConfig, read
-from sepconv.datasets import ImageData, load, sample
-from sepconv.models import build
-from sepconv.ops import DepthwiseConv2d, Resize
-from sepconv.recipe import build_optimizer, build_schedule, initialize, stem, whiten
-from sepconv.separate import scale_rates
-from sepconv.training import check_trainable
+from sepconv.costs import counting
+from sepconv.data.datasets import load, sample
+from sepconv.data.module import ImageData
+from sepconv.networks import build
+from sepconv.networks.blocks import DepthwiseConv2d, Resize
+from sepconv.study import claims
+from sepconv.study.separate import scale_rates
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.recipe import build_optimizer, build_schedule, initialize, stem, whiten
+from sepconv.training.train import check_trainable
 
 
 @pytest.mark.parametrize(("channels", "filters", "pairs"), [(1, 32, 9), (3, 24, 12)])
@@ -55,7 +58,7 @@ def test_a_whitening_layer_is_not_trained(train: Callable[..., Path]) -> None:
     whiten(net, images, 0.5)
     ours, theirs = (filters[:18].flatten(1) for filters in (one, stem(net).weight.detach()))  # but for signs
     torch.testing.assert_close(ours.T @ ours, theirs.T @ theirs, rtol=1e-3, atol=1e-3)
-    assert f'"parameters": {cost.parameters(net)},' in (run / "result.json").read_text()  # frozen ones too
+    assert f'"parameters": {counting.parameters(net)},' in (run / "result.json").read_text()  # frozen ones too
 
 
 def test_whitening_of_what_the_convolution_sees() -> None:

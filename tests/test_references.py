@@ -8,8 +8,8 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-from sepconv import cost
-from sepconv.models import build
+from sepconv.costs import counting
+from sepconv.networks import build
 
 WEIGHTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 REFERENCES: dict[str, tuple[str, dict[str, int], Callable[[], nn.Module]]] = {
@@ -57,7 +57,7 @@ def test_reference(name: str) -> None:
     ours, options, make = REFERENCES[name]
     reference = make().double()
     net = build(ours, (3, 96, 96), 1000, form="imagenet", **options).double()
-    assert cost.parameters(net) == sum(p.numel() for p in reference.parameters())
+    assert counting.parameters(net) == sum(p.numel() for p in reference.parameters())
     for layer in reference.modules():
         if isinstance(layer, nn.BatchNorm2d):  # at their initial values they would prove little
             nn.init.uniform_(layer.weight, 0.5, 1.5)
@@ -88,8 +88,8 @@ def test_reference(name: str) -> None:
 def test_published_costs(name: str, options: dict[str, object], parameters: float | None, macs: float) -> None:
     """What the papers state at 224 pixels, as far as they state it."""
     net = build(name, (3, 224, 224), 1000, form="imagenet", **options)
-    assert parameters is None or cost.parameters(net) == pytest.approx(parameters, rel=0.035)
-    assert cost.macs(net, (3, 224, 224)) == pytest.approx(macs, rel=0.02)
+    assert parameters is None or counting.parameters(net) == pytest.approx(parameters, rel=0.035)
+    assert counting.macs(net, (3, 224, 224)) == pytest.approx(macs, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -98,5 +98,5 @@ def test_published_costs(name: str, options: dict[str, object], parameters: floa
 def test_published_resnets(depth: int, parameters: float) -> None:
     """He et al. 2016, table 6."""
     net = build("resnet", (3, 32, 32), 10, depth=depth)
-    assert cost.parameters(net) == pytest.approx(parameters, rel=0.02)
+    assert counting.parameters(net) == pytest.approx(parameters, rel=0.02)
     assert sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules()) == depth

@@ -13,11 +13,11 @@ from conftest import Outcome
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-from sepconv import cost, roofline
-from sepconv.cost import layers
-from sepconv.models import build
-from sepconv.ops import depthwise_separable
-from sepconv.roofline import IN_CHANNELS, OUT_CHANNELS, SIDE, Machine, draw, isolated, sweep, time_layers
+from sepconv.costs import closed_forms, roofline
+from sepconv.costs.counting import layers
+from sepconv.costs.roofline import IN_CHANNELS, OUT_CHANNELS, SIDE, Machine, draw, isolated, sweep, time_layers
+from sepconv.networks import build
+from sepconv.networks.blocks import depthwise_separable
 
 CPU = torch.device("cpu")
 MACHINE = Machine({"kind": "cpu", "name": "paper", "threads": 1}, bandwidth=1e9, flops={"fp32": 1e10, "bf16": 4e10})
@@ -95,8 +95,8 @@ def test_sweep_of_input_channels() -> None:
     more = []
     for row in rows:
         sides = (SIDE, SIDE)
-        standard = cost.standard(row.in_channels, OUT_CHANNELS, 3, sides, padding=1)
-        separable = cost.separable(row.in_channels, OUT_CHANNELS, 3, sides, padding=1)
+        standard = closed_forms.standard(row.in_channels, OUT_CHANNELS, 3, sides, padding=1)
+        separable = closed_forms.separable(row.in_channels, OUT_CHANNELS, 3, sides, padding=1)
         assert (row.standard.parameters, row.standard.macs) == (standard.parameters, 2 * standard.macs)
         assert (row.separable.parameters, row.separable.macs) == (separable.parameters, 2 * separable.macs)
         assert row.separable.macs / row.standard.macs == pytest.approx(1 / OUT_CHANNELS + 1 / 9)

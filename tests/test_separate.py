@@ -17,14 +17,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sepconv import InputError, cost
-from sepconv.classifier import ImageClassifier
-from sepconv.datasets import load
-from sepconv.lowrank import METHODS, Decomposition, full_rank, layers, separable
-from sepconv.models import build
-from sepconv.ops import DepthwiseConv2d
-from sepconv.recipe import stem
-from sepconv.separate import Row, last_above, spread
+from sepconv import InputError
+from sepconv.costs import counting
+from sepconv.data.datasets import load
+from sepconv.networks import build
+from sepconv.networks.blocks import DepthwiseConv2d
+from sepconv.networks.lowrank import METHODS, Decomposition, full_rank, layers, separable
+from sepconv.study.separate import Row, last_above, spread
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.recipe import stem
 
 Command = Callable[..., Outcome]
 
@@ -145,8 +146,8 @@ def test_depthwise_separable_convolution_is_found_again() -> None:
 def test_costs_are_those_stated(method: str, macs: int, rank: int) -> None:
     conv = nn.Conv2d(8, 16, 3, padding=1, bias=False)
     parts = layers(conv, method, rank)
-    assert cost.parameters(parts) == macs * rank
-    assert cost.macs(parts, (8, 10, 12)) == macs * rank * 10 * 12
+    assert counting.parameters(parts) == macs * rank
+    assert counting.macs(parts, (8, 10, 12)) == macs * rank * 10 * 12
 
 
 def test_what_is_separated() -> None:
@@ -169,13 +170,13 @@ def test_separated_networks_are_built_from_plain_values() -> None:
     """And are networks: they can be separated again."""
     once = {"base": {"name": "baseline"}, "method": "depthwise", "ranks": {"3.0": 4}}
     net = build("separated", (1, 28, 28), 10, **once)
-    assert cost.parameters(net) == 121_930 - 9 * 32 * 64 + 4 * 32 * (9 + 64)
-    assert cost.macs(net, (1, 28, 28)) == 2_528_000 - 121 * (9 * 32 * 64 - 4 * 32 * (9 + 64))
+    assert counting.parameters(net) == 121_930 - 9 * 32 * 64 + 4 * 32 * (9 + 64)
+    assert counting.macs(net, (1, 28, 28)) == 2_528_000 - 121 * (9 * 32 * 64 - 4 * 32 * (9 + 64))
     assert list(separable(net, "spatial")) == ["0.0", "3.0.0"]
     twice = build(
         "separated", (1, 28, 28), 10, base={"name": "separated", **once}, method="spatial", ranks={"3.0.0": 1}
     )
-    assert cost.macs(net, (1, 28, 28)) > cost.macs(twice, (1, 28, 28))
+    assert counting.macs(net, (1, 28, 28)) > counting.macs(twice, (1, 28, 28))
     for ranks, words in (
         ({"3.0": 10}, r"model.ranks.3.0=10 is out of range: 1 to 9"),
         ({"3.0": 0}, r"model.ranks.3.0=0 is out of range: 1 to 9"),
@@ -428,7 +429,7 @@ def test_separated_layers_that_are_used_again(command: Command, tmp_path: Path) 
     assert all(conv.groups == conv.in_channels for conv in kernels)
     assert len(set(kernels)) == len(kernels) - 2  # one of two uses in each of two stages
     record = result(made)
-    assert record["macs"] == cost.macs(classifier.net, (1, 20, 20))
+    assert record["macs"] == counting.macs(classifier.net, (1, 20, 20))
     report = json.loads((made / "separation.json").read_text())
     assert report["networks"][report["chosen"]]["macs"] == record["macs"]
     assert report["networks"][report["chosen"]]["parameters"] == record["parameters"]

@@ -19,14 +19,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sepconv import cost
-from sepconv.classifier import ImageClassifier
 from sepconv.config import TrainConfig, read
-from sepconv.datasets import ImageData, load
-from sepconv.measure import Stopwatch
-from sepconv.models import NETWORKS, build
-from sepconv.training import describe_images
-from sepconv.transforms import normalize_moments
+from sepconv.costs import counting
+from sepconv.data.datasets import load
+from sepconv.data.module import ImageData
+from sepconv.data.transforms import normalize_moments
+from sepconv.networks import NETWORKS, build
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.stopwatch import Stopwatch
+from sepconv.training.train import describe_images
 
 Train = Callable[..., Path]
 SHORT = ["recipe.epochs=2", "trainer.limit_batches=4"]
@@ -90,7 +91,7 @@ def test_experiments_of_a_size_keep_to_it(
     model = OmegaConf.to_container(OmegaConf.create(outcome.out).model)
     assert isinstance(model, dict)
     net = build(shape=shape, classes=10, **model)
-    counted = cost.parameters(net), cost.macs(net, shape)
+    counted = counting.parameters(net), counting.macs(net, shape)
     assert counted[0] <= parameters
     assert counted[1] <= macs
     stated = f"{counted[0]:,} parameters and {counted[1] / 1e6:.1f} M MACs"
@@ -256,7 +257,7 @@ def test_a_run_with_a_proxy(train: Train, command: Callable[..., Outcome]) -> No
     proxy = ["recipe.hardest=0.25", "recipe.proxy={name: tiny, stem: 4}", "recipe.whiten=1"]
     run = train("model=baseline", *proxy, "recipe.epochs=8")
     assert result(run)["test_accuracy"] > 0.6
-    assert result(run)["parameters"] == cost.parameters(build("baseline", (1, 16, 16), 10))
+    assert result(run)["parameters"] == counting.parameters(build("baseline", (1, 16, 16), 10))
     accuracies = EventAccumulator(str(run)).Reload().Scalars("accuracy/train")
     assert 0.05 < accuracies[-1].value <= 1
     outcome = command("evaluate", f"run={run}")

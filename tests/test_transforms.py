@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sepconv.config import Augment
-from sepconv.transforms import (
+from sepconv.data.transforms import (
     DEVIATION,
     SCALE,
     AlternatingFlip,

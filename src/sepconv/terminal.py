@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sepconv.config import TrainConfig
-from sepconv.datasets import Dataset
+from sepconv.data.datasets import Dataset
 
 CONSOLE = Console(highlight=False)
 

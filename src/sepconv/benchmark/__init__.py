@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from sepconv import InputError, runs
+from sepconv import InputError
 from sepconv.benchmark import loop, networks, peers, time_to_accuracy
 from sepconv.config import BenchmarkConfig
-from sepconv.measure import describe_device
+from sepconv.devices import describe_device, find_device
 from sepconv.tables import print_whole
 from sepconv.terminal import CONSOLE
-from sepconv.training import find_device
+from sepconv.training import runs
 
 # of each suite: what measures it, what shows it, and what names its record's file
 SUITES: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., Table], tuple[str, ...]]] = {

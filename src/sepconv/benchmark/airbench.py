@@ -20,10 +20,11 @@ from typing import Any
 
 from torchvision.datasets import CIFAR10
 
-from sepconv import InputError, runs
+from sepconv import InputError
 from sepconv.config import BenchmarkConfig
-from sepconv.datasets import Dataset
-from sepconv.training import find_device
+from sepconv.data.datasets import Dataset
+from sepconv.devices import find_device
+from sepconv.training import runs
 
 SOURCE = "https://github.com/KellerJordan/cifar10-airbench"
 IMAGES = 50_000  # of an epoch

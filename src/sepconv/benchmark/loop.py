@@ -20,14 +20,16 @@ from rich.table import Table
 from torch import Tensor
 
 from sepconv import InputError
-from sepconv.capture import CapturedStep, CudaGraph, Step, compile_network, resolve_step
-from sepconv.classifier import ImageClassifier
 from sepconv.config import BenchmarkConfig, RecipeConfig, TrainerConfig
-from sepconv.datasets import Batches, Dataset, ImageData, count_images, load
-from sepconv.measure import Stopwatch, keep_freed_memory, synchronize
-from sepconv.recipe import build_optimizer, build_schedule, resolve_precision
-from sepconv.training import checkpoints, find_device, make_classifier, make_trainer
-from sepconv.transforms import AlternatingFlip, augment
+from sepconv.data.datasets import Dataset, load
+from sepconv.data.module import Batches, ImageData, count_images
+from sepconv.data.transforms import AlternatingFlip, augment
+from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.recipe import build_optimizer, build_schedule
+from sepconv.training.step import CapturedStep, CudaGraph, Step, compile_network, resolve_step
+from sepconv.training.stopwatch import Stopwatch
+from sepconv.training.train import checkpoints, make_classifier, make_trainer
 
 WARM_UP = 10  # steps left out of a round's rate
 

@@ -11,14 +11,14 @@ import lightning as L
 import torch
 from rich.table import Table
 
-from sepconv import InputError, cost
+from sepconv import InputError
 from sepconv.benchmark.loop import BareLoop, quartiles
 from sepconv.config import BenchmarkConfig
-from sepconv.datasets import load
-from sepconv.measure import synchronize
-from sepconv.recipe import resolve_precision
+from sepconv.costs import counting
+from sepconv.data.datasets import load
+from sepconv.devices import find_device, resolve_precision, synchronize
 from sepconv.terminal import CONSOLE
-from sepconv.training import describe_images, find_device, make_classifier
+from sepconv.training.train import describe_images, make_classifier
 
 TURN = 0.5  # seconds, at least, of a turn
 
@@ -54,7 +54,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
             for conv in ("separable", "dense"):
                 L.seed_everything(config.seed, verbose=False)
                 classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset, images)
-                macs[conv] = cost.macs(classifier.net, dataset.shape)
+                macs[conv] = counting.macs(classifier.net, dataset.shape)
                 loops[conv] = BareLoop(classifier, resident, precision, recipe, 1, config.seed, config.trainer)
             row["macs"] = macs
             row["step"] = {conv: bare.form for conv, bare in loops.items()}

@@ -16,7 +16,7 @@ Keras and the template train the network of the Keras MNIST example (`configs/mo
 
 Keras, airbench and the bare loop are tested with their last weights, the template and ours with those that validated
 best. All but Keras and airbench run in one process, which keeps the memory that they free
-(`sepconv.measure.keep_freed_memory`).
+(`sepconv.devices.keep_freed_memory`).
 """
 
 import json
@@ -39,7 +39,7 @@ from hydra import compose
 from hydra.errors import HydraException
 from rich.table import Table
 
-from sepconv import InputError, cost, models
+from sepconv import InputError, networks
 from sepconv.benchmark import airbench, template
 from sepconv.benchmark.loop import BareLoop, spread
 from sepconv.benchmark.time_to_accuracy import (
@@ -55,11 +55,12 @@ from sepconv.benchmark.time_to_accuracy import (
 )
 from sepconv.cli import explain_hydra
 from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig, check, flatten, read
-from sepconv.datasets import Dataset, count_images, evaluation_batch, load
-from sepconv.measure import synchronize
-from sepconv.recipe import resolve_precision
+from sepconv.costs import counting
+from sepconv.data.datasets import Dataset, load
+from sepconv.data.module import count_images, evaluation_batch
+from sepconv.devices import find_device, resolve_precision, synchronize
 from sepconv.terminal import CONSOLE
-from sepconv.training import find_device, make_classifier
+from sepconv.training.train import make_classifier
 
 NETWORK = {"name": "baseline"}  # of the Keras MNIST example
 KERAS = REPOSITORY / ".venv-peers"
@@ -103,7 +104,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         airbench.check(config)
         provenance = {"airbench": airbench.describe(config)}
     dataset = load(config.data)
-    models.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)  # so that small images are refused now
+    networks.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)  # so that small images are refused now
     trainings: dict[str, Callable[[int], Iterator[Turn]]] = {}
     for peer in config.peers:
         if peer == "ours":
@@ -222,8 +223,8 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
         "images": recipe.epochs * images,
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
-        "parameters": cost.parameters(classifier.net),
-        "macs": cost.macs(classifier.net, dataset.shape),
+        "parameters": counting.parameters(classifier.net),
+        "macs": counting.macs(classifier.net, dataset.shape),
         "model": config.model,
         "precision": precision,
     }
@@ -232,7 +233,7 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
 def train_template(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training as Lightning templates set it up."""
     L.seed_everything(seed, verbose=False)
-    net = models.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)
+    net = networks.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)
     batch_size, epochs = config.recipe.batch_size, config.peer_epochs
     kind = find_device(config.trainer).type
     trained = template.train(net, dataset, batch_size, epochs, {"cuda": "gpu"}.get(kind, kind))
@@ -241,7 +242,7 @@ def train_template(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iter
         "images": epochs * len(dataset.train),
         "epochs": epochs,
         "batch_size": batch_size,
-        "parameters": cost.parameters(net),
+        "parameters": counting.parameters(net),
         "precision": "32-true",
     }
 

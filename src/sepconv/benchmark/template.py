@@ -22,7 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
 from sepconv import terminal
-from sepconv.datasets import Dataset
+from sepconv.data.datasets import Dataset
 
 Batch = tuple[Tensor, Tensor]
 

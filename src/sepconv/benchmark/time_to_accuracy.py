@@ -22,12 +22,12 @@ from rich.table import Table
 
 from sepconv import InputError
 from sepconv.benchmark.loop import spread
-from sepconv.compare import Estimate
-from sepconv.compare_report import percent
 from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig
-from sepconv.datasets import Dataset, load
+from sepconv.data.datasets import Dataset, load
+from sepconv.study.compare import Estimate
+from sepconv.study.report import percent
 from sepconv.terminal import CONSOLE, epochs, hushed
-from sepconv.training import train
+from sepconv.training.train import train
 
 TESTS = {"test_accuracy": "test accuracy", "test_accuracy_tta": "with test-time\naugmentation"}
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile leaves what it made

@@ -1,0 +1,229 @@
+"""A machine's roofline, measured, and each layer's place on it: predicted against measured time.
+
+A layer that moves some bytes and does some FLOP takes at least max(bytes / bandwidth, FLOP / peak) (Williams et al.
+2009, "Roofline: an insightful visual performance model").
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from sepconv import InputError
+from sepconv.costs import counting
+from sepconv.costs.counting import Layer
+from sepconv.devices import describe_device, free_memory
+from sepconv.networks.blocks import ConvNormActivation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+REPEATS = 11  # of each measurement, whose median counts
+WARM_UP = 3
+
+# sizes that no cache holds, and at which a matrix product reaches its peak: of a CPU, of a GPU
+COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns
+CACHE = {"cpu": 2**27, "cuda": 2**28}  # bytes that are written to empty the caches
+
+# the sweep over input channels: those, the output's channels, and the side of the map
+IN_CHANNELS = (1, 3, 8, 16, 32, 64, 128, 256, 512)
+OUT_CHANNELS = 128
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device reaches at most, measured."""
+
+    device: dict[str, Any]  # kind, name, threads of a CPU
+    bandwidth: float  # bytes a second, of a copy, read and written
+    flops: dict[str, float]  # FLOP a second of a matrix product, by dtype
+
+    def seconds(self, layer: Layer, dtype: str) -> float:
+        """The least time that a layer can take."""
+        return max(layer.bytes(dtype) / self.bandwidth, 2 * layer.macs / self.flops[dtype])
+
+    def bound(self, layer: Layer, dtype: str) -> str:
+        """What limits a layer: memory, or arithmetic from the intensity on at which the two lines meet."""
+        return "arithmetic" if layer.intensity(dtype) >= self.flops[dtype] / self.bandwidth else "memory"
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """A standard and a separable 3 x 3 convolution, no norm or activation, at some number of input channels."""
+
+    in_channels: int
+    standard: Layer  # the sum of its layers
+    separable: Layer
+    standard_seconds: float | None
+    separable_seconds: float | None
+
+
+def find_device(kind: str) -> torch.device:
+    """The device `kind` (cpu, cuda). Raises InputError where there is none."""
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda: torch finds no CUDA device here; choose device=cpu")
+    return torch.device(kind)
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Median time of `call` after a warm-up, with empty caches: its bytes come from memory."""
+    cache = torch.empty(CACHE[device.type], dtype=torch.uint8, device=device)
+    times = []
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        for _ in range(WARM_UP):
+            call()
+        for _ in range(REPEATS):
+            cache.zero_()
+            if device.type == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                call()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end) / 1000)
+            else:
+                before = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - before)
+    return statistics.median(times)
+
+
+def measure_machine(device: torch.device) -> Machine:
+    """Bandwidth and arithmetic ceilings of `device`; fp32 is that without TF32."""
+    flops = {name: measure_flops(device, dtype) for name, dtype in DTYPES.items()}
+    return Machine(describe_device(device), measure_bandwidth(device), flops)
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """Bytes a second that a large copy reads and writes."""
+    source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * len(source) / seconds(lambda: target.copy_(source), device)
+
+
+def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second of a large matrix product."""
+    size = MATRIX[device.type]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / seconds(lambda: torch.mm(a, b, out=out), device)
+
+
+def time_layers(net: nn.Module, layers: list[Layer], device: torch.device, dtype: str) -> list[float]:
+    """Seconds of each layer's forward pass, in isolation, in evaluation, on random maps, channels last.
+
+    `layers` are `counting.layers` of this network, for the batch that is to be measured. Raises InputError where the
+    device's memory does not hold that.
+    """
+    check_memory(layers, device)
+    return [seconds(isolated(net, layer, device, DTYPES[dtype]), device) for layer in layers]
+
+
+def check_memory(layers: list[Layer], device: torch.device) -> None:
+    """Raises InputError unless the layer that moves most fits on `device`, with copies that its kernel may make."""
+    need, free = 2 * max(layer.bytes("fp32") for layer in layers), free_memory(device)
+    if need > free:
+        raise InputError(
+            f"a layer takes up to {need / 2**20:,.0f} MiB and {device} has {free / 2**20:,.0f} MiB free: "
+            "choose a smaller batch"
+        )
+
+
+def isolated(net: nn.Module, layer: Layer, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
+    """A call that runs `layer` alone."""
+
+    def real(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        tensor = torch.randn(value.shape, device=device).to(dtype)
+        return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+    args, kwargs = tree_map(real, layer.arguments)
+    if layer.call is not None:
+        return lambda: layer.call(*args, **kwargs)
+    module = copy.deepcopy(net.get_submodule(layer.name)).to(device, dtype).to(memory_format=torch.channels_last).eval()
+    return lambda: module(*args, **kwargs)
+
+
+def sweep(device: torch.device | None, dtype: str, batch: int) -> list[SweepRow]:
+    """A standard and a separable layer as the input channels grow (claim C8): costs, and times where there is a device.
+
+    The output has OUT_CHANNELS channels, so that the ratio of MACs is the same throughout; the map's side is SIDE.
+    """
+    convolution = partial(ConvNormActivation, norm_layer=None, activation_layer=None, bias=False)
+    rows = []
+    for channels in IN_CHANNELS:
+        shape = (channels, SIDE, SIDE)
+        nets: list[nn.Module] = [
+            convolution(channels, OUT_CHANNELS),
+            nn.Sequential(
+                convolution(channels, channels, groups=channels), convolution(channels, OUT_CHANNELS, kernel_size=1)
+            ),
+        ]
+        totals = [counting.total(counting.layers(net, shape, batch)) for net in nets]
+        times = [None if device is None else time_network(net, shape, batch, device, dtype) for net in nets]
+        rows.append(SweepRow(channels, totals[0], totals[1], times[0], times[1]))
+    return rows
+
+
+def time_network(net: nn.Module, shape: tuple[int, int, int], batch: int, device: torch.device, dtype: str) -> float:
+    """Seconds of a network's forward pass in evaluation, on random images, channels last.
+
+    Raises InputError where the device's memory does not hold that.
+    """
+    check_memory(counting.layers(net, shape, batch), device)
+    layout = torch.channels_last
+    module = copy.deepcopy(net).to(device, DTYPES[dtype]).to(memory_format=layout).eval()
+    images = torch.randn(batch, *shape, device=device).to(DTYPES[dtype]).to(memory_format=layout)
+    return seconds(lambda: module(images), device)
+
+
+def draw(machine: Machine, layers: list[Layer], measured: list[float], dtype: str) -> "Figure":
+    """The roofline with each layer that does arithmetic on it, and predicted against measured time of every layer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(f"{machine.device['name']}, forward pass in {dtype}, batch of {layers[0].input[0]}")
+    kinds = list(dict.fromkeys(layer.kind for layer in layers))
+    colours = {kind: f"C{place}" if place < 10 else "grey" for place, kind in enumerate(kinds)}
+
+    intensities = [layer.intensity(dtype) for layer in layers if layer.macs]
+    lowest, highest = min([*intensities, 0.1]), max([*intensities, 2 * machine.flops[dtype] / machine.bandwidth])
+    for name, peak in machine.flops.items():
+        ridge = peak / machine.bandwidth
+        left.plot([lowest, ridge, max(highest, ridge)], [lowest * machine.bandwidth, peak, peak], color="black",
+                  linestyle="-" if name == dtype else ":", label=f"{name}: {peak / 1e9:,.0f} GFLOP/s")  # fmt: skip
+    for kind in kinds:
+        points = [
+            (layer.intensity(dtype), 2 * layer.macs / time)
+            for layer, time in zip(layers, measured, strict=True) if layer.kind == kind and layer.macs
+        ]  # fmt: skip
+        if points:
+            left.scatter(*zip(*points, strict=True), s=16, color=colours[kind], label=kind)
+    left.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="FLOP per second",
+             title=f"{machine.bandwidth / 1e9:,.1f} GB/s copied")  # fmt: skip
+    left.legend(fontsize=8)
+
+    predicted = [machine.seconds(layer, dtype) for layer in layers]
+    for kind in kinds:
+        points = [
+            (a, b) for a, b, layer in zip(predicted, measured, layers, strict=True) if layer.kind == kind
+        ]  # fmt: skip
+        right.scatter(*zip(*points, strict=True), s=16, color=colours[kind], label=kind)
+    ends = [min(predicted), max(*predicted, *measured)]
+    right.plot(ends, ends, color="black", linewidth=1, label="measured as predicted")
+    right.set(xscale="log", yscale="log", xlabel="predicted seconds", ylabel="measured seconds",
+              title="Time of each layer")  # fmt: skip
+    right.legend(fontsize=8)
+    return figure

@@ -1,0 +1,117 @@
+"""A network beside its dense twin: the same depth and widths, each separable convolution a standard one."""
+
+import inspect
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from sepconv import networks
+from sepconv.costs.counting import Layer, layers
+
+
+class Pair(NamedTuple):
+    """A depthwise convolution, and the pointwise one that mixes its channels."""
+
+    first: Layer
+    second: Layer
+    multiplier: int  # filters of the first on each channel, or on as many copies of it
+
+
+SEPARABLE = ("depth_multiplier", "widen")  # options of networks that a standard convolution has no use for
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a block of a network costs, and the same block of its dense twin.
+
+    The closed form is for a standard convolution in the place of both steps. The twin of an inverted residual has one
+    in the place of the depthwise step alone, between as many channels, and its ratio is lower.
+    """
+
+    block: str  # the module's name
+    parameters: int
+    dense_parameters: int
+    macs: int
+    dense_macs: int
+    # 1/C_out + 1/K², times the depth multiplier; the mean by dense MACs over several separable convolutions
+    closed_form: float | None
+
+    @property
+    def parameter_ratio(self) -> float:
+        return self.parameters / self.dense_parameters
+
+    @property
+    def mac_ratio(self) -> float:
+        return self.macs / self.dense_macs
+
+
+def dense_twin(model: dict[str, Any], shape: tuple[int, int, int], classes: int) -> nn.Module | None:
+    """The network `model` (its name and options) with standard convolutions; None where it has no option for that."""
+    parameters = inspect.signature(networks.NETWORKS[model["name"]]).parameters
+    if "conv" not in parameters:
+        return None
+    plain = {name: parameters[name].default for name in SEPARABLE if name in parameters}
+    return networks.build(shape=shape, classes=classes, **model | plain | {"conv": "dense"})
+
+
+def separable_pairs(rows: Sequence[Layer]) -> list[Pair]:
+    """Each depthwise convolution with the pointwise one that it feeds: norms, activations and gates may be between."""
+    pairs = []
+    for place, layer in enumerate(rows):
+        if layer.kind == "depthwise":
+            after = (other for other in rows[place + 1 :] if place in other.fed_by and other.kind == "pointwise")
+            copies = rows[place - 1] if rows[place - 1].kind == "Repeat" else layer
+            pairs += [Pair(layer, other, layer.output[1] // copies.input[1]) for other in after][:1]
+    return pairs
+
+
+def closed_form(pairs: Iterable[Pair]) -> float | None:
+    """1/C_out + 1/K² (claim C4), so often as there are filters on a channel.
+
+    Over several pairs, the mean by the MACs of the standard convolution each is for.
+    """
+    weights, ratios = [], []
+    for first, second, multiplier in pairs:
+        assert first.kernel is not None
+        window = math.prod(first.kernel)
+        weights.append(window * first.output[1] // multiplier * math.prod(second.output))
+        ratios.append(multiplier * (Fraction(1, second.output[1]) + Fraction(1, window)))
+    return float(sum(w * r for w, r in zip(weights, ratios, strict=True)) / sum(weights)) if weights else None
+
+
+def compare(net: nn.Module, twin: nn.Module, shape: tuple[int, int, int]) -> list[Comparison]:
+    """The blocks in which `net` differs from its dense twin, then both in all, on one image of `shape`.
+
+    A block is a module that both have, as small as can be while it holds its separable convolutions whole.
+    """
+    rows, dense_rows = layers(net, shape), layers(twin, shape)
+    pairs = separable_pairs(rows)
+
+    def within(path: str, some: Iterable[Layer]) -> list[Layer]:
+        return [layer for layer in some if not path or (layer.name + ".").startswith(path + ".")]
+
+    def cost(path: str, some: Iterable[Layer]) -> tuple[int, int]:
+        inside = within(path, some)
+        return sum(layer.parameters for layer in inside), sum(layer.macs for layer in inside)
+
+    def pairs_within(path: str) -> list[Pair]:
+        return [pair for pair in pairs if len(within(path, pair[:2])) == 2]
+
+    def blocks(path: str) -> list[str]:
+        children, others = ([name for name, _ in n.get_submodule(path).named_children()] for n in (net, twin))
+        paths = [f"{path}.{name}".lstrip(".") for name in children]
+        changed = [inner for inner in paths if cost(inner, rows) != cost(inner, dense_rows)]
+        if children != others or not changed or not all(pairs_within(inner) for inner in changed):
+            return [path]
+        return [block for inner in changed for block in blocks(inner)]
+
+    found = []
+    for path in dict.fromkeys([*blocks(""), ""]):
+        (parameters, macs), (dense_parameters, dense_macs) = cost(path, rows), cost(path, dense_rows)
+        form = closed_form(pairs_within(path))
+        found.append(Comparison(path or "total", parameters, dense_parameters, macs, dense_macs, form))
+    return found

@@ -1,0 +1,123 @@
+"""The one data module: a data set on the device, and the order in which training sees it."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sepconv import InputError
+from sepconv.config import RecipeConfig
+from sepconv.data.datasets import Dataset
+from sepconv.data.transforms import AlternatingFlip
+
+GROUPS = 20  # parts that an epoch's batches are handed over in
+
+
+class Batches:
+    """`count` of `rows` (all of them, unless given), in parts of `size`: int64 (size,) on their device.
+
+    With a generator, they are drawn anew each time, in as many passes as `count` takes: when the first part is asked
+    for, because Lightning makes iterators that it does not use.
+    """
+
+    def __init__(
+        self, rows: Tensor, size: int, count: int | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        self.rows, self.size, self.generator = rows, size, generator
+        self.count = len(rows) if count is None else count
+        if generator is None:
+            self.count = min(self.count, len(rows))
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rows = self.rows
+        if self.generator is not None:
+            passes = [
+                torch.randperm(len(rows), generator=self.generator, device=rows.device)
+                for _ in range(math.ceil(self.count / len(rows)))
+            ]
+            rows = rows[torch.cat(passes)]
+        yield from rows[: self.count].split(self.size)
+
+
+def count_images(dataset: Dataset, recipe: RecipeConfig) -> int:
+    """Images that an epoch of `recipe` trains on. Raises InputError where there are too few for a batch."""
+    if recipe.batch_size > len(dataset.train):
+        raise InputError(
+            f"recipe.batch_size={recipe.batch_size} is larger than the training set: "
+            f"{dataset.name} has {len(dataset.train)} images to train on"
+        )
+    count = recipe.epoch_images or len(dataset.train)
+    return count - count % recipe.batch_size if recipe.drop_last else count
+
+
+def evaluation_batch(device: torch.device) -> int:
+    """Images at a time in evaluation, on which accuracy does not depend: few launches on a GPU, a CPU's caches."""
+    return 2000 if device.type == "cuda" else 500
+
+
+class ImageData(L.LightningDataModule):
+    """The one data module: a Dataset on the trainer's device, and the generator behind all that is random there.
+
+    The generator draws the order of the batches and the augmentation. It is saved in checkpoints, with the images that
+    come mirrored next, so that a training step is a function of the network, the batch's rows and this state.
+
+    Lightning's loop gets the rows of several batches at a time, GROUPS times an epoch, and the module makes as many
+    steps of them: what the loop costs, a few tenths of a millisecond, is paid once for all of them.
+
+    Args:
+        recipe: says the size of the batches and the length of an epoch.
+        limit: use at most so many batches of each part.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: RecipeConfig, seed: int = 0, limit: int | None = None) -> None:
+        super().__init__()
+        batch_size, count = recipe.batch_size, count_images(dataset, recipe)
+        self.dataset, self.batch_size, self.seed, self.limit = dataset, batch_size, seed, limit
+        self.count = count if limit is None else min(count, limit * batch_size)  # images of an epoch
+        self.steps = math.ceil(self.count / batch_size)  # of an epoch
+        self.group = math.ceil(self.steps / GROUPS)  # batches handed over at a time
+        self.generator = torch.Generator().manual_seed(seed)
+        self.alternate = recipe.augment.alternate
+        self.flip: AlternatingFlip | None = None
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        self.dataset = self.dataset.to(device)
+        if self.generator.device.type != device.type:
+            self.generator = torch.Generator(device).manual_seed(self.seed)
+        if self.alternate and self.flip is None:
+            self.flip = AlternatingFlip(len(self.dataset.labels), self.generator)
+
+    def training_images(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of the dataset's `rows`, a batch; the images mirrored by turns where the recipe asks."""
+        images, labels = self.dataset[rows]
+        return images if self.flip is None else self.flip(images, rows), labels
+
+    def train_dataloader(self) -> Batches:
+        return Batches(self.dataset.train, self.group * self.batch_size, self.count, self.generator)
+
+    def val_dataloader(self) -> Batches:
+        return self.evaluated(self.dataset.validation)
+
+    def test_dataloader(self) -> Batches:
+        return self.evaluated(self.dataset.test)
+
+    def evaluated(self, rows: Tensor) -> Batches:
+        size = evaluation_batch(rows.device)
+        return Batches(rows, size, self.limit and self.limit * size)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"generator": self.generator.get_state()}
+        return state if self.flip is None else state | {"mirrored": self.flip.mirrored}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.generator.set_state(state_dict["generator"].cpu())
+        if self.flip is not None:
+            self.flip.mirrored.copy_(state_dict["mirrored"])

@@ -1,0 +1,162 @@
+"""Trained convolutions as products of cheaper ones, by truncated singular value decompositions (SVD) of their weights.
+
+A K x K convolution from C_in to C_out channels, K²·C_in·C_out multiply-accumulates (MACs) a position, at rank r:
+
+method         SVD of                                    layers                                  MACs a position
+spatial        each 2-D kernel, K x K                    K x 1, C_in to C_in·C_out·r channels    2·K·C_in·C_out·r
+                                                         (each alone); 1 x K, their sums
+spatial_joint  all kernels at once, C_in·K x K·C_out     K x 1, C_in to r; 1 x K, r to C_out     K·(C_in + C_out)·r
+depthwise      each input channel's kernels, K² x C_out  r filters a channel; 1 x 1, to C_out    (K² + C_out)·C_in·r
+
+At full rank (the smaller side of the matrix) the layers compute the same function; below it, no other layers of that
+form have weights nearer to the convolution's (Eckart and Young 1936). `spatial` separates exactly at rank 1 what is a
+product of a column and a row; it saves MACs only below rank K/2, and its many maps take memory and time.
+`spatial_joint` shares r maps among all kernels: scheme 2 of Jaderberg et al., arXiv 1405.3866, in the closed form of
+Tai et al., arXiv 1511.06067. On a depthwise convolution, one filter a channel, it is the same as `spatial`.
+`depthwise` is the network decoupling of Guo et al., arXiv 1808.05517: r depthwise separable convolutions, summed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sepconv.networks.blocks import DepthwiseConv2d
+
+METHODS = ("spatial", "spatial_joint", "depthwise")
+
+
+def separable(net: nn.Module, method: str) -> dict[str, nn.Conv2d]:
+    """The convolutions of `net` that `method` separates, by name: dense or depthwise ones with something to separate.
+
+    `spatial` and `spatial_joint` leave kernels with a side of 1, `depthwise` those and one filter per channel; all of
+    them leave what is not trained (recipe.whiten): its parts would be.
+    """
+
+    def divisible(conv: nn.Conv2d) -> bool:
+        if conv.groups not in (1, conv.in_channels) or not conv.weight.requires_grad:
+            return False
+        return full_rank(conv, method) > 1 if method == "depthwise" else min(conv.kernel_size) > 1
+
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d) and divisible(layer)}
+
+
+def put(net: nn.Module, name: str, layers: nn.Module) -> None:
+    """Has `layers` take the place of the layer `name` of `net`, wherever that layer is used."""
+    replaced = net.get_submodule(name)
+    for place, layer in list(net.named_modules(remove_duplicate=False)):
+        if layer is replaced:
+            net.set_submodule(place, layers)
+
+
+def sides(conv: nn.Conv2d, method: str) -> tuple[int, int]:
+    """Rows and columns of the matrices that `method` decomposes."""
+    inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    height, width = conv.kernel_size
+    if method == "spatial":
+        return height, width
+    if method == "spatial_joint":
+        return inputs * height, width * outputs
+    return height * width, outputs
+
+
+def full_rank(conv: nn.Conv2d, method: str) -> int:
+    """The rank at which `method` reproduces `conv` whatever its weights: the matrices' smaller side."""
+    return min(sides(conv, method))
+
+
+def matrices(conv: nn.Conv2d, method: str) -> Tensor:
+    """The weight (C_out, C_in / groups, K, K) as the matrices (N, rows, columns) that `method` decomposes."""
+    rows, columns = sides(conv, method)
+    weight = conv.weight.detach()
+    if method == "spatial":
+        return weight.reshape(-1, rows, columns)
+    # (groups, C_in / groups, K, K, C_out / groups)
+    grouped = weight.unflatten(0, (conv.groups, -1)).permute(0, 2, 3, 4, 1)
+    return grouped.reshape(-1, rows, columns)
+
+
+def layers(conv: nn.Conv2d, method: str, rank: int) -> nn.Sequential:
+    """Layers of the form that `conv` takes at `rank`, with its stride, padding, dilation and bias, and new weights."""
+    (height, width), stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+    padding: Any = (0, 0) if conv.padding == "valid" else conv.padding  # two numbers, or "same"
+    above, beside = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
+    column = {"kernel_size": (height, 1), "stride": (stride[0], 1), "padding": above, "dilation": (dilation[0], 1)}
+    row = {"kernel_size": (1, width), "stride": (1, stride[1]), "padding": beside, "dilation": (1, dilation[1])}
+    whole = {"kernel_size": (height, width), "stride": stride, "padding": padding, "dilation": dilation}
+    if method == "spatial":
+        # each input channel's columns, for every output channel; then each output channel's rows, summed
+        maps = conv.out_channels * (conv.in_channels // conv.groups) * rank
+        first, second = column | {"groups": conv.in_channels}, row | {"groups": conv.out_channels}
+    elif method == "spatial_joint":
+        maps = conv.groups * rank
+        first, second = column | {"groups": conv.groups}, row | {"groups": conv.groups}
+    else:
+        maps = conv.in_channels * rank
+        first, second = whole | {"groups": conv.in_channels}, {"kernel_size": 1, "groups": conv.groups}
+    parts: list[nn.Module] = [
+        convolution(conv, conv.in_channels, maps, bias=False, **first),
+        convolution(conv, maps, conv.out_channels, bias=conv.bias is not None, **second),
+    ]
+    if method == "spatial" and conv.in_channels > conv.groups:
+        parts.insert(1, nn.ChannelShuffle(conv.in_channels))  # ordered by input channel, then by output channel
+    return nn.Sequential(*parts).train(conv.training)
+
+
+def convolution(like: nn.Conv2d, in_channels: int, out_channels: int, **geometry: Any) -> nn.Conv2d:
+    """A convolution with the padding mode, device and type of `like`."""
+    kind = DepthwiseConv2d if geometry["groups"] == in_channels > 1 else nn.Conv2d
+    device, dtype = like.weight.device, like.weight.dtype
+    return kind(in_channels, out_channels, padding_mode=like.padding_mode, device=device, dtype=dtype, **geometry)
+
+
+class Decomposition:
+    """The SVD of a convolution's weights by a method: its layers at every rank, and what they leave out."""
+
+    def __init__(self, conv: nn.Conv2d, method: str) -> None:
+        self.conv, self.method = conv, method
+        self.left, self.values, self.right = torch.linalg.svd(matrices(conv, method).double(), full_matrices=False)
+
+    @property
+    def full(self) -> int:
+        """The full rank."""
+        return self.values.shape[-1]
+
+    def error(self, rank: int) -> float:
+        """The squared Frobenius norm of what `rank` leaves out of the weights: the discarded singular values'."""
+        return float(self.values[:, rank:].square().sum())
+
+    def weight(self, rank: int) -> Tensor:
+        """The weight (C_out, C_in / groups, K, K) of a convolution that computes what the layers at `rank` do."""
+        conv = self.conv
+        product = (self.left[:, :, :rank] * self.values[:, None, :rank]) @ self.right[:, :rank]
+        if self.method != "spatial":  # from (groups, C_in / groups, K, K, C_out / groups)
+            inputs = conv.in_channels // conv.groups
+            grouped = product.reshape(conv.groups, inputs, *conv.kernel_size, -1)
+            product = grouped.permute(0, 4, 1, 2, 3)
+        return product.reshape(conv.weight.shape).to(conv.weight.dtype)
+
+    def layers(self, rank: int) -> nn.Sequential:
+        """The layers at `rank`, the singular values divided evenly between the two."""
+        conv = self.conv
+        scale = self.values[:, :rank].sqrt()
+        left, right = self.left[:, :, :rank] * scale[:, None], scale[:, :, None] * self.right[:, :rank]
+        inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+        height, width = conv.kernel_size
+        if self.method == "spatial":
+            # (C_out, inputs, K, r) to (inputs, C_out, r, K), and (C_out, inputs, r, K) to (C_out, r, inputs, K)
+            first = left.unflatten(0, (-1, inputs)).permute(1, 0, 3, 2)
+            second = right.unflatten(0, (-1, inputs)).transpose(1, 2)
+        elif self.method == "spatial_joint":
+            # (groups, inputs·K, r) to (groups, r, inputs, K), and (groups, r, K·outputs) to (groups, outputs, r, K)
+            first = left.unflatten(1, (inputs, height)).permute(0, 3, 1, 2)
+            second = right.unflatten(2, (width, outputs)).permute(0, 3, 1, 2)
+        else:
+            # (C_in, K·K, r) to (C_in, r, K·K), and (groups, inputs·r, outputs) to (groups, outputs, inputs·r)
+            first = left.transpose(1, 2)
+            second = right.reshape(conv.groups, inputs * rank, outputs).transpose(1, 2)
+        parts = layers(conv, self.method, rank)
+        with torch.no_grad():
+            for parameter, values in zip(parts.parameters(), (first, second, conv.bias), strict=False):
+                parameter.copy_(values.reshape(parameter.shape))
+        return parts

@@ -1,0 +1,54 @@
+"""MobileNetV1: a standard stem, then depthwise separable blocks.
+
+Source: Howard et al., arXiv 1704.04861, table 1 (whose last stride, 2 at a 7 x 7 map that stays 7 x 7, is 1 in the
+authors' code); ReLU6, as in that code. `conv=dense` is the "Conv MobileNet" of table 4.
+"""
+
+from torch import nn
+
+from sepconv.networks.blocks import ConvNormActivation
+from sepconv.networks.options import find_column, find_kind, make_classifier, make_resize, make_scale
+
+STEM = (32, (2, 1))  # out_channels, stride (imagenet, small)
+# out_channels, stride (imagenet, small) of the first, number of blocks
+TABLE = (
+    (64, (1, 1), 1),
+    (128, (2, 1), 1),
+    (128, (1, 1), 1),
+    (256, (2, 2), 1),
+    (256, (1, 1), 1),
+    (512, (2, 2), 1),
+    (512, (1, 1), 5),
+    (1024, (2, 2), 1),
+    (1024, (1, 1), 1),
+)
+
+
+def mobilenet_v1(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    width: float = 1.0,
+    resolution: float = 1.0,
+    conv: str = "separable",
+    form: str = "small",
+) -> nn.Sequential:
+    """The network of TABLE: 4,231,976 parameters in its ImageNet form, 3 channels and 1,000 classes.
+
+    Args:
+        width: multiplies every layer's channels (to multiples of 8): the paper's alpha.
+        resolution: multiplies the image's side: the paper's rho.
+        conv: the kind of each block's convolution: separable, dense or spatial.
+        form: whose strides: imagenet (the paper's) or small (for 28 to 32 pixels).
+    """
+    scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
+    out_channels, strides = STEM
+    channels = scale(out_channels)
+    layers = make_resize(shape, resolution)
+    layers.append(ConvNormActivation(shape[0], channels, stride=strides[column], activation_layer=nn.ReLU6))
+    for out_channels, strides, blocks in TABLE:
+        for block in range(blocks):
+            stride = strides[column] if block == 0 else 1
+            layers.append(kind.block(channels, scale(out_channels), stride=stride, activation_layer=nn.ReLU6))
+            channels = scale(out_channels)
+    return nn.Sequential(*layers, *make_classifier(channels, classes))

@@ -1,0 +1,55 @@
+"""MobileNetV2: inverted residuals with linear bottlenecks.
+
+Source: Sandler et al., arXiv 1801.04381, table 2.
+"""
+
+from torch import nn
+
+from sepconv.networks.blocks import ConvNormActivation, inverted_residual, pointwise
+from sepconv.networks.options import find_column, find_kind, make_classifier, make_resize, make_scale
+
+STEM = (32, (2, 1))  # out_channels, stride (imagenet, small)
+# expansion, out_channels, number of blocks, stride (imagenet, small) of the first
+TABLE = (
+    (1, 16, 1, (1, 1)),
+    (6, 24, 2, (2, 1)),
+    (6, 32, 3, (2, 2)),
+    (6, 64, 4, (2, 2)),
+    (6, 96, 3, (1, 1)),
+    (6, 160, 3, (2, 2)),
+    (6, 320, 1, (1, 1)),
+)
+LAST = 1280  # channels of the pointwise convolution before the pooling
+
+
+def mobilenet_v2(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    width: float = 1.0,
+    resolution: float = 1.0,
+    conv: str = "separable",
+    form: str = "small",
+) -> nn.Sequential:
+    """The network of TABLE: 3,504,872 parameters in its ImageNet form, 3 channels and 1,000 classes.
+
+    Args:
+        width: multiplies every layer's channels (to multiples of 8); those of LAST only above 1, as in the paper.
+        resolution: multiplies the image's side.
+        conv: the kind of each block's K x K convolution: separable (depthwise), dense or spatial.
+        form: whose strides: imagenet (the paper's) or small (for 28 to 32 pixels).
+    """
+    scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
+    out_channels, strides = STEM
+    channels = scale(out_channels)
+    layers = make_resize(shape, resolution)
+    layers.append(ConvNormActivation(shape[0], channels, stride=strides[column], activation_layer=nn.ReLU6))
+    for expansion, out_channels, blocks, strides in TABLE:
+        for block in range(blocks):
+            stride = strides[column] if block == 0 else 1
+            expanded = expansion * channels
+            layers.append(inverted_residual(channels, scale(out_channels), expanded, stride=stride, step=kind.step))
+            channels = scale(out_channels)
+    last = make_scale(max(1.0, width))(LAST)
+    layers.append(pointwise(channels, last, activation_layer=nn.ReLU6))
+    return nn.Sequential(*layers, *make_classifier(last, classes))

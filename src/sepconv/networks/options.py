@@ -1,0 +1,45 @@
+"""The options that networks share, checked, and what they mean to a builder.
+
+A family's table gives two strides to each row, one per form: the paper's, for ImageNet's 224 pixels (Xception: 299),
+and one for images of 28 to 32. At a 32-pixel image every stride of a paper would end at 1 x 1; with the first two
+left out it ends at 4 x 4, as the paper's own form does from 128 pixels.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+from torchvision.models._utils import _make_divisible
+
+from sepconv.config import check, check_choice
+from sepconv.networks.blocks import KINDS, GlobalAvgPool, Kind, Resize
+
+FORMS = ("imagenet", "small")  # the columns of a table's strides
+
+
+def find_column(form: str) -> int:
+    """Where a table holds the strides of `form`."""
+    check_choice("model.form", form, *FORMS)
+    return FORMS.index(form)
+
+
+def find_kind(conv: str) -> Kind:
+    """The builders of the kind of convolution `conv`."""
+    check_choice("model.conv", conv, *KINDS)
+    return KINDS[conv]
+
+
+def make_scale(width: float) -> Callable[[int], int]:
+    """What multiplies a table's channels by `width`, MobileNet's alpha: to the nearest multiple of 8, 8 at least."""
+    check(0 < width <= 64, "model.width", width, "above 0, at most 64")
+    return lambda channels: _make_divisible(channels * width, 8)
+
+
+def make_resize(shape: tuple[int, int, int], resolution: float) -> list[nn.Module]:
+    """What multiplies the side of images of `shape` (channels, height, width) by `resolution`, MobileNet's rho."""
+    check(0 < resolution <= 8, "model.resolution", resolution, "above 0, at most 8")
+    return [] if resolution == 1 else [Resize(max(1, round(shape[1] * resolution)))]
+
+
+def make_classifier(channels: int, classes: int) -> list[nn.Module]:
+    """Feature maps (B, channels, H, W) to logits (B, classes)."""
+    return [GlobalAvgPool(), nn.Flatten(), nn.Linear(channels, classes)]

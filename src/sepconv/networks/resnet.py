@@ -1,0 +1,91 @@
+"""ResNet, the dense reference: standard convolutions in residual blocks of two, for small images and for ImageNet.
+
+Source: He et al., arXiv 1512.03385, section 4.2 (their networks for CIFAR-10) and table 1 (for ImageNet).
+"""
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sepconv.config import check, check_choice
+from sepconv.networks.blocks import ConvNormActivation, Layer, Residual, pointwise
+from sepconv.networks.options import FORMS, find_kind, make_classifier, make_scale
+
+# out_channels of each stage, stride of its first block; the stem has the first stage's channels
+SMALL = (
+    (16, 1),
+    (32, 2),
+    (64, 2),
+)
+IMAGENET = (
+    (64, 1),
+    (128, 2),
+    (256, 2),
+    (512, 2),
+)
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # in each stage of IMAGENET, by depth
+
+
+# the shortcut where the shape changes: option B of the paper's section 3.3, a pointwise convolution and a norm
+projection = partial(pointwise, activation_layer=None)
+
+
+class Subsampling(nn.Module):
+    """The same without parameters, option A: every stride-th position, and channels of zeros added."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.added, self.stride = out_channels - in_channels, stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.pad(input[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+
+
+def resnet(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    depth: int = 20,
+    width: float = 1.0,
+    conv: str = "dense",
+    form: str = "small",
+) -> nn.Sequential:
+    """The network of SMALL, 269,722 parameters at depth 20, 3 channels and 10 classes; or the one of IMAGENET.
+
+    Args:
+        depth: layers with weights, shortcuts aside: 6n + 2 (20, 32, 44, 56, 110, ...); 18 or 34 in ImageNet's form.
+        width: multiplies every layer's channels (to multiples of 8).
+        conv: the kind of each 3 x 3 convolution in the blocks: separable (nothing between its steps), dense, spatial.
+        form: small (for 28 to 32 pixels) or imagenet.
+    """
+    check_choice("model.form", form, *FORMS)
+    scale, kind = make_scale(width), find_kind(conv)
+    layers: list[nn.Module]
+    table: tuple[tuple[int, int], ...]
+    counts: tuple[int, ...]
+    shortcut: Layer
+    if form == "imagenet":
+        check(depth in BLOCKS, "model.depth", depth, "18 or 34 with model.form=imagenet")
+        table, counts, shortcut = IMAGENET, BLOCKS[depth], projection
+        channels = scale(table[0][0])
+        layers = [ConvNormActivation(shape[0], channels, 7, 2), nn.MaxPool2d(3, 2, padding=1)]
+    else:
+        check(depth >= 8 and depth % 6 == 2, "model.depth", depth, "6n + 2, such as 20, 32, 44, 56 or 110")
+        table, counts, shortcut = SMALL, (depth // 6,) * 3, Subsampling
+        channels = scale(table[0][0])
+        layers = [ConvNormActivation(shape[0], channels)]
+    for (out_channels, first), blocks in zip(table, counts, strict=True):
+        out_channels = scale(out_channels)
+        for stride in [first] + [1] * (blocks - 1):
+            block = nn.Sequential(
+                kind.bare(channels, out_channels, stride=stride),
+                kind.bare(out_channels, out_channels, activation_layer=None),
+            )
+            same = stride == 1 and channels == out_channels
+            layers += [
+                Residual(block, None if same else shortcut(channels, out_channels, stride)),
+                nn.ReLU(inplace=True),
+            ]
+            channels = out_channels
+    return nn.Sequential(*layers, *make_classifier(channels, classes))

@@ -1,0 +1,529 @@
+"""A trained run separated: ranks chosen, networks measured, and the one asked for recorded as a run."""
+
+import copy
+import csv
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from sepconv import InputError
+from sepconv.config import SeparateConfig, flatten
+from sepconv.costs import counting
+from sepconv.data.datasets import sample
+from sepconv.data.module import ImageData, evaluation_batch
+from sepconv.devices import find_device, reset_peak_memory, resolve_precision, synchronize
+from sepconv.networks.lowrank import Decomposition, layers, put, separable
+from sepconv.terminal import CONSOLE
+from sepconv.training import runs
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.recipe import build_optimizer
+from sepconv.training.step import resolve_step
+from sepconv.training.stopwatch import Stopwatch
+from sepconv.training.train import describe_run, load_run, make_trainer, measure_accuracy, record, train
+
+CALIBRATION = 500  # training images on which a rank's effect on the logits is measured
+CHOICES = 32  # at most so many ranks of a layer are tried
+ROUNDS, TIMED = 10, 128  # of the speed measurement: rounds, and images a batch
+
+Shape = tuple[int, int, int]  # channels, height, width
+Ranks = dict[str, int]  # of each separated layer, by name; a layer that is not in it stays as it is
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One network's figures. Errors are relative to the original network; accuracies are of the validation images."""
+
+    ranks: Ranks
+    weight_error: float  # Frobenius norm of the change of the weights that the method separates, relative to theirs
+    logit_error: float  # norm of the change of the validation images' logits, relative to theirs, in fp32
+    logit_difference: float  # the largest change of a logit
+    parameters: int
+    macs: int
+    images_per_second: float | None = None  # of a forward pass
+    accuracy: float
+    finetuned_accuracy: float | None = None
+
+    @property
+    def reached(self) -> float:
+        """The accuracy that the network ends with."""
+        return self.accuracy if self.finetuned_accuracy is None else self.finetuned_accuracy
+
+
+def separate(config: SeparateConfig, overrides: list[str], started: float) -> tuple[Path, dict[str, Any]]:
+    """Separates a trained run's convolutions as `config` asks, and records the network as a run, with a report.
+
+    The validation images decide; only the original network and the finished ones see the test images.
+
+    Args:
+        overrides: the command's arguments, for the record.
+        started: when the job began, in seconds since the epoch.
+
+    Returns:
+        The directory of the separated network's run, and the report that it holds beside what every run does, in
+        `separation.json`, `separation.csv` and `separation.png`.
+
+    Raises:
+        InputError: for a path that is no run, data that are not there, a rank out of range, a target not to be met.
+    """
+    reset_peak_memory()
+    original = Original(config)
+    path = original.uniform() if config.rank is not None else original.greedy()
+    if len(path) == 1:
+        raise InputError(f"no rank of method={config.method} saves MACs in this network: give rank=, or another method")
+    macs = [original.macs(ranks) for ranks in path]
+    asked = place_asked(config, macs)
+    rows: dict[int, Row] = {}
+
+    def measure(place: int, finetune: bool = True) -> Row:
+        if place not in rows:
+            rows[place] = original.measure(path[place], finetune)
+            CONSOLE.print(describe(rows[place], original.full, macs[0]), soft_wrap=True)
+        return rows[place]
+
+    lowest = measure(0, finetune=config.sweep > 0).accuracy - (config.accuracy_drop or 0)
+    for place in spread(macs[1:], config.sweep):
+        measure(place + 1, finetune=place + 1 != asked)  # the one asked for is fine-tuned as a run of its own
+    if asked is None:
+        asked = last_above(lowest, measure, list(rows), len(path))
+        if asked == 0:
+            best = max(row.reached for place, row in rows.items() if place > 0)
+            raise InputError(
+                f"accuracy_drop={config.accuracy_drop} cannot be met: method={config.method} comes to {best:.2%} of "
+                f"the validation images at most, from {rows[0].accuracy:.2%}"
+            )
+    chosen = measure(asked, finetune=False)
+    run, result = original.save(chosen, overrides, started)
+    report: dict[str, Any] = {
+        "original_run": str(original.run),
+        "model": original.recorded.model,
+        "data": original.recorded.data.name,
+        "method": config.method,
+        "layers": original.full,
+        "target": {
+            key: value for key in ("rank", "macs", "accuracy_drop") if (value := getattr(config, key)) is not None
+        },
+        "finetune_epochs": config.finetune_epochs,
+        "test_accuracy": {
+            "original": measure_accuracy(original.separated({}), original.dataset, config.trainer),
+            "separated": result["test_accuracy"],
+        },
+    }
+    if config.finetune_epochs > 0:
+        finetuned_run, finetuned = original.train_on(run)
+        chosen.finetuned_accuracy = finetuned["val_accuracy"]
+        report["test_accuracy"]["finetuned"] = finetuned["test_accuracy"]
+        report["finetuned_run"] = str(finetuned_run)
+    order = sorted(rows)
+    original.time([rows[place] for place in order])
+    report |= {
+        "device": result["device"],
+        "precision": result["precision"],
+        "chosen": order.index(asked),
+        "networks": [asdict(rows[place]) for place in order],
+        "command": result["command"],
+    }
+    write_report(run, report)
+    print_report(run, report)
+    return run, report
+
+
+class Original:
+    """The trained run, and what it takes to separate its network and to measure what comes of it."""
+
+    def __init__(self, config: SeparateConfig) -> None:
+        self.config = config
+        self.run, self.recorded, self.classifier, self.dataset = load_run(config.run, "best", config.data)
+        self.device = find_device(config.trainer)
+        self.precision = resolve_precision(self.recorded.recipe.precision, self.device)
+        self.judged = replace(self.dataset, test=self.dataset.validation)  # the images that decide
+        net, shape = self.classifier.net, self.dataset.shape
+        convolutions = separable(net, config.method)
+        if not convolutions:
+            raise InputError(f"{self.recorded.model['name']} has no convolution that method={config.method} separates")
+        self.decompositions = {name: Decomposition(conv, config.method) for name, conv in convolutions.items()}
+        self.full = {name: layer.full for name, layer in self.decompositions.items()}
+        self.shapes = input_shapes(net, shape, convolutions)
+        self.total_macs = counting.macs(net, shape)
+        self.saved: dict[tuple[str, int], int] = {}  # MACs, by layer and rank
+        self.logits = self.compute_logits(self.classifier, self.dataset.validation)
+        optimizer = scale_rates(self.recorded.recipe.optimizer, config.finetune_lr)
+        self.finetuning = replace(self.recorded.recipe, epochs=max(1, config.finetune_epochs), optimizer=optimizer)
+        self.step = resolve_step(config.trainer, self.device, build_optimizer(self.classifier.trained, optimizer))
+
+    def uniform(self) -> list[Ranks]:
+        """The network as it is, then every layer at full rank, and so on to rank 1; each layer as far as it goes."""
+        ranks = range(max(self.full.values()), 0, -1)
+        return [{}, *({name: min(rank, full) for name, full in self.full.items()} for rank in ranks)]
+
+    def greedy(self) -> list[Ranks]:
+        """The network as it is, then one layer's rank lowered at each step, until no layer's can be.
+
+        It is the layer whose next lower rank adds the least squared error of the logits for each MAC that it saves;
+        a layer's error at a rank is measured with the others as they were. Ranks that save nothing are left out.
+        Ranks are chosen greedily, by singular values, in Zhang et al., arXiv 1505.06798, section 2.4.
+        """
+        rows = sample(self.dataset.train, CALIBRATION)
+        reference = self.compute_logits(self.classifier, rows)
+        # of each layer, from the dearest: the rank (None: as it is), MACs saved, squared error
+        options: dict[str, list[tuple[int | None, int, float]]] = {}
+        for name, full in self.full.items():
+            options[name] = [(None, 0, 0.0)]
+            falling = range(full, 0, -1)
+            for rank in (falling[place] for place in spread(falling, CHOICES)):
+                if (saved := self.macs_saved(name, rank)) > 0:
+                    logits = self.compute_logits(self.separated({name: rank}), rows)
+                    options[name].append((rank, saved, float((logits - reference).square().sum())))
+        at = dict.fromkeys(options, 0)
+
+        def price(name: str) -> float:
+            (_, saved, error), (_, more, greater) = options[name][at[name] : at[name] + 2]
+            return (greater - error) / (more - saved)
+
+        path: list[Ranks] = [{}]
+        while lower := [name for name in options if at[name] + 1 < len(options[name])]:
+            at[min(lower, key=price)] += 1
+            ranks = {name: options[name][place][0] for name, place in at.items()}
+            path.append({name: rank for name, rank in ranks.items() if rank is not None})
+        return path
+
+    def separated(self, ranks: Ranks) -> ImageClassifier:
+        """A copy of the classifier with layers separated at `ranks`."""
+        classifier = copy.deepcopy(self.classifier)
+        for name, rank in ranks.items():
+            put(classifier.net, name, self.decompositions[name].layers(rank))
+        return classifier.cpu()
+
+    def macs(self, ranks: Ranks) -> int:
+        """MACs of the whole network with layers separated at `ranks`."""
+        return self.total_macs - sum(self.macs_saved(name, rank) for name, rank in ranks.items())
+
+    def macs_saved(self, name: str, rank: int) -> int:
+        """MACs that a layer at `rank` saves; negative where it adds some."""
+        if (name, rank) not in self.saved:
+            layer = self.decompositions[name]
+            parts = layers(layer.conv, layer.method, rank)
+            self.saved[name, rank] = sum(
+                counting.macs(layer.conv, s) - counting.macs(parts, s) for s in self.shapes[name]
+            )
+        return self.saved[name, rank]
+
+    def compute_logits(self, classifier: ImageClassifier, rows: Tensor) -> Tensor:
+        """Logits (N, classes) for the images of `rows` (N,), in fp32 proper."""
+        classifier, size = classifier.to(self.device).eval(), evaluation_batch(self.device)
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            parts = [classifier(self.dataset[part][0].to(self.device)) for part in rows.split(size)]
+        return torch.cat(parts).cpu().double()
+
+    def measure(self, ranks: Ranks, finetune: bool) -> Row:
+        """The figures of the network separated at `ranks`; fine-tuned too, where `finetune` and the command say so."""
+        classifier = self.separated(ranks)
+        change = self.compute_logits(classifier, self.dataset.validation) - self.logits
+        error = sum(self.decompositions[name].error(rank) for name, rank in ranks.items())
+        row = Row(
+            ranks=ranks,
+            weight_error=(error / sum(layer.error(0) for layer in self.decompositions.values())) ** 0.5,
+            logit_error=float(change.norm() / self.logits.norm()),
+            logit_difference=float(change.abs().max()),
+            parameters=counting.parameters(classifier.net),
+            macs=counting.macs(classifier.net, self.dataset.shape),
+            accuracy=measure_accuracy(classifier, self.judged, self.config.trainer),
+        )
+        if finetune and self.config.finetune_epochs > 0:
+            row.finetuned_accuracy = self.finetune(classifier)
+        return row
+
+    def trainer(self, epochs: int = 1) -> L.Trainer:
+        """A trainer that records nothing."""
+        return make_trainer(self.config.trainer, self.precision, [], False, epochs)
+
+    def data(self) -> ImageData:
+        """The data as a training of the run's seed would draw them."""
+        return ImageData(self.dataset, self.recorded.recipe, self.recorded.seed, self.config.trainer.limit_batches)
+
+    def finetune(self, classifier: ImageClassifier) -> float:
+        """Trains `classifier` on, in place: its accuracy on the validation images after the last epoch."""
+        L.seed_everything(self.recorded.seed, verbose=False)
+        classifier.recipe = self.finetuning
+        classifier.form = self.step
+        trainer = self.trainer(self.finetuning.epochs)
+        try:
+            trainer.fit(classifier, self.data())
+        except SystemExit:  # Lightning's answer to a keyboard interrupt
+            raise KeyboardInterrupt("nothing is recorded") from None
+        return round(float(trainer.callback_metrics["accuracy/validation"]), 6)
+
+    def save(self, row: Row, overrides: list[str], started: float) -> tuple[Path, dict[str, Any]]:
+        """Records the network of `row` as a run, as `sepconv.training.train` would: its directory and result."""
+        recorded, config = self.recorded, self.config
+        model = {"name": "separated", "base": recorded.model, "method": config.method, "ranks": row.ranks}
+        separated = replace(recorded, model=model, trainer=config.trainer, runs=config.runs, resume=None, weights=None)
+        classifier = ImageClassifier(model, asdict(recorded.recipe), dict(self.classifier.hparams["images"]))
+        classifier.load_state_dict(self.separated(row.ranks).state_dict())
+        run = runs.create(separated)
+        _, _, asked = runs.read_config(self.run)
+        own = [o for o in overrides if o.startswith(("trainer", "data.root=", "runs="))]
+        runs.write_config(run, separated, amend([o for o in asked if not o.lstrip("+~").startswith("model")], own))
+        stopwatch = Stopwatch(started)
+        logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
+        logger.log_metrics({"cost/parameters": row.parameters, "cost/macs": row.macs}, step=0)
+        trainer = make_trainer(config.trainer, self.precision, [stopwatch], logger, recorded.recipe.epochs)
+        validated = trainer.validate(classifier, self.data(), verbose=False)[0]
+        best = run / "checkpoints/best.ckpt"
+        trainer.save_checkpoint(best, weights_only=True)
+        shutil.copyfile(best, best.with_name("last.ckpt"))
+        tested = trainer.test(classifier, self.data(), ckpt_path=best, weights_only=True, verbose=False)[0]
+        result = describe_run(separated, self.dataset, row.parameters, row.macs, stopwatch, tested) | {
+            "val_accuracy": round(validated["accuracy/validation"], 6),
+            "epochs": 0,
+            "fit_seconds": 0.0,
+            "history": [],
+            "dashboard_seconds": 0.0,
+            "train_images_per_second": None,
+            "precision": self.precision,
+            "step": None,
+            "command": runs.command_line("separate", overrides),
+            "separated_from": str(self.run),
+        }
+        record(run, separated, result, logger)
+        return run, result
+
+    def train_on(self, run: Path) -> tuple[Path, dict[str, Any]]:
+        """Fine-tunes the separated network of `run` as a run of its own: its directory and result."""
+        _, separated, asked = runs.read_config(run)
+        recipe = self.finetuning
+        options = flatten(recipe.optimizer, "recipe.optimizer.")
+        rates = [f"{key}={value}" for key, value in options.items() if key.endswith(".lr")]
+        changes = [f"weights={run}", f"recipe.epochs={recipe.epochs}", *rates]
+        return train(replace(separated, weights=str(run), recipe=recipe), amend(asked, changes), time.time())
+
+    def time(self, rows: Sequence[Row]) -> None:
+        """Measures the speed of the networks of `rows`, interleaved."""
+        classifiers = [self.separated(row.ranks) for row in rows]
+        for classifier in classifiers:
+            classifier.setup("test")  # its memory format
+        images, _ = self.dataset[self.dataset.validation[:TIMED]]
+        rates = interleaved_rates(classifiers, images.to(self.device), self.precision, ROUNDS)
+        for row, rate in zip(rows, rates, strict=True):
+            row.images_per_second = rate
+
+
+def interleaved_rates(networks: Sequence[nn.Module], images: torch.Tensor, precision: str, rounds: int) -> list[float]:
+    """Images a second of each network's forward pass over `images` (B, C, H, W), on their device.
+
+    The networks take turns, so that what else the machine does meets all of them; medians over `rounds`.
+
+    Args:
+        precision: Lightning's name for it, as in `sepconv.recipe.resolve_precision`.
+    """
+    device = images.device
+    seconds: list[list[float]] = [[] for _ in networks]
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        for turn in range(rounds + 1):
+            for net, times in zip(networks, seconds, strict=True):
+                net.to(device).eval()
+                synchronize(device)
+                started = time.perf_counter()
+                net(images)
+                synchronize(device)
+                if turn > 0:  # the first one warms up
+                    times.append(time.perf_counter() - started)
+    return [len(images) / statistics.median(times) for times in seconds]
+
+
+def place_asked(config: SeparateConfig, macs: list[int]) -> int | None:
+    """The place of the network that `config` asks for among those of `macs`; None where their accuracy decides.
+
+    Raises InputError for a rank out of range, and a share of MACs out of reach.
+    """
+    if config.rank is not None:
+        full = len(macs) - 1
+        if not 1 <= config.rank <= full:
+            raise InputError(f"rank={config.rank} is out of range: 1 to {full}, full rank by method={config.method}")
+        return full + 1 - config.rank
+    if config.macs is not None:
+        if macs[-1] > config.macs * macs[0]:
+            least = macs[-1] / macs[0]
+            raise InputError(f"macs={config.macs} cannot be met: method={config.method} leaves {least:.4f} at rank 1")
+        return next(place for place, count in enumerate(macs) if count <= config.macs * macs[0])
+    return None
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """The places of at most `count` of the falling `values`, the first and the last with others evenly by ratio."""
+    if len(values) <= count:
+        return list(range(len(values)))
+    ratio = values[-1] / values[0]
+    wanted = [values[0] * ratio ** (i / (count - 1)) for i in range(count)] if count > 1 else list(values[-1:])[:count]
+    return sorted({min(range(len(values)), key=lambda place: abs(values[place] - value)) for value in wanted})
+
+
+def last_above(lowest: float, measure: Callable[[int], Row], measured: list[int], count: int) -> int:
+    """The last of `count` networks that reaches the accuracy `lowest`, or 0, the original.
+
+    By bisection, between the last of those `measured` that reaches it and the next: as if accuracy fell all the way.
+    """
+
+    def reaches(place: int) -> bool:
+        return measure(place).reached >= lowest - 1e-9
+
+    good = max(place for place in measured if place == 0 or reaches(place))
+    bad = min((place for place in measured if place > good), default=count)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if reaches(middle) else (good, middle)
+    return good
+
+
+def scale_rates(options: dict[str, Any], factor: float) -> dict[str, Any]:
+    """`options` of an optimizer, and of `others` and `biases` in it, with learning rates times `factor`."""
+    scaled = {k: scale_rates(value, factor) if isinstance(value, dict) else value for k, value in options.items()}
+    if "name" in options or "lr" in options:  # biases without a rate have that of their optimizer
+        scaled["lr"] = float(f"{options.get('lr', 1e-3) * factor:.6g}")
+    return scaled
+
+
+def amend(overrides: list[str], changes: list[str]) -> list[str]:
+    """`overrides` with `changes`, which replace those of the same keys."""
+    keys = {change.partition("=")[0] for change in changes}
+    return [o for o in overrides if o.lstrip("+~").partition("=")[0] not in keys] + changes
+
+
+def input_shapes(net: nn.Module, shape: Shape, layers: dict[str, nn.Conv2d]) -> dict[str, list[Shape]]:
+    """What each of `layers` of `net` takes, each time that it is used, for images of `shape`; nothing is computed."""
+    meta = copy.deepcopy(net).to("meta").eval()
+    shapes: dict[str, list[Shape]] = {name: [] for name in layers}
+    for name in layers:
+        meta.get_submodule(name).register_forward_pre_hook(
+            lambda module, inputs, name=name: shapes[name].append(tuple(inputs[0].shape[1:]))
+        )
+    meta(torch.empty(1, *shape, device="meta"))
+    return shapes
+
+
+def label(ranks: Ranks, layers: Iterable[str]) -> str:
+    """The ranks of a network with `layers` to separate, in a few characters; - for a layer that is as it was."""
+    values = [ranks.get(name) for name in layers]
+    if not ranks:
+        return "original"
+    if len(set(values)) == 1:
+        return str(values[0])
+    if len(values) <= 4:
+        return ", ".join("-" if value is None else str(value) for value in values)
+    return f"{min(ranks.values())} to {max(ranks.values())}" + (", -" if None in values else "")
+
+
+def describe(row: Row, layers: Iterable[str], total: int) -> str:
+    """One line as a network has been measured; `total` is the original's MACs."""
+    name = "original" if not row.ranks else f"rank {label(row.ranks, layers)}"
+    after = "" if row.finetuned_accuracy is None else f", fine-tuned {row.finetuned_accuracy:.2%}"
+    return f"{name}: {row.macs / total:.1%} of the MACs, validation accuracy {row.accuracy:.2%}{after}"
+
+
+def write_report(run: Path, report: dict[str, Any]) -> None:
+    """Writes the report into the run's directory: as JSON, its networks as CSV, and as a plot."""
+    (run / "separation.json").write_text(json.dumps(report, indent=2) + "\n")
+    with (run / "separation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(report["networks"][0]))
+        writer.writeheader()
+        for row in report["networks"]:
+            writer.writerow(row | {"ranks": " ".join(f"{name}:{rank}" for name, rank in row["ranks"].items())})
+    plot(report).savefig(run / "separation.png", dpi=150)
+
+
+def plot(report: dict[str, Any]) -> Figure:
+    """Validation accuracy against MACs, before and after fine-tuning; its axis is logarithmic in the errors."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    original, *separated = report["networks"]
+    chosen = report["networks"][report["chosen"]]
+    separated.sort(key=lambda row: row["macs"])
+    epochs = report["finetune_epochs"]
+
+    def draw(rows: list[dict[str, Any]], key: str, name: str, style: str, size: int) -> None:
+        if points := [(row["macs"] / 1e6, 100 * max(1e-4, 1 - row[key])) for row in rows if row[key] is not None]:
+            axes.plot(*zip(*points, strict=True), style, markersize=size, label=name)
+
+    draw(separated, "accuracy", "separated", "o-", 4)
+    draw(separated, "finetuned_accuracy", f"and fine-tuned for {epochs} epoch{'s' * (epochs > 1)}", "s-", 4)
+    reached = "accuracy" if chosen["finetuned_accuracy"] is None else "finetuned_accuracy"
+    draw([chosen], reached, f"recorded: rank {label(chosen['ranks'], report['layers'])}", "k*", 12)
+    draw([original], "accuracy", "original", "kD", 6)
+    axes.axhline(100 * max(1e-4, 1 - original["accuracy"]), color="k", linewidth=0.8, linestyle=":")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="million MACs an image",
+        ylabel="validation accuracy (%)",
+        title=f"{report['model']['name']} on {report['data']}, method={report['method']}",
+    )
+    axes.invert_yaxis()
+    for axis, text in ((axes.xaxis, lambda x, _: f"{x:g}"), (axes.yaxis, lambda error, _: f"{100 - error:g}")):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(text))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def print_report(run: Path, report: dict[str, Any]) -> None:
+    """Prints the table of networks, and the test accuracy of the finished ones."""
+    names = list(report["layers"])
+    title = f"{report['model']['name']} on {report['data']}, method={report['method']}"
+    of = f"ranks of {', '.join(names)}" if 1 < len(names) <= 4 else f"{len(names)} layers"
+    table = Table(
+        title=f"{title}, {of}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("rank")
+    after = ["fine-\ntuned"] if report["finetune_epochs"] > 0 else []
+    for column in (
+        "weight\nerror",
+        "logit\nerror",
+        "thousand\nparams",
+        "million\nMACs",
+        "",
+        "images/s",
+        "vali-\ndation",
+        *after,
+    ):
+        table.add_column(column, justify="right")
+    total = report["networks"][0]["macs"]
+    for place, row in enumerate(report["networks"]):
+        tuned = row["finetuned_accuracy"]
+        table.add_row(
+            label(row["ranks"], names),
+            *(percent(row[error]) if row["ranks"] else "-" for error in ("weight_error", "logit_error")),
+            f"{row['parameters'] / 1e3:,.1f}",
+            f"{row['macs'] / 1e6:,.3f}",
+            f"{row['macs'] / total:.1%}",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['accuracy']:.2%}",
+            *(["-" if tuned is None else f"{tuned:.2%}"] if after else []),
+            style="bold" if place == report["chosen"] else None,
+        )
+    CONSOLE.print()
+    CONSOLE.print(table)
+    tested = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in report["test_accuracy"].items())
+    CONSOLE.print(f"test accuracy: {tested}", soft_wrap=True)
+    CONSOLE.print(f"recorded in {run}", soft_wrap=True)
+    if "finetuned_run" in report:
+        CONSOLE.print(f"fine-tuned in {report['finetuned_run']}", soft_wrap=True)
+
+
+def percent(share: float) -> str:
+    """A share in percent; its order of magnitude where that would be 0.0."""
+    return f"{share:.1%}" if share == 0 or share >= 5e-4 else f"{share:.0e}"

@@ -1,0 +1,173 @@
+"""What TensorBoard shows of a run beside its curves: images, filters, gradients, costs, mistakes."""
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+
+from sepconv.costs import counting
+from sepconv.costs.report import LAYER_COLUMNS, layer_record, markdown
+from sepconv.data.datasets import Dataset, sample
+from sepconv.data.transforms import augment
+from sepconv.training.classifier import ImageClassifier
+
+# What to see first: tags of TensorBoard's "custom scalars" tab, each chart with all runs that are selected.
+LAYOUT = {
+    "Comparison": {
+        "validation accuracy": ["Multiline", ["accuracy/validation"]],
+        "validation loss": ["Multiline", ["loss/validation"]],
+        "images/s in training": ["Multiline", ["images_per_second/train"]],
+    },
+    "Training": {
+        "accuracy": ["Multiline", ["accuracy/train"]],
+        "loss": ["Multiline", ["loss/train"]],
+        "learning rate": ["Multiline", ["learning_rate"]],
+        "gradient norm by depth": ["Multiline", ["gradient_norm/.*"]],
+    },
+}
+SHOWN = 64  # images of the augmented batch
+MISTAKES = 24
+DEPTHWISE = 4  # depthwise layers whose filters are shown, from the first
+CURVES = 20  # classes with a precision-recall curve, from the first
+
+
+def timed(hook: Callable[..., None]) -> Callable[..., None]:
+    """Adds what `hook` takes to the dashboard's `seconds`."""
+
+    @wraps(hook)
+    def wrapper(self: "Dashboard", *arguments: Any) -> None:
+        started = time.perf_counter()
+        hook(self, *arguments)
+        self.seconds += time.perf_counter() - started
+
+    return wrapper
+
+
+class Dashboard(Callback):
+    """Writes at the ends of epochs and of the test, never within a step; `seconds` is what that took."""
+
+    def __init__(self, writer: SummaryWriter, dataset: Dataset) -> None:
+        self.writer, self.dataset = writer, dataset
+        self.seconds = 0.0
+
+    @timed
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, ImageClassifier)
+        if trainer.current_epoch == 0 and trainer.max_epochs != 1:
+            self.introduce(module)
+        # of the epoch's last step
+        weights = [(name, p.grad) for name, p in module.net.named_parameters() if p.ndim > 1 and p.grad is not None]
+        norms = torch.stack([grad.norm() for _, grad in weights]).tolist()
+        for depth, ((name, _), norm) in enumerate(zip(weights, norms, strict=True)):
+            self.writer.add_scalar(f"gradient_norm/{depth:02d} {name}", norm, module.global_step)
+
+    def introduce(self, module: ImageClassifier) -> None:
+        """What does not change: early in a long training, but not within the time of one that is a single epoch."""
+        self.writer.add_custom_scalars(LAYOUT)
+        self.writer.add_text("cost", cost_table(module.net, self.dataset.shape))
+        self.show_batch(module)
+
+    def show_batch(self, module: ImageClassifier) -> None:
+        """Some training images, as they are and as the recipe augments them, by draws that are not training's."""
+        images, _ = module.data.dataset[sample(module.data.dataset.train, SHOWN)]
+        generator = torch.Generator(images.device).manual_seed(0)
+        changed = augment(images, module.recipe.augment, generator, module.fill)
+        for name, shown in (("original", images), ("augmented", changed)):
+            self.writer.add_image(f"images/{name}", grid(shown.float() / 255))
+
+    @timed
+    def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, ImageClassifier)
+        if trainer.max_epochs == 1:
+            self.introduce(module)
+        step = trainer.fit_loop.epoch_loop.global_step
+        for tag, image in filters(module.net).items():
+            self.writer.add_image(f"filters/{tag}", image, step)
+        probabilities = torch.cat(module.scores).softmax(1).cpu()
+        rows = self.dataset.test[: len(probabilities)]
+        images, labels = self.dataset.pixels[rows], self.dataset.labels[rows]
+        classes = self.dataset.classes
+        self.writer.add_figure("test/confusion", draw_confusion(probabilities.argmax(1), labels, classes), step)
+        self.writer.add_figure("test/mistakes", draw_mistakes(probabilities, images, labels, classes), step)
+        for i, name in enumerate(classes[:CURVES]):
+            self.writer.add_pr_curve(f"precision_recall/{name}", labels == i, probabilities[:, i], step)
+
+
+def cost_table(net: nn.Module, shape: tuple[int, int, int]) -> str:
+    """Parameters, MACs, bytes and receptive field by layer, in Markdown."""
+    layers = counting.layers(net, shape)
+    rows = [layer_record(layer, shape, "fp32") for layer in [*layers, counting.total(layers)]]
+    return markdown("Cost by layer, an image in fp32", LAYER_COLUMNS, rows)
+
+
+def grid(images: Tensor, columns: int = 8, side: int = 64) -> Tensor:
+    """Images (B, C, H, W), 0 to 1, as one (C', H', W'), each enlarged to `side` or so without smoothing."""
+    factor = max(1, round(side / images.shape[-1]))
+    large = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return make_grid(large, nrow=columns, padding=4, pad_value=1.0)
+
+
+def filters(net: nn.Module) -> dict[str, Tensor]:
+    """Pictures of the kernels of the first convolution and the first depthwise ones, each from its least to its most.
+
+    A kernel of three channels is shown in colour; one of more, channel by channel.
+    """
+    convolutions = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+    depthwise = [(name, m) for name, m in convolutions if m.groups == m.in_channels > 1]
+    shown = {f"first layer {name}": m for name, m in convolutions[:1]}
+    shown |= {f"depthwise {name}": m for name, m in depthwise[:DEPTHWISE]}
+    pictures = {}
+    for tag, conv in shown.items():
+        kernels = conv.weight.detach().float().cpu()
+        if kernels.shape[1] != 3:
+            kernels = kernels.reshape(-1, 1, *kernels.shape[2:])
+        low, high = (f(kernels, dim=(1, 2, 3), keepdim=True) for f in (torch.amin, torch.amax))
+        pictures[tag] = grid((kernels - low) / (high - low).clamp(min=1e-12), columns=16, side=24)
+    return pictures
+
+
+def draw_confusion(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
+    """How many images of each class (rows) were taken for each (columns); hits, which would outshine all, are pale."""
+    count = len(classes)
+    matrix = (labels * count + predicted).bincount(minlength=count**2).view(count, count)
+    figure = Figure(figsize=(7, 6.5), dpi=90)  # a constrained layout would draw it twice
+    axes = figure.subplots(gridspec_kw={"left": 0.2, "bottom": 0.2, "right": 0.96, "top": 0.94})
+    mistakes = matrix.float().fill_diagonal_(0)
+    axes.imshow(mistakes.numpy(), cmap="Blues")
+    few = count <= 20
+    if few:
+        axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axes.set_yticks(range(count), classes)
+        for row in range(count):
+            for column in range(count):
+                if value := int(matrix[row, column]):
+                    dark = mistakes[row, column] > mistakes.max() / 2
+                    axes.text(column, row, str(value), ha="center", va="center", color="white" if dark else "black")
+    accuracy = float(matrix.diagonal().sum() / matrix.sum())
+    axes.set(xlabel="taken for", ylabel="is", title=f"test images by class, {accuracy:.2%} on the diagonal")
+    return figure
+
+
+def draw_mistakes(probabilities: Tensor, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
+    """The wrongly classified images (N, H, W, C) that the network was surest of."""
+    confidence, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero().flatten()
+    order = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
+    figure = Figure(figsize=(9, 7), dpi=90)
+    room = {"left": 0.04, "bottom": 0.02, "right": 0.96, "top": 0.87, "hspace": 0.45}
+    for axes in figure.subplots(4, MISTAKES // 4, gridspec_kw=room).flatten():
+        axes.axis("off")
+    for axes, row in zip(figure.axes, order.tolist(), strict=False):
+        axes.imshow(images[row].squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        asked = f"{classes[int(labels[row])]}, taken for {classes[int(predicted[row])]}"
+        axes.set_title(f"{asked}\n{confidence[row]:.0%}", fontsize="small")
+    figure.suptitle(f"the surest of {len(wrong):,} mistakes on {len(labels):,} test images")
+    return figure

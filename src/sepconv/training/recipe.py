@@ -1,0 +1,178 @@
+"""How a network is trained: its initial weights, optimizer and learning-rate schedule."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from sepconv import InputError
+from sepconv.config import RecipeConfig, check_choice
+from sepconv.training.muon import Muon
+
+PATCHES = 2**19  # that whitening looks at, whatever the images' size
+
+
+def initialize(net: nn.Module, scheme: str) -> None:
+    """Draws the initial weights of every convolution and dense layer of `net`, in place.
+
+    Args:
+        scheme: `torch` (each layer's own); `glorot_uniform`, zero biases (Keras's default: Glorot and Bengio 2010,
+            equation 16); `kaiming_normal` by fan-out (He et al. 2015), zero biases, dense layers N(0, 0.01²), as
+            torchvision's MobileNets, but with a depthwise layer's fan counted per group: torch's own count makes
+            its outputs so small that a batch norm's running variance, which starts at 1, takes long to get there;
+            `dirac`: torch's own, but for the first filters of each convolution that is not depthwise, one for each
+            input channel, which pass that channel on, and dense layers N(0, 1/in²), zero biases (Jordan, arXiv
+            2404.00498, section 3.3, and airbench94_muon's last layer).
+    """
+    if scheme == "torch":
+        return
+    for layer in net.modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        if scheme == "glorot_uniform":
+            # A depthwise kernel's fans are swapped between Keras and torch; their sum, which counts, is the same.
+            nn.init.xavier_uniform_(layer.weight)
+        elif scheme == "dirac":
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=1 / layer.in_features)
+            elif layer.groups == 1:
+                nn.init.dirac_(layer.weight[: layer.in_channels])
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            with torch.no_grad():
+                layer.weight.mul_(layer.groups**0.5)
+        else:
+            nn.init.normal_(layer.weight, std=0.01)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def whiten(net: nn.Module, images: Tensor, deviation: float) -> None:
+    """Gives the first convolution of `net`, in place, filters that whiten the patches of `images`; biases are 0.
+
+    They are the eigenvectors of the patches' covariance, from the largest eigenvalue on, each with both signs, scaled
+    so that all responses have this `deviation`; where the layer has more filters, random mixes of these. Source:
+    Jordan, arXiv 2404.00498, section 3.2.
+
+    Args:
+        images: (N, C, H, W), as the network sees them; as many of them count as give PATCHES patches or more.
+    """
+    conv = stem(net)
+    size = conv.weight[0].numel()
+    for layer in net.children():  # what comes before the convolution: a crop, a resize
+        if any(part is conv for part in layer.modules()):
+            break
+        images = layer(images)
+    images = images[: math.ceil(PATCHES / images[0, 0].numel())]
+    patches = F.unfold(images, conv.kernel_size).transpose(0, 1).flatten(1)
+    # on the host: so small, it is done before a GPU has its library ready
+    variances, directions = torch.linalg.eigh(torch.cov(patches).cpu())
+    whitening = (directions / (variances + 1e-2).sqrt()).T.flip(0)
+    pairs = torch.stack([whitening, -whitening], dim=1).flatten(0, 1)[: len(conv.weight)]
+    mixes = F.normalize(torch.randn(len(conv.weight) - len(pairs), size), dim=1) @ whitening
+    with torch.no_grad():
+        conv.weight.copy_((torch.cat([pairs, mixes]) * deviation).view_as(conv.weight))
+        if conv.bias is not None:
+            conv.bias.zero_()
+
+
+def stem(net: nn.Module) -> nn.Conv2d:
+    """The first convolution of `net`."""
+    return next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+
+
+def build_optimizer(nets: list[nn.Module], options: dict[str, Any]) -> Optimizer:
+    """The optimizer `options["name"]` of torch.optim over all of `nets`, with its other options as arguments.
+
+    Weight decay spares biases and norms. `Muon` takes filters only (see find_filters), and for the rest needs the
+    options `others`: those of another optimizer, its name among them.
+
+    Raises InputError for an unknown name or argument.
+    """
+    parameters = [parameter for net in nets for parameter in net.parameters()]
+    if options["name"] != "Muon":
+        return make_optimizer(parameters, options, "recipe.optimizer")
+    arguments = {key: value for key, value in options.items() if key not in ("name", "others", "depthwise")}
+    depthwise = options.get("depthwise", "others")
+    check_choice("recipe.optimizer.depthwise", depthwise, "others", "muon")
+    filters = [weight for net in nets for weight in find_filters(net, depthwise == "muon")]
+    if not filters:
+        raise InputError("recipe.optimizer.name=Muon finds no filters in this network: choose another optimizer")
+    taken = {id(weight) for weight in filters}
+    rest = [p for p in parameters if id(p) not in taken]
+    others = make_optimizer(rest, options["others"], "recipe.optimizer.others")
+    try:
+        return Muon(filters, others, **arguments)
+    except (TypeError, ValueError) as error:
+        raise refusal("recipe.optimizer", "Muon", error) from error
+
+
+def make_optimizer(parameters: list[nn.Parameter], options: dict[str, Any], key: str) -> Optimizer:
+    """The optimizer of torch.optim that `options`, under the configuration's `key`, ask for, over `parameters`.
+
+    Those of one dimension, biases and norms, are a group without weight decay, and with the options `biases`, if any.
+    """
+    arguments = dict(options)
+    name, own = arguments.pop("name"), arguments.pop("biases", {})
+    kind = getattr(torch.optim, str(name), None)
+    if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
+        raise InputError(f"unknown {key}.name={name}: give one of torch.optim, such as AdamW, Adam or SGD")
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.ndim > 1]}]
+    if alone := [p for p in parameters if p.ndim <= 1]:
+        groups.append({"params": alone, "weight_decay": 0.0, **own})
+    try:
+        optimizer = kind(groups, **arguments)
+    except (TypeError, ValueError) as error:
+        raise refusal(key, name, error) from error
+    if unknown := own.keys() - optimizer.defaults.keys():
+        raise InputError(f"unknown {key}.biases.{min(unknown)}: see torch.optim.{name}")
+    return optimizer
+
+
+def refusal(key: str, name: str, error: Exception) -> InputError:
+    """The error for arguments that torch.optim's `name` does not take."""
+    reason = " ".join(str(error).split())
+    return InputError(f"{key} cannot be made ({reason}): see torch.optim.{name}")
+
+
+def find_filters(net: nn.Module, depthwise: bool) -> list[nn.Parameter]:
+    """The weights of `net` that Muon takes: those of all convolutions but the first, which is next to the pixels.
+
+    Dense layers are left out: of the Keras example's it took a sixth of a CPU's step, for no more accuracy.
+
+    Args:
+        depthwise: take depthwise (and grouped) convolutions too, as C x K² matrices. Their channels do not mix, so
+            that to make the filters of different ones orthogonal relates what has nothing in common.
+    """
+    convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    return [layer.get_parameter("weight") for layer in convolutions[1:] if depthwise or layer.groups == 1]
+
+
+def build_schedule(optimizer: Optimizer, recipe: RecipeConfig, steps: int) -> LRScheduler:
+    """The learning rate over `steps` optimizer steps, to be stepped after each: `constant`, `one_cycle` or `linear`.
+
+    One cycle goes up from a 25th of the rate over the first `warmup` of the steps and down to nothing over the rest,
+    along half cosines (Smith, arXiv 1708.07120, in the form that torch and fastai gave it). With no warm-up it is
+    cosine annealing. `linear` goes up from nothing and down to nothing along straight lines.
+    """
+
+    def one_cycle(step: int) -> float:
+        progress = step / steps
+        if progress < recipe.warmup:
+            return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * progress / recipe.warmup)) / 2
+        return (1 + math.cos(math.pi * (progress - recipe.warmup) / max(1 - recipe.warmup, 1 / steps))) / 2
+
+    def linear(step: int) -> float:
+        progress = (step + 1) / (steps + 1)  # no step is at a rate of 0
+        if progress < recipe.warmup:
+            return progress / recipe.warmup
+        return (1 - progress) / max(1 - recipe.warmup, 1 / (steps + 1))
+
+    forms: dict[str, Callable[[int], float]] = {"constant": lambda step: 1.0, "one_cycle": one_cycle, "linear": linear}
+    return LambdaLR(optimizer, forms[recipe.schedule])
