@@ -11,7 +11,7 @@ from torch import Tensor
 from sepconv import InputError
 from sepconv.config import RecipeConfig
 from sepconv.data.datasets import Dataset
-from sepconv.data.transforms import AlternatingFlip
+from sepconv.data.transforms import Augmenter
 
 GROUPS = 20  # parts that an epoch's batches are handed over in
 
@@ -62,46 +62,38 @@ def evaluation_batch(device: torch.device) -> int:
 
 
 class ImageData(L.LightningDataModule):
-    """The one data module: a Dataset on the trainer's device, and the generator behind all that is random there.
+    """A Dataset on `device`, and the generator behind all that is random in its order and augmentation.
 
-    The generator draws the order of the batches and the augmentation. It is saved in checkpoints, with the images that
-    come mirrored next, so that a training step is a function of the network, the batch's rows and this state.
+    Checkpoints hold the generator's state and the augmenter's, so that a training step is a function of the network,
+    the batch's rows and this state.
 
-    Lightning's loop gets the rows of several batches at a time, GROUPS times an epoch, and the module makes as many
-    steps of them: what the loop costs, a few tenths of a millisecond, is paid once for all of them.
+    The training loader gives the rows of several batches at a time, GROUPS times an epoch: what Lightning's loop costs,
+    a few tenths of a millisecond, is paid once for all of them.
 
     Args:
-        recipe: says the size of the batches and the length of an epoch.
+        recipe: says the size of the batches, the length of an epoch and the augmentation.
+        seed: of the generator.
         limit: use at most so many batches of each part.
+
+    Raises:
+        InputError: too few images for a batch, or for the device's memory too many.
     """
 
-    def __init__(self, dataset: Dataset, recipe: RecipeConfig, seed: int = 0, limit: int | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, recipe: RecipeConfig, device: torch.device, seed: int = 0, limit: int | None = None
+    ) -> None:
         super().__init__()
-        batch_size, count = recipe.batch_size, count_images(dataset, recipe)
-        self.dataset, self.batch_size, self.seed, self.limit = dataset, batch_size, seed, limit
-        self.count = count if limit is None else min(count, limit * batch_size)  # images of an epoch
-        self.steps = math.ceil(self.count / batch_size)  # of an epoch
-        self.group = math.ceil(self.steps / GROUPS)  # batches handed over at a time
-        self.generator = torch.Generator().manual_seed(seed)
-        self.alternate = recipe.augment.alternate
-        self.flip: AlternatingFlip | None = None
-
-    def setup(self, stage: str) -> None:
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        self.dataset = self.dataset.to(device)
-        if self.generator.device.type != device.type:
-            self.generator = torch.Generator(device).manual_seed(self.seed)
-        if self.alternate and self.flip is None:
-            self.flip = AlternatingFlip(len(self.dataset.labels), self.generator)
-
-    def training_images(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of the dataset's `rows`, a batch; the images mirrored by turns where the recipe asks."""
-        images, labels = self.dataset[rows]
-        return images if self.flip is None else self.flip(images, rows), labels
+        count = count_images(dataset, recipe)
+        self.batch_size, self.limit = recipe.batch_size, limit
+        self.count = count if limit is None else min(count, limit * recipe.batch_size)  # images of an epoch
+        self.steps = math.ceil(self.count / recipe.batch_size)  # of an epoch
+        self.dataset = dataset.to(device)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.augment = Augmenter(recipe.augment, len(dataset.labels), self.generator)
 
     def train_dataloader(self) -> Batches:
-        return Batches(self.dataset.train, self.group * self.batch_size, self.count, self.generator)
+        size = math.ceil(self.steps / GROUPS) * self.batch_size
+        return Batches(self.dataset.train, size, self.count, self.generator)
 
     def val_dataloader(self) -> Batches:
         return self.evaluated(self.dataset.validation)
@@ -114,10 +106,8 @@ class ImageData(L.LightningDataModule):
         return Batches(rows, size, self.limit and self.limit * size)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"generator": self.generator.get_state()}
-        return state if self.flip is None else state | {"mirrored": self.flip.mirrored}
+        return {"generator": self.generator.get_state(), "augment": self.augment.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.generator.set_state(state_dict["generator"].cpu())
-        if self.flip is not None:
-            self.flip.mirrored.copy_(state_dict["mirrored"])
+        self.augment.load_state_dict(state_dict["augment"])

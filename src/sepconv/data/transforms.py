@@ -6,33 +6,57 @@ Images are (B, C, H, W); pixel values are kept in their range, 0 to 255.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepconv.config import Augment
 
 
-def augment(images: Tensor, settings: Augment, generator: torch.Generator, fill: Tensor) -> Tensor:
-    """Applies what `settings` asks for, in this order: crop, flip, shift and rotation, cutout.
+class Augmenter:
+    """Changes training images as `settings` asks, each its own way: flips, a crop, a shift and rotation, a cutout.
 
     Args:
-        images: uint8 (B, C, H, W).
-        fill: (C,), the colour of a cut-out square, 0 to 255.
-
-    Returns:
-        (B, C, H, W), uint8 where nothing interpolates, else float32.
+        count: images of the data set.
+        generator: draws all that is random; the device is its own.
     """
-    if settings.crop:
-        images = random_crop(images, settings.crop, generator, settings.reflect)
-    if settings.flip and not settings.alternate:
-        images = random_flip(images, generator)
-    if settings.shift or settings.rotate:
-        images = random_affine(images, settings.rotate, settings.shift, generator)
-    if settings.cutout:
-        images = random_cutout(images, settings.cutout, generator, fill)
-    return images
+
+    def __init__(self, settings: Augment, count: int, generator: torch.Generator) -> None:
+        self.settings, self.generator = settings, generator
+        self.alternation = AlternatingFlip(count, generator) if settings.alternate else None
+
+    def __call__(self, images: Tensor, rows: Tensor, fill: Tensor) -> Tensor:
+        """Augments a batch.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            rows: (B,), their places in the data set.
+            fill: (C,), the colour of a cut-out square, 0 to 255.
+
+        Returns:
+            (B, C, H, W), uint8 where nothing interpolates, else float32.
+        """
+        settings, generator = self.settings, self.generator
+        if self.alternation is not None:
+            images = self.alternation(images, rows)
+        if settings.crop:
+            images = random_crop(images, settings.crop, generator, settings.reflect)
+        if settings.flip and self.alternation is None:
+            images = random_flip(images, generator)
+        if settings.shift or settings.rotate:
+            images = random_affine(images, settings.rotate, settings.shift, generator)
+        if settings.cutout:
+            images = random_cutout(images, settings.cutout, generator, fill)
+        return images
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.alternation is None else {"mirrored": self.alternation.mirrored}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        if self.alternation is not None:
+            self.alternation.mirrored.copy_(state_dict["mirrored"])
 
 
 def uniform(count: int, low: float, high: float, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -135,6 +159,61 @@ def axes(images: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def random_cutout(images: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Tensor:
+    """Paints a square over each image, centred at a random pixel (DeVries and Taylor, arXiv 1708.04552)."""
+    height, width = images.shape[-2:]
+    centre = uniform(2, 0, 1, images, generator)
+    masks = []
+    for draws, length in zip(centre, (height, width), strict=True):
+        start = (draws * length).long() - side // 2
+        position = torch.arange(length, device=images.device)
+        masks.append((position >= start[:, None]) & (position < start[:, None] + side))
+    inside = masks[0][:, None, :, None] & masks[1][:, None, None, :]
+    return torch.where(inside, fill.to(images.dtype)[:, None, None], images)
+
+
+class Standardize(nn.Module):
+    """Pixels (B, C, H, W), 0 to 255, to float32 with this mean and deviation of each channel taken out of them.
+
+    Args:
+        mean, deviation: of each channel, for pixels from 0 to 1.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        deviation = torch.where(deviation > 0, deviation, 1.0)  # a channel that never varies carries nothing
+        # (pixel / 255 - mean) / deviation as one multiplication and addition
+        self.register_buffer("scale", (1 / (255 * deviation)).view(-1, 1, 1))
+        self.register_buffer("offset", (-mean / deviation).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, images.float(), self.scale)
+
+
+class NormalizeMoments(nn.Module):
+    """`normalize_moments` as a layer."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return normalize_moments(images)
+
+
+def make_normalization(kind: str, mean: list[float], deviation: list[float]) -> nn.Module:
+    """What a network sees of pixels from 0 to 255, as a layer: (B, C, H, W) to float32 (B, C, H, W).
+
+    Args:
+        kind: `standardize` (mean 0, deviation 1 per channel), `unit` (0 to 1), or `moments` (standardize, after
+            each image's place, slant and size are made alike).
+        mean, deviation: of each channel of the training images, for pixels from 0 to 1.
+    """
+    if kind == "unit":
+        return Standardize(torch.zeros(len(mean)), torch.ones(len(mean)))
+    standardize = Standardize(torch.tensor(mean), torch.tensor(deviation))
+    return nn.Sequential(NormalizeMoments(), standardize) if kind == "moments" else standardize
+
+
 # of moment normalization
 DEVIATION = (0.25, 0.36)  # of the ink along x and y, where half a side is 1
 SCALE = (0.7, 1.4)  # the part of a side, least and most, that is shown as a whole one: strokes grow by 1 / 0.7 at most
@@ -171,31 +250,23 @@ def normalize_moments(images: Tensor) -> Tensor:
     return affine(images, across, down, torch.stack([mean_x, mean_y], dim=-1))
 
 
-def random_cutout(images: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Tensor:
-    """Paints a square over each image, centred at a random pixel (DeVries and Taylor, arXiv 1708.04552)."""
-    height, width = images.shape[-2:]
-    centre = uniform(2, 0, 1, images, generator)
-    masks = []
-    for draws, length in zip(centre, (height, width), strict=True):
-        start = (draws * length).long() - side // 2
-        position = torch.arange(length, device=images.device)
-        masks.append((position >= start[:, None]) & (position < start[:, None] + side))
-    inside = masks[0][:, None, :, None] & masks[1][:, None, None, :]
-    return torch.where(inside, fill.to(images.dtype)[:, None, None], images)
-
-
-def views(images: Tensor, kind: str) -> list[tuple[Tensor, float]]:
-    """What test-time augmentation shows of `images` (B, C, H, W), and the share of each view in the mean of logits.
+def classify_views(classify: Callable[[Tensor], Tensor], images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Test-time augmentation: logits (B, classes) of `images` (B, C, H, W), and their mean over several views.
 
     Args:
         kind: `mirror`: the images and their mirror images. `translate`: these, for half of the mean, and for the other
             half the same of the images moved by a pixel, up and left or down and right, their border reflected
             (Jordan, arXiv 2404.00498, section 3.5: six views).
     """
-    shown = [(images, 1.0)]
+    views = [images]
     if kind == "translate":
         height, width = images.shape[-2:]
         rows, columns = (reflected(1, side, images.device) for side in (height, width))
         padded = images.index_select(2, rows).index_select(3, columns)
-        shown = [(images, 0.5), (padded[:, :, :height, :width], 0.25), (padded[:, :, 2:, 2:], 0.25)]
-    return [(view, share / 2) for image, share in shown for view in (image, image.flip(-1))]
+        views += [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
+    plain, *others = (classify(image).float() for view in views for image in (view, view.flip(-1)))
+    share = 1 / 2 if kind == "mirror" else 1 / 4  # of the first two views
+    mean = share * plain + share * others[0]
+    for logits in others[1:]:
+        mean += share / 2 * logits
+    return plain, mean

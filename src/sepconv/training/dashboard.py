@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 from sepconv.costs import counting
 from sepconv.costs.report import LAYER_COLUMNS, layer_record, markdown
 from sepconv.data.datasets import Dataset, sample
-from sepconv.data.transforms import augment
+from sepconv.data.transforms import Augmenter
 from sepconv.training.classifier import ImageClassifier
 
 # What to see first: tags of TensorBoard's "custom scalars" tab, each chart with all runs that are selected.
@@ -77,9 +77,12 @@ class Dashboard(Callback):
 
     def show_batch(self, module: ImageClassifier) -> None:
         """Some training images, as they are and as the recipe augments them, by draws that are not training's."""
-        images, _ = module.data.dataset[sample(module.data.dataset.train, SHOWN)]
+        dataset = module.data.dataset
+        rows = sample(dataset.train, SHOWN)
+        images, _ = dataset[rows]
         generator = torch.Generator(images.device).manual_seed(0)
-        changed = augment(images, module.recipe.augment, generator, module.fill)
+        augment = Augmenter(module.recipe.augment, len(dataset.labels), generator)
+        changed = augment(images, rows, module.fill)
         for name, shown in (("original", images), ("augmented", changed)):
             self.writer.add_image(f"images/{name}", grid(shown.float() / 255))
 

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sepconv import InputError
 from sepconv.config import RecipeConfig, check_choice
 from sepconv.training.muon import Muon
-
-PATCHES = 2**19  # that whitening looks at, whatever the images' size
 
 
 def initialize(net: nn.Module, scheme: str) -> None:
@@ -53,55 +50,21 @@ def initialize(net: nn.Module, scheme: str) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def whiten(net: nn.Module, images: Tensor, deviation: float) -> None:
-    """Gives the first convolution of `net`, in place, filters that whiten the patches of `images`; biases are 0.
-
-    They are the eigenvectors of the patches' covariance, from the largest eigenvalue on, each with both signs, scaled
-    so that all responses have this `deviation`; where the layer has more filters, random mixes of these. Source:
-    Jordan, arXiv 2404.00498, section 3.2.
-
-    Args:
-        images: (N, C, H, W), as the network sees them; as many of them count as give PATCHES patches or more.
-    """
-    conv = stem(net)
-    size = conv.weight[0].numel()
-    for layer in net.children():  # what comes before the convolution: a crop, a resize
-        if any(part is conv for part in layer.modules()):
-            break
-        images = layer(images)
-    images = images[: math.ceil(PATCHES / images[0, 0].numel())]
-    patches = F.unfold(images, conv.kernel_size).transpose(0, 1).flatten(1)
-    # on the host: so small, it is done before a GPU has its library ready
-    variances, directions = torch.linalg.eigh(torch.cov(patches).cpu())
-    whitening = (directions / (variances + 1e-2).sqrt()).T.flip(0)
-    pairs = torch.stack([whitening, -whitening], dim=1).flatten(0, 1)[: len(conv.weight)]
-    mixes = F.normalize(torch.randn(len(conv.weight) - len(pairs), size), dim=1) @ whitening
-    with torch.no_grad():
-        conv.weight.copy_((torch.cat([pairs, mixes]) * deviation).view_as(conv.weight))
-        if conv.bias is not None:
-            conv.bias.zero_()
-
-
-def stem(net: nn.Module) -> nn.Conv2d:
-    """The first convolution of `net`."""
-    return next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
-
-
-def build_optimizer(nets: list[nn.Module], options: dict[str, Any]) -> Optimizer:
-    """The optimizer `options["name"]` of torch.optim over all of `nets`, with its other options as arguments.
+def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
+    """The optimizer `options["name"]` of torch.optim over `net`, with its other options as arguments.
 
     Weight decay spares biases and norms. `Muon` takes filters only (see find_filters), and for the rest needs the
     options `others`: those of another optimizer, its name among them.
 
     Raises InputError for an unknown name or argument.
     """
-    parameters = [parameter for net in nets for parameter in net.parameters()]
+    parameters = list(net.parameters())
     if options["name"] != "Muon":
         return make_optimizer(parameters, options, "recipe.optimizer")
     arguments = {key: value for key, value in options.items() if key not in ("name", "others", "depthwise")}
     depthwise = options.get("depthwise", "others")
     check_choice("recipe.optimizer.depthwise", depthwise, "others", "muon")
-    filters = [weight for net in nets for weight in find_filters(net, depthwise == "muon")]
+    filters = find_filters(net, depthwise == "muon")
     if not filters:
         raise InputError("recipe.optimizer.name=Muon finds no filters in this network: choose another optimizer")
     taken = {id(weight) for weight in filters}

@@ -19,11 +19,10 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -32,11 +31,46 @@ from sepconv import InputError
 from sepconv.config import REPOSITORY, TrainConfig, complete, read
 
 CODE = ("src", "scripts", "configs")
-FIGURES = {"test_accuracy", "fit_seconds", "images", "device", "precision", "command", "git", "versions"}
 
 
-def create(config: TrainConfig) -> Path:
-    """Makes a new run directory under `config.runs`. Raises InputError where it cannot be written."""
+@dataclass(kw_only=True)
+class Result:
+    """A finished run's figures, as `result.json` has them. Accuracies are shares of 1."""
+
+    model: str  # its name
+    data: str
+    seed: int
+    parameters: int
+    macs: int  # multiply-accumulates of one image's forward pass
+    test_accuracy: float
+    test_loss: float
+    test_accuracy_tta: float | None = None  # by the mean logits of several views, where recipe.tta asks for them
+    val_accuracy: float  # of the checkpoint that was tested
+    images: dict[str, int]  # of each part: train, validation, test
+    batch_size: int
+    epochs: int
+    fit_seconds: float  # whitening, steps, validation, checkpoints
+    history: list[dict[str, Any]]  # of each epoch: its number, seconds of training so far, validation loss and accuracy
+    dashboard_seconds: float
+    seconds_to_first_step: float | None  # from the process's start; None where no step was left to do
+    train_images_per_second: float | None  # None where the training was too short
+    eval_images_per_second: float | None
+    test_seconds: float  # of the whole test, all views
+    peak_memory_bytes: int
+    precision: str  # Lightning's name for it
+    step: str | None = None  # the form of the training step; None where nothing was trained
+    device: dict[str, Any]
+    git: dict[str, Any]  # sha, and whether the code was changed since (dirty)
+    versions: dict[str, str | None]
+    command: str
+    separated_from: str | None = None  # the run whose network scripts/separate.py separated
+
+
+def create(config: TrainConfig, overrides: list[str]) -> Path:
+    """Makes a new run directory under `config.runs`, with its configuration and the overrides that led to it.
+
+    Raises InputError where it cannot be written.
+    """
     parent = Path(config.runs).expanduser() / config.data.name / config.model["name"]
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
     attempt = 1
@@ -49,15 +83,11 @@ def create(config: TrainConfig) -> Path:
             except FileExistsError:  # another run of this second
                 attempt += 1
                 continue
+            OmegaConf.save(asdict(config), path / "config.yaml")
+            OmegaConf.save(overrides, path / "overrides.yaml")
             return path.resolve()
     except OSError as error:
         raise InputError(f"cannot make a run directory in {parent} ({error.strerror}): choose another runs=") from error
-
-
-def write_config(run: Path, config: TrainConfig, overrides: list[str]) -> None:
-    """Writes the resolved configuration and the overrides that led to it."""
-    OmegaConf.save(asdict(config), run / "config.yaml")
-    OmegaConf.save(overrides, run / "overrides.yaml")
 
 
 def read_config(run: str | Path) -> tuple[Path, TrainConfig, list[str]]:
@@ -82,6 +112,8 @@ def read_checkpoint(run: Path, name: str, config: TrainConfig) -> Path:
 
     Raises InputError where it is missing, cannot be loaded, or is of another network than `config` names.
     """
+    import torch  # here: compare.py does not wait for it
+
     path = run / "checkpoints" / f"{name}.ckpt"
     if not path.is_file():
         raise InputError(f"{run} has no checkpoint {name}.ckpt: it stopped before its first epoch's end")
@@ -94,22 +126,23 @@ def read_checkpoint(run: Path, name: str, config: TrainConfig) -> Path:
     return path
 
 
-def write_result(run: Path, result: dict[str, Any]) -> None:
+def write_result(run: Path, result: Result) -> None:
     """Writes `result.json` whole or not at all."""
     part = run / "result.json.part"
-    part.write_text(json.dumps(result, indent=2) + "\n")
+    part.write_text(json.dumps(asdict(result), indent=2) + "\n")
     os.replace(part, run / "result.json")
 
 
-def read_result(run: Path) -> dict[str, Any]:
+def read_result(run: Path) -> Result:
     """A complete run's figures. Raises InputError where there are none."""
     try:
-        result = json.loads((run / "result.json").read_text())
+        figures = json.loads((run / "result.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{run} has no readable result.json: the run is not complete") from error
-    if not isinstance(result, dict) or not result.keys() >= FIGURES:
-        raise InputError(f"{run}/result.json is not a run's: it lacks {', '.join(sorted(FIGURES - set(result)))}")
-    return result
+    required = {field.name for field in fields(Result) if field.default is MISSING}
+    if not isinstance(figures, dict) or not figures.keys() >= required:
+        raise InputError(f"{run}/result.json is not a run's: it lacks {', '.join(sorted(required - set(figures)))}")
+    return Result(**{field.name: figures[field.name] for field in fields(Result) if field.name in figures})
 
 
 def command_line(script: str, overrides: list[str]) -> str:
@@ -137,6 +170,8 @@ def git_state(checkout: Path = REPOSITORY, paths: Sequence[str] = CODE) -> dict[
 
 def versions() -> dict[str, str | None]:
     """Versions of what computes: Python, the libraries, and CUDA where torch has it and a device is there."""
+    import torch  # here: compare.py does not wait for it
+
     names = {"torchvision": "torchvision", "lightning": "lightning", "hydra": "hydra-core"}
     found = {name: importlib.metadata.version(package) for name, package in names.items()}
     return {

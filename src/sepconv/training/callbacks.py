@@ -1,17 +1,25 @@
-"""How long training takes, as a whole and between the groups of steps that its loop makes."""
+"""What goes along with a training: its clock, the look at its losses, its checkpoints."""
 
+import logging
 import statistics
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
+from sepconv import InputError
 from sepconv.devices import synchronize
 
+log = logging.getLogger(__name__)
+
 WARM_UP = 10  # intervals left out of the throughput, at most half of what there is
+CHECK_EVERY = 100  # steps between looks at the loss: a look waits for the device
 
 
 class Stopwatch(Callback):
@@ -123,3 +131,81 @@ class Stopwatch(Callback):
 def median_rate(intervals: list[tuple[int, float]]) -> float:
     """Images a second, the median over intervals of (images, seconds)."""
     return statistics.median(images / seconds for images, seconds in intervals)
+
+
+class Diverged(InputError):
+    """The training loss became NaN or infinite."""
+
+
+class Monitor(Callback):
+    """Logs training's loss, accuracy and learning rate, and ends a training that diverges.
+
+    A step does not wait for it: figures stay on the device until an epoch's end, or until the next look at the loss.
+
+    Raises:
+        Diverged: from the hooks, before the epoch's validation, so that no checkpoint of a diverged network is written.
+    """
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.outputs: list[dict[str, Any]] = []  # of each group of steps: loss, hits, rate, and images, last step
+        self.checked = 0  # steps whose loss was looked at
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        self.outputs.append(outputs | {"images": len(batch), "step": module.global_step})
+        losses = torch.cat([output["loss"] for output in self.outputs])
+        if len(losses) - self.checked < CHECK_EVERY and batch_idx + 1 < trainer.num_training_batches:
+            return
+        finite = losses[self.checked :].isfinite()
+        if not finite.all():
+            bad = self.checked + int(finite.int().argmin()) + 1
+            raise Diverged(
+                f"the loss became {float(losses[bad - 1])} in epoch {trainer.current_epoch + 1}, step {bad}: "
+                "lower recipe.optimizer.lr; the last checkpoint written is from before"
+            )
+        self.checked = len(losses)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        losses = [output["loss"].double().mean().item() for output in self.outputs]
+        hits = [output["hits"].sum().item() for output in self.outputs]
+        images = [output["images"] for output in self.outputs]
+        if isinstance(trainer.logger, TensorBoardLogger):
+            writer = trainer.logger.experiment
+            for output, loss, right in zip(self.outputs, losses, hits, strict=True):
+                writer.add_scalar("loss/train", loss, output["step"])
+                writer.add_scalar("accuracy/train", right / output["images"], output["step"])
+                writer.add_scalar("learning_rate", output["rate"], output["step"])
+        log.info(
+            "epoch %d: train loss %.4f, accuracy %.4f; validation accuracy %.4f",
+            trainer.current_epoch + 1,
+            sum(loss * count for loss, count in zip(losses, images, strict=True)) / sum(images),
+            sum(hits) / sum(images),
+            trainer.callback_metrics["accuracy/validation"],
+        )
+
+
+class Checkpoint(ModelCheckpoint):
+    """A file in the run's directory, wherever that is when the run is resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return path and str(Path(str(self.dirpath), Path(path).name))
+
+        paths = {key: here(path) for key, path in state_dict.items() if key.endswith("_path")}
+        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": models, "dirpath": self.dirpath})
+
+
+class BestCheckpoint(Checkpoint):
+    """Keeps the epoch of the best validation accuracy: of equal ones the latest, which has trained longest."""
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        return current == self.best_model_score or super().check_monitor_top_k(trainer, current)
+
+
+def make_checkpoints(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """What writes best.ckpt and, after every epoch, last.ckpt; in this order, so that the last knows the best."""
+    best = BestCheckpoint(folder, "best", monitor="accuracy/validation", mode="max", enable_version_counter=False)
+    # not save_last, which saves only when the best is
+    return best, Checkpoint(folder, "last", enable_version_counter=False)
