@@ -6,7 +6,7 @@ from sepconv.config import EvaluateConfig
 
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig, overrides: list[str], started: float) -> None:
-    from sepconv.training.train import evaluate
+    from sepconv.training.evaluate import evaluate
 
     evaluate(config)
 

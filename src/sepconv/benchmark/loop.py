@@ -13,23 +13,23 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 from torch import Tensor
 
 from sepconv import InputError
-from sepconv.config import BenchmarkConfig, RecipeConfig, TrainerConfig
+from sepconv.config import BenchmarkConfig, TrainerConfig
 from sepconv.data.datasets import Dataset, load
-from sepconv.data.module import Batches, ImageData, count_images
-from sepconv.data.transforms import AlternatingFlip, augment
+from sepconv.data.module import ImageData, count_images
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
+from sepconv.training.callbacks import Monitor, Stopwatch, make_checkpoints
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.recipe import build_optimizer, build_schedule
-from sepconv.training.step import CapturedStep, CudaGraph, Step, compile_network, resolve_step
-from sepconv.training.stopwatch import Stopwatch
-from sepconv.training.train import checkpoints, make_classifier, make_trainer
+from sepconv.training.step import TrainingStep, resolve_step
+from sepconv.training.train import make_classifier
+from sepconv.training.trainer import make_trainer
+from sepconv.training.whitening import Whitening, find_stem, whiten
 
 WARM_UP = 10  # steps left out of a round's rate
 
@@ -60,10 +60,10 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(config.rounds):
         classifier = make_classifier(config.model, recipe, dataset)
-        classifier.whiten(dataset)
-        bare = BareLoop(
-            copy.deepcopy(classifier), dataset.to(device), precision, recipe, config.steps, config.seed, config.trainer
-        )
+        copied = copy.deepcopy(classifier)
+        if recipe.whiten:
+            whiten(copied, dataset)
+        bare = BareLoop(copied, dataset, precision, config.steps, config.seed, config.trainer)
         turns = Turns(bare)
         train(classifier, dataset, precision, config, turns)
         for name, measured in turns.rates.items():
@@ -86,11 +86,10 @@ class BareLoop:
     """Trains with nothing but torch: the same images, in the same order, to the same weights as our trainer.
 
     Args:
+        classifier: trained in place, by its recipe; whitened, where the recipe says so.
         steps: of the whole training, which the learning rate's schedule is over.
         seed: draws the order of the images and the augmentation.
-        trainer: says the form of the step.
-
-    Raises InputError for a recipe with a proxy.
+        trainer: says the device and the form of the step.
     """
 
     def __init__(
@@ -98,63 +97,44 @@ class BareLoop:
         classifier: ImageClassifier,
         dataset: Dataset,
         precision: str,
-        recipe: RecipeConfig,
         steps: int,
         seed: int,
         trainer: TrainerConfig,
     ) -> None:
-        if recipe.proxy is not None:
-            raise InputError("the bare loop has no proxy: give recipe.hardest=1 recipe.proxy=null")
         keep_freed_memory()  # as our trainer does, which sets this flag too
         torch.backends.cudnn.benchmark = not trainer.deterministic
-        device = dataset.pixels.device
-        self.classifier, self.dataset, self.recipe = classifier.to(device).train(), dataset, recipe
-        if recipe.channels_last:
-            classifier.net.to(memory_format=torch.channels_last)
+        device, recipe = find_device(trainer), classifier.recipe
+        self.classifier = classifier.to(device).train()
+        classifier.setup("fit")
+        if recipe.whiten:
+            find_stem(classifier.net).requires_grad_(False)
+        self.data = ImageData(dataset, recipe, device, seed)
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.optimizer = build_optimizer([classifier.net], recipe.optimizer)
-        self.scheduler = build_schedule(self.optimizer, recipe, steps)
-        self.flip = AlternatingFlip(len(dataset.labels), self.generator) if recipe.augment.alternate else None
-        epoch = Batches(dataset.train, recipe.batch_size, count_images(dataset, recipe), self.generator)
-        self.batches = chain.from_iterable(repeat(epoch))
-        self.make_step: Step = self.update
-        self.form = resolve_step(trainer, device, self.optimizer)
-        if self.form.startswith("compile"):
-            compile_network(classifier.net)
-        if self.form.endswith("graph"):
-            graph = CudaGraph(self.generator)
-            self.make_step = CapturedStep(self.update, self.optimizer, graph, recipe.batch_size)
+        optimizer = build_optimizer(classifier.net, recipe.optimizer)
+        self.scheduler = build_schedule(optimizer, recipe, steps)
+        self.form = resolve_step(trainer, device, optimizer)
+        self.update = TrainingStep(
+            classifier.net, classifier.normalize, classifier.fill, self.data, recipe, optimizer, self.form, precision
+        )
+        groups = chain.from_iterable(repeat(self.data.train_dataloader()))
+        self.batches = chain.from_iterable(rows.split(recipe.batch_size) for rows in groups)
 
     def run(self, steps: int) -> None:
         """Makes the next `steps` steps."""
         for rows in islice(self.batches, steps):
             self.step(rows)
 
+    def step(self, rows: Tensor) -> None:
+        """One training step."""
+        self.update(rows)
+        self.scheduler.step()
+
     def classify(self, rows: Tensor) -> Tensor:
         """Logits in evaluation."""
         self.classifier.eval()
-        images, _ = self.dataset[rows]
+        images, _ = self.data.dataset[rows]
         with torch.inference_mode(), self.autocast():
             return self.classifier(images)
-
-    def step(self, rows: Tensor) -> None:
-        """One training step."""
-        self.make_step(rows)
-        self.scheduler.step()
-
-    def update(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The part of a step that the device does: its loss."""
-        images, labels = self.dataset[rows]
-        if self.flip is not None:
-            images = self.flip(images, rows)
-        with self.autocast():
-            logits = self.classifier(augment(images, self.recipe.augment, self.generator, self.classifier.fill))
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return (loss.detach(),)
 
 
 class Turns(Callback):
@@ -166,7 +146,7 @@ class Turns(Callback):
         self.steps = 0
 
     def clock(self) -> float:
-        synchronize(self.bare.dataset.pixels.device)
+        synchronize(self.bare.data.dataset.pixels.device)
         return time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -175,7 +155,7 @@ class Turns(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        steps = math.ceil(len(batch) / self.bare.recipe.batch_size)
+        steps = math.ceil(len(batch) / self.bare.data.batch_size)
         ended = self.clock()
         self.bare.run(steps)
         bare_ended = self.clock()
@@ -190,12 +170,13 @@ def train(
     classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig, callback: Callback
 ) -> None:
     """One epoch of `config.steps` steps of our trainer, logs, checkpoints and all."""
-    optimizer = build_optimizer(classifier.trained, classifier.recipe.optimizer)
-    classifier.form = resolve_step(config.trainer, find_device(config.trainer), optimizer)
-    data = ImageData(dataset, classifier.recipe, config.seed, limit=config.steps)
+    device = find_device(config.trainer)
+    classifier.form = resolve_step(config.trainer, device, build_optimizer(classifier.net, classifier.recipe.optimizer))
+    data = ImageData(dataset, classifier.recipe, device, config.seed, limit=config.steps)
+    whitening = [Whitening(fresh=True)] if classifier.recipe.whiten else []
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-        callbacks = [Stopwatch(time.time()), *checkpoints(Path(folder)), callback]
+        callbacks = [Stopwatch(time.time()), *whitening, Monitor(), *make_checkpoints(Path(folder)), callback]
         make_trainer(config.trainer, precision, callbacks, logger, epochs=1).fit(classifier, data)
 
 

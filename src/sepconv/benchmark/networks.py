@@ -55,7 +55,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
                 L.seed_everything(config.seed, verbose=False)
                 classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset, images)
                 macs[conv] = counting.macs(classifier.net, dataset.shape)
-                loops[conv] = BareLoop(classifier, resident, precision, recipe, 1, config.seed, config.trainer)
+                loops[conv] = BareLoop(classifier, resident, precision, 1, config.seed, config.trainer)
             row["macs"] = macs
             row["step"] = {conv: bare.form for conv, bare in loops.items()}
             batch = resident.train[:batch_size]

@@ -61,6 +61,7 @@ from sepconv.data.module import count_images, evaluation_batch
 from sepconv.devices import find_device, resolve_precision, synchronize
 from sepconv.terminal import CONSOLE
 from sepconv.training.train import make_classifier
+from sepconv.training.whitening import whiten
 
 NETWORK = {"name": "baseline"}  # of the Keras MNIST example
 KERAS = REPOSITORY / ".venv-peers"
@@ -208,10 +209,11 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
     images = count_images(dataset, recipe)
     steps = recipe.epochs * -(-images // recipe.batch_size)
     precision = resolve_precision(recipe.precision, device)
-    bare = BareLoop(classifier, dataset, precision, recipe, steps, seed, config.trainer)
+    bare = BareLoop(classifier, dataset, precision, steps, seed, config.trainer)
     synchronize(device)
     started = time.perf_counter()
-    classifier.whiten(dataset)
+    if recipe.whiten:
+        whiten(classifier, dataset)
     bare.run(steps)
     synchronize(device)
     fit_seconds = time.perf_counter() - started

@@ -1,8 +1,6 @@
 """A trained run separated: ranks chosen, networks measured, and the one asked for recorded as a run."""
 
 import copy
-import csv
-import json
 import shutil
 import statistics
 import time
@@ -14,10 +12,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from rich import box
-from rich.table import Table
 from torch import Tensor, nn
 
 from sepconv import InputError
@@ -27,20 +21,24 @@ from sepconv.data.datasets import sample
 from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import find_device, reset_peak_memory, resolve_precision, synchronize
 from sepconv.networks.lowrank import Decomposition, layers, put, separable
+from sepconv.study.separation_report import Ranks, label, print_report, write_report
 from sepconv.terminal import CONSOLE
 from sepconv.training import runs
+from sepconv.training.callbacks import Stopwatch
 from sepconv.training.classifier import ImageClassifier
+from sepconv.training.evaluate import load_run, measure_accuracy
 from sepconv.training.recipe import build_optimizer
+from sepconv.training.runs import Result
 from sepconv.training.step import resolve_step
-from sepconv.training.stopwatch import Stopwatch
-from sepconv.training.train import describe_run, load_run, make_trainer, measure_accuracy, record, train
+from sepconv.training.train import log_costs, make_result, record, train
+from sepconv.training.trainer import make_trainer
+from sepconv.training.whitening import find_stem
 
 CALIBRATION = 500  # training images on which a rank's effect on the logits is measured
 CHOICES = 32  # at most so many ranks of a layer are tried
 ROUNDS, TIMED = 10, 128  # of the speed measurement: rounds, and images a batch
 
 Shape = tuple[int, int, int]  # channels, height, width
-Ranks = dict[str, int]  # of each separated layer, by name; a layer that is not in it stays as it is
 
 
 @dataclass(kw_only=True)
@@ -119,22 +117,22 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
         "finetune_epochs": config.finetune_epochs,
         "test_accuracy": {
             "original": measure_accuracy(original.separated({}), original.dataset, config.trainer),
-            "separated": result["test_accuracy"],
+            "separated": result.test_accuracy,
         },
     }
     if config.finetune_epochs > 0:
         finetuned_run, finetuned = original.train_on(run)
-        chosen.finetuned_accuracy = finetuned["val_accuracy"]
-        report["test_accuracy"]["finetuned"] = finetuned["test_accuracy"]
+        chosen.finetuned_accuracy = finetuned.val_accuracy
+        report["test_accuracy"]["finetuned"] = finetuned.test_accuracy
         report["finetuned_run"] = str(finetuned_run)
     order = sorted(rows)
     original.time([rows[place] for place in order])
     report |= {
-        "device": result["device"],
-        "precision": result["precision"],
+        "device": result.device,
+        "precision": result.precision,
         "chosen": order.index(asked),
         "networks": [asdict(rows[place]) for place in order],
-        "command": result["command"],
+        "command": result.command,
     }
     write_report(run, report)
     print_report(run, report)
@@ -151,6 +149,8 @@ class Original:
         self.precision = resolve_precision(self.recorded.recipe.precision, self.device)
         self.judged = replace(self.dataset, test=self.dataset.validation)  # the images that decide
         net, shape = self.classifier.net, self.dataset.shape
+        if self.recorded.recipe.whiten:  # what is not trained is not separated: its parts would be
+            find_stem(net).requires_grad_(False)
         convolutions = separable(net, config.method)
         if not convolutions:
             raise InputError(f"{self.recorded.model['name']} has no convolution that method={config.method} separates")
@@ -162,7 +162,7 @@ class Original:
         self.logits = self.compute_logits(self.classifier, self.dataset.validation)
         optimizer = scale_rates(self.recorded.recipe.optimizer, config.finetune_lr)
         self.finetuning = replace(self.recorded.recipe, epochs=max(1, config.finetune_epochs), optimizer=optimizer)
-        self.step = resolve_step(config.trainer, self.device, build_optimizer(self.classifier.trained, optimizer))
+        self.step = resolve_step(config.trainer, self.device, build_optimizer(net, optimizer))
 
     def uniform(self) -> list[Ranks]:
         """The network as it is, then every layer at full rank, and so on to rank 1; each layer as far as it goes."""
@@ -252,7 +252,8 @@ class Original:
 
     def data(self) -> ImageData:
         """The data as a training of the run's seed would draw them."""
-        return ImageData(self.dataset, self.recorded.recipe, self.recorded.seed, self.config.trainer.limit_batches)
+        recorded, limit = self.recorded, self.config.trainer.limit_batches
+        return ImageData(self.dataset, recorded.recipe, self.device, recorded.seed, limit)
 
     def finetune(self, classifier: ImageClassifier) -> float:
         """Trains `classifier` on, in place: its accuracy on the validation images after the last epoch."""
@@ -266,49 +267,54 @@ class Original:
             raise KeyboardInterrupt("nothing is recorded") from None
         return round(float(trainer.callback_metrics["accuracy/validation"]), 6)
 
-    def save(self, row: Row, overrides: list[str], started: float) -> tuple[Path, dict[str, Any]]:
+    def save(self, row: Row, overrides: list[str], started: float) -> tuple[Path, Result]:
         """Records the network of `row` as a run, as `sepconv.training.train` would: its directory and result."""
         recorded, config = self.recorded, self.config
         model = {"name": "separated", "base": recorded.model, "method": config.method, "ranks": row.ranks}
         separated = replace(recorded, model=model, trainer=config.trainer, runs=config.runs, resume=None, weights=None)
         classifier = ImageClassifier(model, asdict(recorded.recipe), dict(self.classifier.hparams["images"]))
         classifier.load_state_dict(self.separated(row.ranks).state_dict())
-        run = runs.create(separated)
-        _, _, asked = runs.read_config(self.run)
-        own = [o for o in overrides if o.startswith(("trainer", "data.root=", "runs="))]
-        runs.write_config(run, separated, amend([o for o in asked if not o.lstrip("+~").startswith("model")], own))
+        _, _, first_overrides = runs.read_config(self.run)
+        here = [o for o in overrides if o.startswith(("trainer", "data.root=", "runs="))]
+        run = runs.create(
+            separated, amend([o for o in first_overrides if not o.lstrip("+~").startswith("model")], here)
+        )
         stopwatch = Stopwatch(started)
         logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
-        logger.log_metrics({"cost/parameters": row.parameters, "cost/macs": row.macs}, step=0)
+        log_costs(logger, classifier.net, self.dataset)
         trainer = make_trainer(config.trainer, self.precision, [stopwatch], logger, recorded.recipe.epochs)
         validated = trainer.validate(classifier, self.data(), verbose=False)[0]
         best = run / "checkpoints/best.ckpt"
         trainer.save_checkpoint(best, weights_only=True)
         shutil.copyfile(best, best.with_name("last.ckpt"))
         tested = trainer.test(classifier, self.data(), ckpt_path=best, weights_only=True, verbose=False)[0]
-        result = describe_run(separated, self.dataset, row.parameters, row.macs, stopwatch, tested) | {
-            "val_accuracy": round(validated["accuracy/validation"], 6),
-            "epochs": 0,
-            "fit_seconds": 0.0,
-            "history": [],
-            "dashboard_seconds": 0.0,
-            "train_images_per_second": None,
-            "precision": self.precision,
-            "step": None,
-            "command": runs.command_line("separate", overrides),
-            "separated_from": str(self.run),
-        }
+        result = make_result(
+            separated,
+            self.dataset,
+            classifier.net,
+            stopwatch,
+            tested,
+            val_accuracy=round(validated["accuracy/validation"], 6),
+            epochs=0,
+            fit_seconds=0.0,
+            history=[],
+            dashboard_seconds=0.0,
+            train_images_per_second=None,
+            precision=self.precision,
+            command=runs.command_line("separate", overrides),
+            separated_from=str(self.run),
+        )
         record(run, separated, result, logger)
         return run, result
 
-    def train_on(self, run: Path) -> tuple[Path, dict[str, Any]]:
+    def train_on(self, run: Path) -> tuple[Path, Result]:
         """Fine-tunes the separated network of `run` as a run of its own: its directory and result."""
-        _, separated, asked = runs.read_config(run)
+        _, separated, overrides = runs.read_config(run)
         recipe = self.finetuning
         options = flatten(recipe.optimizer, "recipe.optimizer.")
         rates = [f"{key}={value}" for key, value in options.items() if key.endswith(".lr")]
         changes = [f"weights={run}", f"recipe.epochs={recipe.epochs}", *rates]
-        return train(replace(separated, weights=str(run), recipe=recipe), amend(asked, changes), time.time())
+        return train(replace(separated, weights=str(run), recipe=recipe), amend(overrides, changes), time.time())
 
     def time(self, rows: Sequence[Row]) -> None:
         """Measures the speed of the networks of `rows`, interleaved."""
@@ -414,116 +420,8 @@ def input_shapes(net: nn.Module, shape: Shape, layers: dict[str, nn.Conv2d]) -> 
     return shapes
 
 
-def label(ranks: Ranks, layers: Iterable[str]) -> str:
-    """The ranks of a network with `layers` to separate, in a few characters; - for a layer that is as it was."""
-    values = [ranks.get(name) for name in layers]
-    if not ranks:
-        return "original"
-    if len(set(values)) == 1:
-        return str(values[0])
-    if len(values) <= 4:
-        return ", ".join("-" if value is None else str(value) for value in values)
-    return f"{min(ranks.values())} to {max(ranks.values())}" + (", -" if None in values else "")
-
-
 def describe(row: Row, layers: Iterable[str], total: int) -> str:
     """One line as a network has been measured; `total` is the original's MACs."""
     name = "original" if not row.ranks else f"rank {label(row.ranks, layers)}"
     after = "" if row.finetuned_accuracy is None else f", fine-tuned {row.finetuned_accuracy:.2%}"
     return f"{name}: {row.macs / total:.1%} of the MACs, validation accuracy {row.accuracy:.2%}{after}"
-
-
-def write_report(run: Path, report: dict[str, Any]) -> None:
-    """Writes the report into the run's directory: as JSON, its networks as CSV, and as a plot."""
-    (run / "separation.json").write_text(json.dumps(report, indent=2) + "\n")
-    with (run / "separation.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(report["networks"][0]))
-        writer.writeheader()
-        for row in report["networks"]:
-            writer.writerow(row | {"ranks": " ".join(f"{name}:{rank}" for name, rank in row["ranks"].items())})
-    plot(report).savefig(run / "separation.png", dpi=150)
-
-
-def plot(report: dict[str, Any]) -> Figure:
-    """Validation accuracy against MACs, before and after fine-tuning; its axis is logarithmic in the errors."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    original, *separated = report["networks"]
-    chosen = report["networks"][report["chosen"]]
-    separated.sort(key=lambda row: row["macs"])
-    epochs = report["finetune_epochs"]
-
-    def draw(rows: list[dict[str, Any]], key: str, name: str, style: str, size: int) -> None:
-        if points := [(row["macs"] / 1e6, 100 * max(1e-4, 1 - row[key])) for row in rows if row[key] is not None]:
-            axes.plot(*zip(*points, strict=True), style, markersize=size, label=name)
-
-    draw(separated, "accuracy", "separated", "o-", 4)
-    draw(separated, "finetuned_accuracy", f"and fine-tuned for {epochs} epoch{'s' * (epochs > 1)}", "s-", 4)
-    reached = "accuracy" if chosen["finetuned_accuracy"] is None else "finetuned_accuracy"
-    draw([chosen], reached, f"recorded: rank {label(chosen['ranks'], report['layers'])}", "k*", 12)
-    draw([original], "accuracy", "original", "kD", 6)
-    axes.axhline(100 * max(1e-4, 1 - original["accuracy"]), color="k", linewidth=0.8, linestyle=":")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="million MACs an image",
-        ylabel="validation accuracy (%)",
-        title=f"{report['model']['name']} on {report['data']}, method={report['method']}",
-    )
-    axes.invert_yaxis()
-    for axis, text in ((axes.xaxis, lambda x, _: f"{x:g}"), (axes.yaxis, lambda error, _: f"{100 - error:g}")):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(text))
-        axis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
-def print_report(run: Path, report: dict[str, Any]) -> None:
-    """Prints the table of networks, and the test accuracy of the finished ones."""
-    names = list(report["layers"])
-    title = f"{report['model']['name']} on {report['data']}, method={report['method']}"
-    of = f"ranks of {', '.join(names)}" if 1 < len(names) <= 4 else f"{len(names)} layers"
-    table = Table(
-        title=f"{title}, {of}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column("rank")
-    after = ["fine-\ntuned"] if report["finetune_epochs"] > 0 else []
-    for column in (
-        "weight\nerror",
-        "logit\nerror",
-        "thousand\nparams",
-        "million\nMACs",
-        "",
-        "images/s",
-        "vali-\ndation",
-        *after,
-    ):
-        table.add_column(column, justify="right")
-    total = report["networks"][0]["macs"]
-    for place, row in enumerate(report["networks"]):
-        tuned = row["finetuned_accuracy"]
-        table.add_row(
-            label(row["ranks"], names),
-            *(percent(row[error]) if row["ranks"] else "-" for error in ("weight_error", "logit_error")),
-            f"{row['parameters'] / 1e3:,.1f}",
-            f"{row['macs'] / 1e6:,.3f}",
-            f"{row['macs'] / total:.1%}",
-            f"{row['images_per_second']:,.0f}",
-            f"{row['accuracy']:.2%}",
-            *(["-" if tuned is None else f"{tuned:.2%}"] if after else []),
-            style="bold" if place == report["chosen"] else None,
-        )
-    CONSOLE.print()
-    CONSOLE.print(table)
-    tested = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in report["test_accuracy"].items())
-    CONSOLE.print(f"test accuracy: {tested}", soft_wrap=True)
-    CONSOLE.print(f"recorded in {run}", soft_wrap=True)
-    if "finetuned_run" in report:
-        CONSOLE.print(f"fine-tuned in {report['finetuned_run']}", soft_wrap=True)
-
-
-def percent(share: float) -> str:
-    """A share in percent; its order of magnitude where that would be 0.0."""
-    return f"{share:.1%}" if share == 0 or share >= 5e-4 else f"{share:.0e}"

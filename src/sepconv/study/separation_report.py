@@ -1,0 +1,124 @@
+"""What `scripts/separate.py` writes and prints: its networks as JSON, CSV, a plot and a table."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from rich import box
+from rich.table import Table
+
+from sepconv.terminal import CONSOLE
+
+Ranks = dict[str, int]  # of each separated layer, by name; a layer that is not in it stays as it is
+
+
+def label(ranks: Ranks, layers: Iterable[str]) -> str:
+    """The ranks of a network with `layers` to separate, in a few characters; - for a layer that is as it was."""
+    values = [ranks.get(name) for name in layers]
+    if not ranks:
+        return "original"
+    if len(set(values)) == 1:
+        return str(values[0])
+    if len(values) <= 4:
+        return ", ".join("-" if value is None else str(value) for value in values)
+    return f"{min(ranks.values())} to {max(ranks.values())}" + (", -" if None in values else "")
+
+
+def write_report(run: Path, report: dict[str, Any]) -> None:
+    """Writes the report into the run's directory: as JSON, its networks as CSV, and as a plot."""
+    (run / "separation.json").write_text(json.dumps(report, indent=2) + "\n")
+    with (run / "separation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(report["networks"][0]))
+        writer.writeheader()
+        for row in report["networks"]:
+            writer.writerow(row | {"ranks": " ".join(f"{name}:{rank}" for name, rank in row["ranks"].items())})
+    plot(report).savefig(run / "separation.png", dpi=150)
+
+
+def plot(report: dict[str, Any]) -> Figure:
+    """Validation accuracy against MACs, before and after fine-tuning; its axis is logarithmic in the errors."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    original, *separated = report["networks"]
+    chosen = report["networks"][report["chosen"]]
+    separated.sort(key=lambda row: row["macs"])
+    epochs = report["finetune_epochs"]
+
+    def draw(rows: list[dict[str, Any]], key: str, name: str, style: str, size: int) -> None:
+        if points := [(row["macs"] / 1e6, 100 * max(1e-4, 1 - row[key])) for row in rows if row[key] is not None]:
+            axes.plot(*zip(*points, strict=True), style, markersize=size, label=name)
+
+    draw(separated, "accuracy", "separated", "o-", 4)
+    draw(separated, "finetuned_accuracy", f"and fine-tuned for {epochs} epoch{'s' * (epochs > 1)}", "s-", 4)
+    reached = "accuracy" if chosen["finetuned_accuracy"] is None else "finetuned_accuracy"
+    draw([chosen], reached, f"recorded: rank {label(chosen['ranks'], report['layers'])}", "k*", 12)
+    draw([original], "accuracy", "original", "kD", 6)
+    axes.axhline(100 * max(1e-4, 1 - original["accuracy"]), color="k", linewidth=0.8, linestyle=":")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="million MACs an image",
+        ylabel="validation accuracy (%)",
+        title=f"{report['model']['name']} on {report['data']}, method={report['method']}",
+    )
+    axes.invert_yaxis()
+    for axis, text in ((axes.xaxis, lambda x, _: f"{x:g}"), (axes.yaxis, lambda error, _: f"{100 - error:g}")):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(text))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def print_report(run: Path, report: dict[str, Any]) -> None:
+    """Prints the table of networks, and the test accuracy of the finished ones."""
+    names = list(report["layers"])
+    title = f"{report['model']['name']} on {report['data']}, method={report['method']}"
+    of = f"ranks of {', '.join(names)}" if 1 < len(names) <= 4 else f"{len(names)} layers"
+    table = Table(
+        title=f"{title}, {of}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("rank")
+    after = ["fine-\ntuned"] if report["finetune_epochs"] > 0 else []
+    for column in (
+        "weight\nerror",
+        "logit\nerror",
+        "thousand\nparams",
+        "million\nMACs",
+        "",
+        "images/s",
+        "vali-\ndation",
+        *after,
+    ):
+        table.add_column(column, justify="right")
+    total = report["networks"][0]["macs"]
+    for place, row in enumerate(report["networks"]):
+        tuned = row["finetuned_accuracy"]
+        table.add_row(
+            label(row["ranks"], names),
+            *(percent(row[error]) if row["ranks"] else "-" for error in ("weight_error", "logit_error")),
+            f"{row['parameters'] / 1e3:,.1f}",
+            f"{row['macs'] / 1e6:,.3f}",
+            f"{row['macs'] / total:.1%}",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['accuracy']:.2%}",
+            *(["-" if tuned is None else f"{tuned:.2%}"] if after else []),
+            style="bold" if place == report["chosen"] else None,
+        )
+    CONSOLE.print()
+    CONSOLE.print(table)
+    tested = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in report["test_accuracy"].items())
+    CONSOLE.print(f"test accuracy: {tested}", soft_wrap=True)
+    CONSOLE.print(f"recorded in {run}", soft_wrap=True)
+    if "finetuned_run" in report:
+        CONSOLE.print(f"fine-tuned in {report['finetuned_run']}", soft_wrap=True)
+
+
+def percent(share: float) -> str:
+    """A share in percent; its order of magnitude where that would be 0.0."""
+    return f"{share:.1%}" if share == 0 or share >= 5e-4 else f"{share:.0e}"
