@@ -110,6 +110,9 @@ def test_batches_cover_an_epoch_in_a_new_order_each_time() -> None:
     assert torch.cat(list(Batches(rows, 4))).tolist() == rows.tolist()
 
 
+CPU = torch.device("cpu")
+
+
 def recipe(**changes: Any) -> RecipeConfig:
     base = {"epochs": 1, "batch_size": 64, "drop_last": False, "schedule": "constant", "optimizer": {"name": "SGD"}}
     return read(RecipeConfig, {**base, "augment": {}, **changes})
@@ -122,7 +125,7 @@ def recipe(**changes: Any) -> RecipeConfig:
 )  # fmt: skip
 def test_images_of_an_epoch(changes: dict[str, Any], count: int) -> None:
     """So many, each once, others in the next epoch."""
-    data = ImageData(load(data_config("digits")), recipe(**changes))
+    data = ImageData(load(data_config("digits")), recipe(**changes), CPU)
     first, second = (torch.cat(list(data.train_dataloader())) for _ in range(2))
     assert len(first) == len(first.unique()) == len(second) == count
     assert data.steps == -(-count // 64)
@@ -131,7 +134,7 @@ def test_images_of_an_epoch(changes: dict[str, Any], count: int) -> None:
 
 def test_an_epoch_of_several_passes() -> None:
     """Each image once in each pass, in another order."""
-    data = ImageData(load(data_config("digits")), recipe(epoch_images=2 * 1294 + 100, drop_last=True))
+    data = ImageData(load(data_config("digits")), recipe(epoch_images=2 * 1294 + 100, drop_last=True), CPU)
     rows = torch.cat(list(data.train_dataloader()))
     assert len(rows) == 2688 - 2688 % 64 == data.steps * 64
     passes = rows.split(1294)
@@ -140,7 +143,7 @@ def test_an_epoch_of_several_passes() -> None:
 
 
 def test_generator_state_is_kept() -> None:
-    data = ImageData(load(data_config("digits")), recipe(), seed=3)
+    data = ImageData(load(data_config("digits")), recipe(), CPU, seed=3)
     state = data.state_dict()
     one = torch.cat(list(data.train_dataloader()))
     data.load_state_dict(state)

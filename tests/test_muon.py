@@ -96,21 +96,21 @@ def test_what_muon_takes() -> None:
     pointwise = layers.keys() - {first, last} - depthwise
     assert pointwise
     assert depthwise
-    optimizer = build_optimizer([net], OPTIONS)
+    optimizer = build_optimizer(net, OPTIONS)
     groups = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
     assert groups[0] == {f"{name}.weight" for name in pointwise}
     assert groups[1] == {f"{name}.weight" for name in {first, last} | depthwise}
     assert groups[2] == set(names.values()) - groups[0] - groups[1]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.5, 0.0]
     assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.1, 0.1]
-    too = build_optimizer([net], OPTIONS | {"depthwise": "muon"})
+    too = build_optimizer(net, OPTIONS | {"depthwise": "muon"})
     assert {names[id(p)] for p in too.param_groups[0]["params"]} == {f"{name}.weight" for name in pointwise | depthwise}
 
 
 def test_a_graph_holds_muon_if_it_holds_the_others() -> None:
     net = networks.build(name="tiny", shape=(1, 16, 16), classes=10)
     for others, right in (({"name": "AdamW", "fused": True}, True), ({"name": "SGD"}, False)):
-        assert capturable(build_optimizer([net], OPTIONS | {"others": others | {"lr": 0.1}})) is right
+        assert capturable(build_optimizer(net, OPTIONS | {"others": others | {"lr": 0.1}})) is right
 
 
 def test_a_rate_on_the_device() -> None:
@@ -144,7 +144,7 @@ def test_a_schedule_scales_all_rates_alike() -> None:
         "epochs": 1, "batch_size": 1, "drop_last": True, "schedule": "one_cycle", "warmup": 0.5, "augment": {},
         "optimizer": OPTIONS,
     }  # fmt: skip
-    optimizer = build_optimizer([net], OPTIONS)
+    optimizer = build_optimizer(net, OPTIONS)
     scheduler = build_schedule(optimizer, read(RecipeConfig, recipe), 8)
     factors = set()
     for _ in range(8):
@@ -160,7 +160,7 @@ def test_a_schedule_scales_all_rates_alike() -> None:
 def test_a_state_dict_goes_on_exactly(memory_format: torch.memory_format, tmp_path: Path) -> None:
     net = networks.build(name="tiny", shape=(1, 16, 16), classes=10).to(memory_format=memory_format)
     options = OPTIONS | {"others": {"name": "AdamW", "lr": 0.01, "fused": True}}
-    optimizer = build_optimizer([net], options)
+    optimizer = build_optimizer(net, options)
     images = torch.randn(12, 4, 1, 16, 16)
 
     def train(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Tensor) -> None:
@@ -172,7 +172,7 @@ def test_a_state_dict_goes_on_exactly(memory_format: torch.memory_format, tmp_pa
     train(net, optimizer, images[:6])
     torch.save(optimizer.state_dict(), tmp_path / "state")
     other = copy.deepcopy(net)
-    resumed = build_optimizer([other], options)
+    resumed = build_optimizer(other, options)
     resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     before = copy.deepcopy(net.state_dict())
     train(net, optimizer, images[6:])
@@ -231,4 +231,4 @@ def test_a_network_without_filters() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     assert find_filters(net, depthwise=True) == []
     with pytest.raises(ValueError, match="Muon finds no filters"):
-        build_optimizer([net], OPTIONS)
+        build_optimizer(net, OPTIONS)

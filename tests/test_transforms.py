@@ -12,14 +12,14 @@ from sepconv.data.transforms import (
     DEVIATION,
     SCALE,
     AlternatingFlip,
-    augment,
+    Augmenter,
+    classify_views,
     normalize_moments,
     random_affine,
     random_crop,
     random_cutout,
     random_flip,
     reflected,
-    views,
 )
 
 
@@ -70,16 +70,22 @@ def test_alternating_flips(images: Tensor, generator: torch.Generator) -> None:
 
 
 def test_views() -> None:
+    """The mean of logits over an image, its mirror image and, half as much, both of them moved by a pixel."""
     images = torch.arange(9.0).view(1, 1, 3, 3).expand(2, 2, 3, 3)
-    for kind, count in (("mirror", 2), ("translate", 6)):
-        shown = views(images, kind)
-        assert len(shown) == count
-        assert sum(share for _, share in shown) == 1
-        assert torch.equal(shown[0][0], images)
-        for (one, share), (other, same) in zip(shown[::2], shown[1::2], strict=True):
+    for kind, shares in (("mirror", [0.5] * 2), ("translate", [0.25] * 2 + [0.125] * 4)):
+        seen: list[Tensor] = []
+
+        def classify(view: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(view)
+            return F.one_hot(torch.tensor(len(seen) - 1), 6).expand(len(view), 6)
+
+        plain, mean = classify_views(classify, images, kind)
+        assert torch.equal(plain, F.one_hot(torch.zeros(2, dtype=torch.int64), 6).float())
+        assert mean.tolist() == [shares + [0.0] * (6 - len(shares))] * 2
+        assert torch.equal(seen[0], images)
+        for one, other in zip(seen[::2], seen[1::2], strict=True):
             assert torch.equal(one.flip(-1), other)
-            assert share == same == {2: 0.5, 6: 0.25 if one is images else 0.125}[count]
-    moved = [view[0, 0].tolist() for view, _ in shown[2::2]]
+    moved = [view[0, 0].tolist() for view in seen[2::2]]
     assert moved == [[[4, 3, 4], [1, 0, 1], [4, 3, 4]], [[4, 5, 4], [7, 8, 7], [4, 5, 4]]]
 
 
@@ -205,21 +211,21 @@ def test_cutout_fills_one_square(images: Tensor, generator: torch.Generator) -> 
 def test_each_sample_draws_its_own(generator: torch.Generator) -> None:
     one = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8).expand(64, -1, -1, -1)
     settings = Augment(crop=3, flip=True, shift=1, rotate=10, cutout=4)
-    changed = augment(one, settings, generator, torch.zeros(3))
+    changed = Augmenter(settings, 64, generator)(one, torch.arange(64), torch.zeros(3))
     assert len(changed.flatten(1).unique(dim=0)) == 64
 
 
 def test_same_generator_state_same_images(images: Tensor, generator: torch.Generator) -> None:
     settings = Augment(crop=2, flip=True, shift=1, rotate=10, cutout=4)
-    state = generator.get_state()
-    first = augment(images, settings, generator, torch.zeros(3))
+    augment, state, rows = Augmenter(settings, 256, generator), generator.get_state(), torch.arange(256)
+    first = augment(images, rows, torch.zeros(3))
     generator.set_state(state)
-    assert torch.equal(augment(images, settings, generator, torch.zeros(3)), first)
+    assert torch.equal(augment(images, rows, torch.zeros(3)), first)
     assert first.min() >= 0
     assert first.max() <= 255
 
 
 def test_no_augmentation_is_the_same_tensor(images: Tensor, generator: torch.Generator) -> None:
     state = generator.get_state()
-    assert augment(images, Augment(), generator, torch.zeros(3)) is images
+    assert Augmenter(Augment(), 256, generator)(images, torch.arange(256), torch.zeros(3)) is images
     assert torch.equal(generator.get_state(), state)

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from sepconv import InputError
 from sepconv.data.datasets import Dataset, sample
@@ -37,28 +37,35 @@ class Whitening(Callback):
 
 
 def whiten(classifier: ImageClassifier, dataset: Dataset) -> None:
-    """Gives the first convolution filters that whiten the patches of training images of `dataset`; biases are 0.
+    """Gives the first convolution of `classifier` filters that whiten the training images of `dataset`."""
+    images, _ = dataset[sample(dataset.train, IMAGES)]
+    whiten_stem(classifier.net, classifier.normalize(images), classifier.recipe.whiten)
+
+
+def whiten_stem(net: nn.Module, images: Tensor, deviation: float) -> None:
+    """Gives the first convolution of `net` filters that whiten the patches of `images`; biases are 0.
 
     They are the eigenvectors of the patches' covariance, from the largest eigenvalue on, each with both signs, scaled
-    so that all responses have the deviation `recipe.whiten`; where the layer has more filters, random mixes of these.
-    Source: Jordan, arXiv 2404.00498, section 3.2.
+    so that all responses have this `deviation`; where the layer has more filters, random mixes of these. Source:
+    Jordan, arXiv 2404.00498, section 3.2.
+
+    Args:
+        images: (N, C, H, W), as the network sees them.
     """
-    conv = find_stem(classifier.net)
-    images, _ = dataset[sample(dataset.train, IMAGES)]
-    inputs = classifier.normalize(images)
-    for layer in classifier.net.children():  # what comes before the convolution: a crop, a resize
+    conv = find_stem(net)
+    for layer in net.children():  # what comes before the convolution: a crop, a resize
         if any(part is conv for part in layer.modules()):
             break
-        inputs = layer(inputs)
-    inputs = inputs[: math.ceil(PATCHES / inputs[0, 0].numel())]
-    patches = F.unfold(inputs, conv.kernel_size).transpose(0, 1).flatten(1)
+        images = layer(images)
+    images = images[: math.ceil(PATCHES / images[0, 0].numel())]
+    patches = F.unfold(images, conv.kernel_size).transpose(0, 1).flatten(1)
     # on the host: so small, it is done before a GPU has its library ready
     variances, directions = torch.linalg.eigh(torch.cov(patches).cpu())
     whitening = (directions / (variances + 1e-2).sqrt()).T.flip(0)
     pairs = torch.stack([whitening, -whitening], dim=1).flatten(0, 1)[: len(conv.weight)]
     mixes = F.normalize(torch.randn(len(conv.weight) - len(pairs), len(whitening)), dim=1) @ whitening
     with torch.no_grad():
-        conv.weight.copy_((torch.cat([pairs, mixes]) * classifier.recipe.whiten).view_as(conv.weight))
+        conv.weight.copy_((torch.cat([pairs, mixes]) * deviation).view_as(conv.weight))
         if conv.bias is not None:
             conv.bias.zero_()
 
