@@ -1,0 +1,378 @@
+"""`docs/records.md`: every figure that is kept in `benchmarks/`, with what it was measured on and how.
+
+A JSON file there is the record of one call of `scripts/benchmark.py`; a file `*-runs.csv` lists trained runs, as
+`scripts/compare.py` writes them. The page has no other source, so the same records give the same page.
+"""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from sepconv import InputError
+from sepconv.config import RecordsConfig
+from sepconv.study.compare import Estimate, describe, paired
+from sepconv.study.report import p_value, percent, plain_log, signed
+from sepconv.tables import markdown_table
+from sepconv.terminal import CONSOLE
+
+Row = dict[str, str]  # of a table: cells by heading; of a file of runs: values by column
+Record = dict[str, Any]
+
+WIDTHS = "mnist_widths-runs.csv"  # the runs that PICTURE shows
+PICTURE = "accuracy-cost.png"
+KINDS = {
+    "separable": ("#0072B2", "o"),
+    "dense": ("#D55E00", "s"),
+}  # colour (Okabe and Ito, for the colour-blind), marker
+COMMIT = 7  # characters of a commit's hash that are shown
+# headings of columns of words, which are aligned to the left
+WORDS = {"network", "compared with", "training", "start", "layer", "precision", "hardware", "torch", "date", "commit"}
+
+INTRODUCTION = """\
+The figures that are kept in `benchmarks/`. `python scripts/records.py` writes this page from the files there alone, and
+each table names its file. Accuracies are means over n seeds, with 95 % intervals (Student's t). Times and rates are
+medians over turns, with the first and third quartile in brackets. Compare times within one table only: what stands
+there took turns on one machine."""
+
+TRAININGS = """\
+Test accuracies of trained networks, with their parameters and multiply-accumulates (MACs). The test images are used
+once, at the end of each training. A row is one network at one commit. Its name has the options of the command line,
+where another network of the file has the same name. A network is compared with its dense twin of the same width, or
+else with `baseline`, where both were trained at the same commit: the difference is in percentage points, paired by
+seed, with its 95 % interval and the p-value of the paired t-test. The files do not say what else ran on the machine, so
+no times are given."""
+
+
+def write(config: RecordsConfig) -> None:
+    """Writes `records.md` and its picture into `config.output`, from the files in `config.records`.
+
+    Raises:
+        InputError: there is no such folder, a file is not a record of its kind, or `config.output` cannot be written.
+    """
+    records, folder = Path(config.records).expanduser(), Path(config.output).expanduser()
+    if not records.is_dir():
+        raise InputError(f"records={config.records} is not there: give the folder of the records, such as benchmarks")
+    text, figures = page(records, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "records.md").write_text(text)
+        for name, figure in figures.items():
+            figure.savefig(folder / name, dpi=150, metadata={"Software": None})
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
+    CONSOLE.print(f"page in {folder.resolve()}/records.md", soft_wrap=True)
+
+
+def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
+    """The text of `records.md` in `folder`, and its pictures by their file names."""
+    parts: dict[str, list[str]] = {kind: [] for kind in ("runs", *SUITES, "other")}
+    figures = {}
+    for path in sorted(path for path in records.iterdir() if path.is_file()):
+        source = f"[{path.name}]({os.path.relpath(path.resolve(), folder.resolve())})"
+        with reading(path):
+            record = json.loads(path.read_text()) if path.suffix == ".json" else None
+            if path.name.endswith("-runs.csv"):
+                groups = group_runs(list(csv.DictReader(path.read_text().splitlines())))
+                parts["runs"] += [f"### {path.name.removesuffix('-runs.csv')}", "", *training_lines(groups, source)]
+                if path.name == WIDTHS:
+                    figures[PICTURE] = draw(groups)
+                    parts["runs"] += [f"![Test accuracy against parameters and against MACs]({PICTURE})", ""]
+            elif isinstance(record, dict) and record.get("suite") in SUITES:
+                *_, tabulate = SUITES[record["suite"]]
+                parts[record["suite"]] += [*origin(record, source), *table(tabulate(record))]
+            else:
+                parts["other"] += [f"- {source}"]
+    headings = {"runs": ("Trainings", TRAININGS), **{suite: texts for suite, (*texts, _) in SUITES.items()},
+                "other": ("Other files", "Of a kind that this page cannot show:")}  # fmt: skip
+    lines = ["# Records", "", INTRODUCTION, ""]
+    for kind, content in parts.items():
+        if content:
+            title, introduction = headings[kind]
+            lines += [f"## {title}", "", introduction, "", *content]
+    return "\n".join(lines).rstrip() + "\n", figures
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises InputError for a file that is not what its name or its suite says."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"{path} is not a record of its kind: it has no {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The lines of a table and an empty one; a column without any cell is left out."""
+    headings = [heading for heading in dict.fromkeys(chain(*rows)) if any(row.get(heading) for row in rows)]
+    align = ["---" if heading in WORDS else "---:" for heading in headings]
+    return [*markdown_table(headings, ([row.get(key) or "-" for key in headings] for row in rows), align), ""]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one network at one commit, on one kind of hardware."""
+
+    label: str
+    runs: list[Row]
+
+    @property
+    def source(self) -> Row:
+        """What the runs were made with, and when."""
+        run = self.runs[0]
+        days = sorted(
+            "-".join(day) for run in self.runs for day in re.findall(r"(\d{4})(\d\d)(\d\d)-\d{6}", run["run"])
+        )
+        return {
+            "data": run["data"],
+            "precision": run["precision"],
+            "hardware": run["device"],
+            "torch": run["torch"],
+            "date": " to ".join(dict.fromkeys([*days[:1], *days[-1:]])),
+            "commit": run["commit"][:COMMIT],
+        }
+
+    def accuracies(self, test: str = "test_accuracy") -> dict[int, float]:
+        """By seed, shares of 1; none where the runs have no such `test`."""
+        return {int(run["seed"]): float(run[test]) for run in self.runs if run.get(test)}
+
+    def reference(self, groups: list["Group"]) -> "Group | None":
+        """What this network is compared with: the dense one of the same width, or the one named baseline."""
+        for label in (self.label.replace("conv=separable", "conv=dense"), "baseline"):
+            for group in groups:
+                if group.label == label != self.label and group.runs[0]["commit"] == self.runs[0]["commit"]:
+                    return group
+        return None
+
+
+def group_runs(runs: list[Row]) -> list[Group]:
+    """The runs of a file by network and by what they were made with, from the fewest parameters.
+
+    Raises ValueError where there are none.
+    """
+    if not runs:
+        raise ValueError("it lists no runs")
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run[key] for key in ("network", "commit", "device", "torch", "precision")), []).append(
+            run
+        )
+    return sorted(
+        (Group(label, members) for (label, *_), members in groups.items()),
+        key=lambda group: (int(group.runs[0]["parameters"]), group.label),
+    )
+
+
+def training_lines(groups: list[Group], source: str) -> list[str]:
+    """A line with what all groups have in common, and a table with a row for each."""
+    common = [key for key, value in groups[0].source.items() if all(group.source[key] == value for group in groups)]
+    rows = []
+    for group in groups:
+        accuracies, views = group.accuracies(), group.accuracies("test_accuracy_tta")
+        row = {
+            "network": group.label,
+            "n": str(len(accuracies)),
+            "test accuracy": percent(Estimate.of(list(accuracies.values()))),
+            "with test-time views": percent(Estimate.of(list(views.values()))) if views else "",
+            "parameters": integer(group.runs[0]["parameters"]),
+            "MACs": integer(group.runs[0]["macs"]),
+        }
+        reference = group.reference(groups)
+        pairs = (
+            [(accuracies[seed], accuracy) for seed, accuracy in reference.accuracies().items() if seed in accuracies]
+            if reference
+            else []
+        )
+        if reference and pairs:
+            difference = paired(*map(list, zip(*pairs, strict=True)))
+            row |= {
+                "compared with": reference.label,
+                "difference": signed(difference.estimate),
+                "p": p_value(difference),
+            }
+        rows.append(row | {key: value for key, value in group.source.items() if key not in common})
+    facts = [
+        f"{key} {groups[0].source[key]}" if key in ("torch", "commit") else groups[0].source[key] for key in common
+    ]
+    return [f"{source}: {'; '.join(facts)}", "", *table(rows)]
+
+
+def draw(groups: list[Group]) -> Figure:
+    """Test accuracy with its 95 % interval against parameters and against MACs: a line for each of KINDS."""
+    with rc_context({"font.size": 11}):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, cost, name in zip(panels, ("parameters", "macs"), ("parameters", "MACs per image"), strict=True):
+            for kind, (color, marker) in KINDS.items():
+                points = [group for group in groups if f"conv={kind}" in group.label]
+                costs = [int(group.runs[0][cost]) for group in points]
+                estimates = [Estimate.of([100 * value for value in group.accuracies().values()]) for group in points]
+                means = [estimate.mean for estimate in estimates]
+                halves = [0 if estimate.high is None else estimate.high - estimate.mean for estimate in estimates]
+                axes.errorbar(costs, means, halves, fmt=f"{marker}-", color=color, capsize=4, label=kind)
+                offset, align = ((-6, 6), "right") if kind == "separable" else ((6, -14), "left")
+                for group, x, y in zip(points, costs, means, strict=True):
+                    width = "".join(re.findall(r"width=([\d.]+)", group.label))
+                    axes.annotate(width, (x, y), offset, textcoords="offset points", ha=align, color=color)
+            plain_log(axes)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.margins(x=0.17)
+            axes.set_xlabel(name)
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("test accuracy (%)")
+        panels[0].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def origin(record: Record, source: str) -> list[str]:
+    """What a suite was measured on, when, at which commit and by which command."""
+    state = ", with changes that are not committed" if record["git"]["dirty"] else ""
+    facts = [record.get("data"), record.get("precision"), describe(record["device"]),
+             f"torch {record['versions']['torch']}", record["date"],
+             f"commit {record['git']['sha'][:COMMIT]}{state}"]  # fmt: skip
+    return [f"{source}: {'; '.join(filter(None, facts))}", "", "```", record["command"], "```", ""]
+
+
+def integer(number: Any) -> str:
+    """A whole number, with separators of thousands."""
+    return f"{int(number):,}"
+
+
+def spread(values: Record, digits: int = 2) -> str:
+    """A median with its quartiles."""
+    low, high = values["quartiles"]
+    return f"{values['median']:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def accuracy(part: Record, target: float) -> Row:
+    """The mean test accuracy of `part`, plain and with views, and how many of its trainings reached `target`."""
+    row = {"n": str(part["test_accuracy"]["n"])}
+    for heading, test in (("test accuracy", "test_accuracy"), ("with test-time views", "test_accuracy_tta")):
+        if estimate := part.get(test):
+            row[heading] = percent(Estimate(*(estimate[key] for key in ("n", "mean", "low", "high"))))
+    return row | {f"trainings at {100 * target:g} %": f"{100 * part['test_accuracy']['share_at_target']:.0f} %"}
+
+
+def networks(record: Record) -> list[Row]:
+    return [
+        {
+            "network": entry["network"],
+            "batch size": integer(entry["batch_size"]),
+            "times fewer MACs": f"{entry['macs']['dense'] / entry['macs']['separable']:.1f}",
+            "times as fast in training": spread(entry["training"]),
+            "in evaluation": spread(entry["evaluation"]),
+            "turns": str(len(entry["training"]["images_per_second"]["separable"])),
+        }
+        for entry in record["networks"]
+    ]
+
+
+def layers(record: Record) -> list[Row]:
+    return [cells(entry) for entry in record["layers"]]
+
+
+def cells(entry: Record, heading: str = "") -> Row:
+    """A row of all that `entry` holds: words, numbers, medians with their quartiles, and how many turns there were."""
+    row: Row = {heading: spread(entry)} if "quartiles" in entry else {}
+    for key, value in entry.items():
+        name = f"{heading} {key}".strip().replace("_", " ")
+        if isinstance(value, dict):
+            row |= cells(value, name)
+        elif isinstance(value, list) and key != "quartiles":
+            row["turns"] = str(len(value))
+        elif value is not None and key not in ("median", "quartiles"):
+            row[name] = f"{value:,}" if type(value) is int else str(value)
+    return row
+
+
+def peers(record: Record) -> list[Row]:
+    rows = []
+    for name, training in record["trainings"].items():
+        turn = training["turns"][0]
+        rows.append(
+            {
+                "training": name,
+                **accuracy(training, record["target"]),
+                "fit (s)": spread(training["fit_seconds"]),
+                **{key.replace("_", " "): f"{training[key]:.1f}" for key in training if key.startswith("times_as")},
+                "images/s": spread(training["images_per_second"], 0),
+                **{key.replace("_", " "): integer(turn[key]) for key in ("images", "batch_size", "parameters")},
+                "precision": turn["precision"],
+            }
+        )
+    return rows + [{"training": f"{name} failed: {reason}"} for name, reason in record.get("failed", {}).items()]
+
+
+def time_to_accuracy(record: Record) -> list[Row]:
+    warm, cold = (
+        {"training": record["training"], "start": start, **accuracy(record[start], record["target"]),
+         "fit (s)": spread(record[start]["fit_seconds"])}
+        for start in ("warm", "cold")
+    )  # fmt: skip
+    cold |= {
+        "process (s)": spread(record["cold"]["seconds"]),
+        "to the first step (s)": spread(record["start"]["seconds_to_first_step"]),
+        "over `import lightning`": spread(record["start"]["ratio"]),
+    }
+    return [
+        row | {"parameters": integer(record["parameters"]), "MACs": integer(record["macs"])} for row in (warm, cold)
+    ]
+
+
+def loop(record: Record) -> list[Row]:
+    return [
+        {
+            "network": record["model"]["name"],
+            "batch size": integer(record["batch_size"]),
+            "ours / bare": spread(record["ratio"], 3),
+            "turns": str(len(record["ratio"]["turns"])),
+        }
+    ]
+
+
+# of each suite: the title of its section, what was measured, and the rows of a record
+SUITES: dict[str, tuple[str, str, Callable[[Record], list[Row]]]] = {
+    "networks": (
+        "Separable networks and their dense twins",
+        "How many times as fast a separable network is as its dense twin, which has the same blocks, depth and widths: "
+        "the ratio of their images/s, pair by pair of turns. Above 1 the separable network is faster.",
+        networks,
+    ),
+    "cpu_layers": (
+        "Layers on a CPU",
+        "How many times as fast the layers of `src/sepconv/networks/cpu.py` are as torch's own.",
+        layers,
+    ),
+    "peers": (
+        "Training to a test accuracy",
+        "Our trainings (`experiment=`) beside other programs on the same images: `keras` is the Keras MNIST example, "
+        "`template` its network in a Lightning template, `bare` the first of our trainings as a PyTorch loop that does "
+        "not validate. A fit is the training from its start to its end, validation included.",
+        peers,
+    ),
+    "time_to_accuracy": (
+        "Warm and cold starts",
+        "A training in a process that has trained before (warm), and in a new one (cold), whose time is from the start "
+        "of the process to its end. The last ratio is of the time to the first training step and of that which "
+        "`import lightning` alone takes.",
+        time_to_accuracy,
+    ),
+    "loop": (
+        "The training loop",
+        "Images/s of our training, with Lightning, logging and checkpoints, over those of a bare PyTorch loop on the "
+        "same tensors. At 1 they cost no time.",
+        loop,
+    ),
+}

@@ -1,0 +1,172 @@
+"""The page of records: every figure of the files, with its source, and nothing else."""
+
+import csv
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+from sepconv import InputError
+from sepconv.config import RecordsConfig
+from sepconv.study.records import PICTURE, WIDTHS, write
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ORIGIN = {
+    "data": "mnist",
+    "precision": "bf16-mixed",
+    "device": {"kind": "cpu", "name": "AMD EPYC", "threads": 2},
+    "date": "2026-01-02",
+    "command": "python scripts/benchmark.py suite=loop",
+    "git": {"sha": COMMIT, "dirty": False},
+    "versions": {"torch": "2.15.0"},
+}
+LOOP = {
+    "suite": "loop", "model": {"name": "separable"}, "batch_size": 128,
+    "ratio": {"turns": [0.97, 0.99, 1.01], "median": 0.99, "quartiles": [0.98, 1.0]}, **ORIGIN,
+}  # fmt: skip
+
+
+def save_runs(path: Path, networks: dict[str, list[float]], **changes: Any) -> None:
+    """Writes a file of runs: the accuracies of each network, by seed."""
+    rows = [
+        {
+            "data": "mnist", "network": label, "seed": seed,
+            "run": f"runs/mnist/separable/2026010{seed + 1}-120000-seed{seed}", "val_accuracy": 0.5,
+            "test_accuracy": accuracy, "parameters": 1000 * (index + 1), "macs": 40_000 * (index + 1),
+            "fit_seconds": 77.125, "precision": "32-true", "device": "AMD EPYC, 2 threads", "torch": "2.15.0",
+            "commit": COMMIT, **changes,
+        }
+        for index, (label, accuracies) in enumerate(networks.items())
+        for seed, accuracy in enumerate(accuracies)
+    ]  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def page(records: Path, folder: Path) -> str:
+    write(RecordsConfig(records=str(records), output=str(folder)))
+    return (folder / "records.md").read_text()
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    return folder
+
+
+def test_accuracies_with_intervals_pairs_and_source(records: Path, tmp_path: Path) -> None:
+    """Mean and interval by hand: t of 2 degrees of freedom at 97.5 % is 4.303."""
+    save_runs(records / "three-runs.csv", {"tiny": [0.97, 0.98, 0.985], "baseline": [0.98, 0.985, 0.995]})
+    text = page(records, tmp_path / "docs")
+    half = 4.3027 * statistics.stdev([97, 98, 98.5]) / 3**0.5
+    assert f"| tiny | 3 | 97.83 ± {half:.2f} % | 1,000 | 40,000 | baseline | -0.83 ± " in text
+    source = "mnist; 32-true; AMD EPYC, 2 threads; torch 2.15.0; 2026-01-01 to 2026-01-03; commit 0123456"
+    assert f"[three-runs.csv](../benchmarks/three-runs.csv): {source}\n" in text
+    assert "77.1" not in text  # a file of runs does not say what else the machine did
+
+
+def test_networks_of_two_commits_are_apart_and_not_compared(records: Path, tmp_path: Path) -> None:
+    save_runs(records / "a-runs.csv", {"baseline": [0.98, 0.99]})
+    other = tmp_path / "other.csv"
+    save_runs(other, {"tiny": [0.97, 0.96], "baseline": [0.5]}, commit="fedcba9876")
+    with (records / "a-runs.csv").open("a", newline="") as file:
+        file.writelines(other.read_text().splitlines(keepends=True)[1:3])
+    text = page(records, tmp_path / "docs")
+    assert "| baseline | 2 | 98.50 " in text
+    assert "| tiny | 2 | 96.50 " in text
+    assert "| fedcba9 |" in text
+    assert "difference |" not in text
+
+
+def test_views_are_shown_where_runs_have_them(records: Path, tmp_path: Path) -> None:
+    save_runs(records / "a-runs.csv", {"airbench": [0.93]}, test_accuracy_tta="0.9407")
+    assert "| airbench | 1 | 93.00 % | 94.07 % |" in page(records, tmp_path / "docs")
+
+
+def test_widths_are_drawn(records: Path, tmp_path: Path) -> None:
+    labels = [
+        f"separable (model.conv={kind}, model.width={width})" for kind in ("separable", "dense") for width in (0.5, 1)
+    ]
+    save_runs(records / WIDTHS, {label: [0.97 + i / 100, 0.975 + i / 200] for i, label in enumerate(labels)})
+    text = page(records, tmp_path / "docs")
+    assert f"]({PICTURE})" in text
+    assert f"| {labels[1]} | 2 | 98.00 ± 0.00 % | 2,000 | 80,000 | {labels[3]} |" in text  # its dense twin
+    with Image.open(tmp_path / "docs" / PICTURE) as picture:
+        assert picture.size == (1350, 570)
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= colours
+
+
+def test_loop_and_what_is_not_committed(records: Path, tmp_path: Path) -> None:
+    (records / "loop.json").write_text(json.dumps(LOOP | {"git": {"sha": COMMIT, "dirty": True}}))
+    text = page(records, tmp_path / "docs")
+    assert "| separable | 128 | 0.990 (0.980 to 1.000) | 3 |" in text
+    facts = "mnist; bf16-mixed; AMD EPYC, 2 threads; torch 2.15.0; 2026-01-02; commit 0123456"
+    change = "with changes that are not committed"
+    assert f"[loop.json](../benchmarks/loop.json): {facts}, {change}\n\n```\n{ORIGIN['command']}\n```\n" in text
+
+
+def test_any_list_of_layers(records: Path, tmp_path: Path) -> None:
+    """Words, numbers, and medians with quartiles, at whatever depth."""
+    layer = {
+        "layer": "depthwise, stride 2", "channels": 1024, "bits": None,
+        "training": {"ratio": {"turns": [1.0, 2.0, 3.0], "median": 2.0, "quartiles": [1.5, 2.5]}},
+    }  # fmt: skip
+    (records / "cpu_layers-cpu.json").write_text(json.dumps({"suite": "cpu_layers", "layers": [layer], **ORIGIN}))
+    text = page(records, tmp_path / "docs")
+    assert "| layer | channels | training ratio | turns |" in text
+    assert "| depthwise, stride 2 | 1,024 | 2.00 (1.50 to 2.50) | 3 |" in text
+
+
+def test_other_files_are_named(records: Path, tmp_path: Path) -> None:
+    (records / "loop.json").write_text(json.dumps(LOOP))
+    (records / "notes.txt").write_text("")
+    (records / "list.json").write_text("[1]")
+    (records / "suite.json").write_text('{"suite": "unheard"}')
+    text = page(records, tmp_path / "docs")
+    others = text[text.index("## Other files") :]
+    for name in ("notes.txt", "list.json", "suite.json"):
+        assert f"[{name}](../benchmarks/{name})" in others
+    assert "loop.json" not in others
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a-runs.csv", "network,seed\ntiny,0\n", "not a record of its kind: it has no 'commit'"),
+        ("a-runs.csv", "network,seed\n", "lists no runs"),
+        ("a.json", "{", "cannot be read"),
+        ("a.json", '{"suite": "loop"}', "it has no 'git'"),
+    ],
+)
+def test_broken_files_are_refused(records: Path, tmp_path: Path, name: str, content: str, words: str) -> None:
+    (records / name).write_text(content)
+    with pytest.raises(InputError, match=words) as error:
+        page(records, tmp_path / "docs")
+    assert name in str(error.value)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="missing is not there"):
+        page(tmp_path / "missing", tmp_path / "docs")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="cannot write to"):
+        page(tmp_path / "empty", tmp_path / "file")
+
+
+def test_page_of_this_repository_is_that_of_its_records(tmp_path: Path) -> None:
+    """Written again from the records, the page is the same, and it names each of them."""
+    shutil.copytree(REPOSITORY / "benchmarks", tmp_path / "benchmarks")
+    text = page(tmp_path / "benchmarks", tmp_path / "docs")
+    assert text == (REPOSITORY / "docs/records.md").read_text()
+    for path in (tmp_path / "benchmarks").iterdir():
+        assert f"[{path.name}](../benchmarks/{path.name})" in text
