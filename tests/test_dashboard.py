@@ -105,7 +105,7 @@ def test_filters_in_colour_and_by_channel() -> None:
     first = next(picture for tag, picture in colour.items() if tag.startswith("first layer"))
     assert not torch.equal(first[0], first[1])
     grey = filters(build("baseline", (1, 28, 28), 10))
-    assert list(grey) == ["first layer 0.0"]
+    assert list(grey) == ["first layer conv1.conv"]
     (picture,) = grey.values()
     assert torch.equal(picture[0], picture[1])
     assert float(picture.min()) == 0.0

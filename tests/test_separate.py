@@ -21,8 +21,8 @@ from sepconv import InputError
 from sepconv.costs import counting
 from sepconv.data.datasets import load
 from sepconv.networks import build
-from sepconv.networks.blocks import DepthwiseConv2d
-from sepconv.networks.lowrank import METHODS, Decomposition, full_rank, layers, separable
+from sepconv.networks.cpu import DepthwiseConv2d
+from sepconv.networks.lowrank import METHODS, Decomposition, find_separable, full_rank, make_factors
 from sepconv.study.separate import Row, last_above, spread
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.recipe import stem
@@ -67,17 +67,17 @@ def weight_of(net: nn.Module, conv: nn.Conv2d) -> Tensor:
 @settings(deadline=None, max_examples=30)
 @given(conv=convolutions(), data=st.data())
 def test_full_rank_is_exact(method: str, conv: nn.Conv2d, data: st.DataObject) -> None:
-    assume(separable(conv, method))
+    assume(find_separable(conv, method))
     images = torch.randn(2, conv.in_channels, 11, 12, dtype=torch.double)
     decomposition = Decomposition(conv, method)
-    parts = decomposition.layers(decomposition.full)
+    parts = decomposition.factors(decomposition.full)
     assert decomposition.full == full_rank(conv, method)
     assert decomposition.error(decomposition.full) == 0
     with torch.no_grad():
         torch.testing.assert_close(parts(images), conv(images), rtol=0, atol=1e-11)
     assert (parts[-1].bias is None) == (conv.bias is None)
     rank = data.draw(st.integers(1, decomposition.full))
-    approximated = decomposition.layers(rank)(images)
+    approximated = decomposition.factors(rank)(images)
     with torch.no_grad():
         conv.weight.copy_(decomposition.weight(rank))  # the same as one kernel
         torch.testing.assert_close(approximated, conv(images), rtol=0, atol=1e-11)
@@ -101,12 +101,12 @@ def test_errors_are_the_discarded_singular_values(method: str, depthwise: bool, 
         matrices = [torch.cat([torch.cat(list(kernels), 0) for kernels in part], 1) for part in groups]
     assert len({min(matrix.shape) for matrix in matrices}) == 1
     if method == "depthwise" and depthwise and multiplier == 1:
-        assert not separable(conv, method)
+        assert not find_separable(conv, method)
         return
     decomposition = Decomposition(conv, method)
     errors = []
     for rank in range(1, decomposition.full + 1):
-        change = weight_of(decomposition.layers(rank), conv) - weight
+        change = weight_of(decomposition.factors(rank), conv) - weight
         least = sum(float(torch.linalg.svdvals(matrix)[rank:].square().sum()) for matrix in matrices)
         errors.append(float(change.square().sum()))
         assert errors[-1] == pytest.approx(least, abs=1e-12)
@@ -122,7 +122,7 @@ def test_kernels_of_rank_one_separate_exactly(groups: int) -> None:
     column, row = (torch.randn(6, 6 // groups, *side, dtype=torch.double) for side in ((5, 1), (1, 5)))
     conv.weight.data = column * row
     images = torch.randn(3, 6, 17, 14, dtype=torch.double)
-    parts = Decomposition(conv, "spatial").layers(1)
+    parts = Decomposition(conv, "spatial").factors(1)
     assert [part.kernel_size for part in parts if isinstance(part, nn.Conv2d)] == [(5, 1), (1, 5)]
     torch.testing.assert_close(parts(images), conv(images), rtol=0, atol=1e-12)
 
@@ -133,7 +133,7 @@ def test_depthwise_separable_convolution_is_found_again() -> None:
     depthwise, pointwise = torch.randn(5, 3, 3, dtype=torch.double), torch.randn(7, 5, dtype=torch.double)
     conv.weight.data = torch.einsum("oi,ikl->oikl", pointwise, depthwise)
     images = torch.randn(3, 5, 9, 9, dtype=torch.double)
-    parts = Decomposition(conv, "depthwise").layers(1)
+    parts = Decomposition(conv, "depthwise").factors(1)
     assert [type(part) for part in parts] == [DepthwiseConv2d, nn.Conv2d]
     torch.testing.assert_close(parts(images), conv(images), rtol=0, atol=1e-12)
 
@@ -145,7 +145,7 @@ def test_depthwise_separable_convolution_is_found_again() -> None:
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_costs_are_those_stated(method: str, macs: int, rank: int) -> None:
     conv = nn.Conv2d(8, 16, 3, padding=1, bias=False)
-    parts = layers(conv, method, rank)
+    parts = make_factors(conv, method, rank)
     assert counting.parameters(parts) == macs * rank
     assert counting.macs(parts, (8, 10, 12)) == macs * rank * 10 * 12
 
@@ -161,26 +161,25 @@ def test_what_is_separated() -> None:
             "grouped": nn.Conv2d(4, 4, 3, groups=2),
         }
     )
-    assert list(separable(net, "spatial")) == ["dense", "depthwise", "multiplied"]
-    assert list(separable(net, "spatial_joint")) == ["dense", "depthwise", "multiplied"]
-    assert list(separable(net, "depthwise")) == ["dense", "multiplied", "column"]
+    assert list(find_separable(net, "spatial")) == ["dense", "depthwise", "multiplied"]
+    assert list(find_separable(net, "spatial_joint")) == ["dense", "depthwise", "multiplied"]
+    assert list(find_separable(net, "depthwise")) == ["dense", "multiplied", "column"]
 
 
 def test_separated_networks_are_built_from_plain_values() -> None:
     """And are networks: they can be separated again."""
-    once = {"base": {"name": "baseline"}, "method": "depthwise", "ranks": {"3.0": 4}}
+    once = {"base": {"name": "baseline"}, "method": "depthwise", "ranks": {"conv2.conv": 4}}
     net = build("separated", (1, 28, 28), 10, **once)
     assert counting.parameters(net) == 121_930 - 9 * 32 * 64 + 4 * 32 * (9 + 64)
     assert counting.macs(net, (1, 28, 28)) == 2_528_000 - 121 * (9 * 32 * 64 - 4 * 32 * (9 + 64))
-    assert list(separable(net, "spatial")) == ["0.0", "3.0.0"]
-    twice = build(
-        "separated", (1, 28, 28), 10, base={"name": "separated", **once}, method="spatial", ranks={"3.0.0": 1}
-    )
+    assert list(find_separable(net, "spatial")) == ["conv1.conv", "conv2.conv.depthwise"]
+    ranks = {"conv2.conv.depthwise": 1}
+    twice = build("separated", (1, 28, 28), 10, base={"name": "separated", **once}, method="spatial", ranks=ranks)
     assert counting.macs(net, (1, 28, 28)) > counting.macs(twice, (1, 28, 28))
     for ranks, words in (
-        ({"3.0": 10}, r"model.ranks.3.0=10 is out of range: 1 to 9"),
-        ({"3.0": 0}, r"model.ranks.3.0=0 is out of range: 1 to 9"),
-        ({"7": 1}, r"unknown model.ranks.7: depthwise separates 0.0, 3.0"),
+        ({"conv2.conv": 10}, r"model.ranks.conv2.conv=10 is out of range: 1 to 9"),
+        ({"conv2.conv": 0}, r"model.ranks.conv2.conv=0 is out of range: 1 to 9"),
+        ({"7": 1}, r"unknown model.ranks.7: depthwise separates conv1.conv, conv2.conv"),
     ):
         with pytest.raises(InputError, match=words):
             build("separated", (1, 28, 28), 10, **{**once, "ranks": ranks})
@@ -269,7 +268,7 @@ def test_sweep_to_full_rank(separate: Callable[..., dict[str, Any]], original: P
     assert rows[0]["macs"] == result(original)["macs"]
     assert rows[1]["logit_difference"] < 1e-4
     assert rows[1]["accuracy"] == rows[0]["accuracy"] == result(original)["val_accuracy"]
-    ranks = [row["ranks"]["3.0"] for row in rows[1:]]
+    ranks = [row["ranks"]["conv2.conv"] for row in rows[1:]]
     assert ranks == sorted(ranks, reverse=True)
     assert (ranks[0], ranks[-1]) == (full, 1)
     assert len(ranks) == min(full, 9)
@@ -282,7 +281,7 @@ def test_sweep_to_full_rank(separate: Callable[..., dict[str, Any]], original: P
     with (report["path"] / "separation.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [int(row["macs"]) for row in table] == [row["macs"] for row in rows]
-    assert table[1]["ranks"] == f"0.0:{rows[1]['ranks']['0.0']} 3.0:{full}"
+    assert table[1]["ranks"] == f"conv1.conv:{rows[1]['ranks']['conv1.conv']} conv2.conv:{full}"
     assert (report["path"] / "separation.png").read_bytes().startswith(b"\x89PNG")
     assert f"{rows[1]['macs'] / 1e6:,.3f}" in report["out"]
 
@@ -294,7 +293,7 @@ def test_from_separation_to_further_training(
     report = separate("method=depthwise", "rank=2", "sweep=2", "finetune_epochs=2")
     path, finetuned = report["path"], Path(report["finetuned_run"])
     rank_two = report["networks"][report["chosen"]]
-    assert rank_two["ranks"] == {"0.0": 2, "3.0": 2}
+    assert rank_two["ranks"] == {"conv1.conv": 2, "conv2.conv": 2}
     assert [row["finetuned_accuracy"] is None for row in report["networks"]] == [False] * 4
     assert rank_two["finetuned_accuracy"] == result(finetuned)["val_accuracy"] > rank_two["accuracy"]
     assert rank_two["accuracy"] == result(path)["val_accuracy"] > 0.2
@@ -416,7 +415,7 @@ def test_training_starts_from_the_weights(command: Command, original: Path, tmp_
 
 def test_separated_layers_that_are_used_again(command: Command, tmp_path: Path) -> None:
     """Every use of a shared convolution is separated, with the same filters, and counted."""
-    model = ["model=tiny", "model.conv=dense", "model.padded=false", "data.image_size=20"]
+    model = ["model=tiny", "model.conv=dense", "model.form=unpadded", "data.image_size=20"]
     short = ["trainer=cpu", f"runs={tmp_path}", "recipe.epochs=1", "trainer.limit_batches=2"]
     assert command("train", *model, *short).status == 0
     (run,) = tmp_path.glob("digits/tiny/*")
@@ -489,16 +488,16 @@ def test_weights_of_other_code(original: Path, tmp_path: Path, command: Command)
     shutil.copytree(original, run)
     path = run / "checkpoints/best.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    checkpoint["state_dict"]["net.99.weight"] = checkpoint["state_dict"].pop("net.0.0.weight")
+    checkpoint["state_dict"]["net.99.weight"] = checkpoint["state_dict"].pop("net.conv1.conv.weight")
     torch.save(checkpoint, path)
     refused(command("evaluate", f"run={run}"), "best.ckpt was made by other code")
 
 
 def test_what_is_not_trained_is_not_separated() -> None:
     net = build("baseline", (1, 16, 16), 10)
-    assert [len(separable(net, method)) for method in METHODS] == [2, 2, 2]
+    assert [len(find_separable(net, method)) for method in METHODS] == [2, 2, 2]
     stem(net).requires_grad_(False)
-    assert [list(separable(net, method)) for method in METHODS] == [["3.0"]] * 3
+    assert [list(find_separable(net, method)) for method in METHODS] == [["conv2.conv"]] * 3
 
 
 def test_agreeing_model_may_be_given(command: Command, original: Path, tmp_path: Path) -> None:

@@ -1,59 +1,46 @@
-"""The networks, one file per family, each a visible table of blocks.
+"""The networks: each is a file of this folder, and in configs/model/ a file of its name with its options.
 
-Every builder takes an image's shape (channels, height, width), the number of classes and its own options, and
-gives a module from images (B, C, H, W), normalised, to logits (B, classes).
+A network NAME is the function NAME in NAME.py. It takes an image's shape (channels, height, width), the number of
+classes and, by name, the options that configs/model/NAME.yaml lists with their defaults; it gives a module from images
+(B, C, H, W), normalised, to logits (B, classes).
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import make_dataclass
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import read
-from sepconv.networks.airbench import airbench
-from sepconv.networks.baseline import baseline, baseline_separable
-from sepconv.networks.mobilenet_v1 import mobilenet_v1
-from sepconv.networks.mobilenet_v2 import mobilenet_v2
-from sepconv.networks.mobilenet_v3_small import mobilenet_v3_small
-from sepconv.networks.resnet import resnet
-from sepconv.networks.separable import separable
+from sepconv.config import REPOSITORY, complete, read
 from sepconv.networks.separated import Separated, separated
-from sepconv.networks.tiny import tiny
-from sepconv.networks.xception import xception
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "baseline": baseline,
-    "baseline_separable": baseline_separable,
-    "separable": separable,
-    "tiny": tiny,
-    "airbench": airbench,
-    "mobilenet_v1": mobilenet_v1,
-    "mobilenet_v2": mobilenet_v2,
-    "mobilenet_v3_small": mobilenet_v3_small,
-    "xception": xception,
-    "resnet": resnet,
-}
+
+def names() -> list[str]:
+    """The networks that there are."""
+    return sorted(path.stem for path in (REPOSITORY / "configs" / "model").glob("*.yaml"))
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
-    """The network `name` for images of `shape` (channels, height, width).
+    """The network `name` for images of `shape` (channels, height, width), with defaults for what `options` leave out.
 
     Args:
-        name: of NETWORKS; or `separated`, which is made from another network and no choice of its own.
+        name: one of names(); or `separated`, which is made from another network and no choice of its own.
 
     Raises:
         InputError: an unknown name; an option that the network does not have, of a wrong type or out of range;
             images too small for it.
     """
     if name == "separated":
-        chosen = read(Separated, options, prefix="model.")
-        return separated(build(shape=shape, classes=classes, **chosen.base), chosen)
-    if name not in NETWORKS:
-        raise InputError(f"unknown model={name}: choose from {', '.join(NETWORKS)}")
-    builder = NETWORKS[name]
-    own = [p for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    schema = make_dataclass(name, [(p.name, p.annotation, p.default) for p in own])
-    return builder(shape, classes, **vars(read(schema, options, prefix="model.")))
+        settings = read(Separated, options, prefix="model.")
+        return separated(build(shape=shape, classes=classes, **settings.base), settings)
+    if name not in names():  # whatever a checkpoint says, nothing else is imported
+        raise InputError(f"unknown model={name}: choose from {', '.join(names())}")
+    builder: Callable[..., nn.Module] = getattr(import_module(f"sepconv.networks.{name}"), name)
+    parameters = inspect.signature(builder).parameters.values()
+    schema = make_dataclass(name, [(p.name, p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY])
+    values = complete({"name": name, **options})
+    del values["name"]
+    return builder(shape, classes, **vars(read(schema, values, prefix="model.")))

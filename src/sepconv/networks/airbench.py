@@ -11,7 +11,7 @@ from torch import nn
 
 from sepconv import InputError
 from sepconv.config import check, check_choice
-from sepconv.networks.blocks import ConvNormActivation, Residual, pool_norm
+from sepconv.networks.blocks import ConvNormActivation, Residual, conv_pool_norm_activation, sequential
 from sepconv.networks.options import find_kind, make_scale
 
 # kernel size, unpadded; twice as many filters as a patch has pixels: its whitening directions, with both signs
@@ -28,7 +28,7 @@ def gelu(inplace: bool) -> nn.Module:
     return nn.GELU()
 
 
-def norm(channels: int, scales: bool = True) -> nn.BatchNorm2d:
+def norm(channels: int, scales: bool) -> nn.BatchNorm2d:
     """A batch norm for a training of few steps: its averages are of the last of them."""
     layer = nn.BatchNorm2d(channels, momentum=0.4)
     layer.weight.requires_grad_(scales)
@@ -36,14 +36,7 @@ def norm(channels: int, scales: bool = True) -> nn.BatchNorm2d:
 
 
 def airbench(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    form: str = "94",
-    width: float = 1.0,
-    conv: str = "dense",
-    scales: bool = True,
-    widen: bool = False,
+    shape: tuple[int, int, int], classes: int, *, form: str, width: float, conv: str, scales: bool, widen: bool
 ) -> nn.Sequential:
     """The network of TABLE, 1,972,792 parameters in form 94 at 3 channels and 10 classes, the norms' scales among them.
 
@@ -62,24 +55,27 @@ def airbench(
     if min(shape[1:]) < STEM + 7:
         raise InputError(f"images of {shape[1]} x {shape[2]} are too small for this network: 9 x 9 or more")
     check(not widen or conv == "separable", "model.widen", widen, f"false where model.conv={conv}")
-    scale, kind = make_scale(width), find_kind(conv)
-    channels = 2 * shape[0] * STEM**2
-    layers: list[nn.Module] = [
-        ConvNormActivation(shape[0], channels, STEM, padding=0, norm_layer=None, activation_layer=gelu)
-    ]
+    scale, convolution = make_scale(width), find_kind(conv).bare
+    norm_layer = partial(norm, scales=scales)
     widths, depth = TABLE[form]
-    own = partial(norm, scales=scales)
-    pooled = partial(pool_norm, norm_layer=own)
+    channels = 2 * shape[0] * STEM**2
+    stem = ConvNormActivation(shape[0], channels, STEM, padding=0, norm_layer=None, activation_layer=gelu)
+    blocks: list[nn.Module] = []
     for out_channels in map(scale, widths):
-        first = partial(kind.bare, depth_multiplier=math.ceil(out_channels / channels)) if widen else kind.bare
-        layers.append(first(channels, out_channels, norm_layer=pooled, activation_layer=gelu))
-        one_more = partial(kind.bare, out_channels, out_channels, norm_layer=own)
+        first = partial(convolution, depth_multiplier=math.ceil(out_channels / channels)) if widen else convolution
+        blocks.append(conv_pool_norm_activation(first, channels, out_channels, None, norm_layer, gelu))
+        one_more = partial(convolution, out_channels, out_channels, norm_layer=norm_layer)
         if depth == 2:
-            layers.append(one_more(activation_layer=gelu))
+            blocks.append(one_more(activation_layer=gelu))
         else:
-            block = nn.Sequential(one_more(activation_layer=gelu), one_more(activation_layer=None))
-            layers += [Residual(block), nn.GELU()]
+            layers = sequential(conv1=one_more(activation_layer=gelu), conv2=one_more(activation_layer=None))
+            blocks.append(Residual(layers, activation=nn.GELU()))
         channels = out_channels
-    # as airbench has it: the gradient of nn.AdaptiveMaxPool2d has no deterministic form on CUDA
-    whole = nn.MaxPool2d(tuple((side - STEM + 1) // 2 ** len(widths) for side in shape[1:]))
-    return nn.Sequential(*layers, whole, nn.Flatten(), nn.Linear(channels, classes, bias=False))
+    return sequential(
+        stem=stem,
+        blocks=nn.Sequential(*blocks),
+        # as airbench has it: the gradient of nn.AdaptiveMaxPool2d has no deterministic form on CUDA
+        pool=nn.MaxPool2d(tuple((side - STEM + 1) // 2 ** len(widths) for side in shape[1:])),
+        flatten=nn.Flatten(),
+        classifier=nn.Linear(channels, classes, bias=False),
+    )

@@ -1,10 +1,11 @@
-"""The blocks that networks are made of, all over one conv-norm-activation block.
+"""The blocks that networks are made of, all over one conv-norm-activation block, with parts that have names.
 
 Feature maps are (B, C, H, W). A standard convolution costs K²·C_in·C_out parameters and H·W times as many
 multiply-accumulates (MACs), for an output of H x W; the two steps of a depthwise separable one cost K²·C_in and
 C_in·C_out: 1/C_out + 1/K² of that.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,20 +14,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models._utils import _make_divisible
-from torchvision.ops import SqueezeExcitation
+from torchvision.ops import SqueezeExcitation, misc
 
 from sepconv import InputError
 from sepconv.config import check
+from sepconv.networks.cpu import DepthwiseConv2d, HalvingMaxPool
 
-Layer = Callable[..., nn.Module]
+LayerFactory = Callable[..., nn.Module]
 Size = int | tuple[int, int]  # along both axes alike, or along height and width
 
 
-class ConvNormActivation(nn.Sequential):
+def sequential(block: nn.Module | None = None, /, **parts: nn.Module | None) -> nn.Sequential:
+    """The parts of `block`, if any, then `parts`, one after the other, each by its name; None leaves a part out.
+
+    Raises TypeError where two parts have one name.
+    """
+    first = {} if block is None else dict(block.named_children())
+    return nn.Sequential(OrderedDict(**first, **{name: part for name, part in parts.items() if part is not None}))
+
+
+class ConvNormActivation(misc.ConvNormActivation):
     """A convolution, then a normalisation, then an activation: (B, in_channels, H, W) to (B, out_channels, H', W').
 
-    torchvision's Conv2dNormActivation, with the same arguments, but for a depthwise convolution that trains fast on
-    a CPU too (see DepthwiseConv2d).
+    torchvision's Conv2dNormActivation, with the same arguments, whose parts are named conv, norm and activation, and
+    whose depthwise convolution trains fast on a CPU too (see DepthwiseConv2d).
 
     Args:
         padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
@@ -45,8 +56,8 @@ class ConvNormActivation(nn.Sequential):
         stride: Size = 1,
         padding: Size | None = None,
         groups: int = 1,
-        norm_layer: Layer | None = nn.BatchNorm2d,
-        activation_layer: Layer | None = nn.ReLU,
+        norm_layer: LayerFactory | None = nn.BatchNorm2d,
+        activation_layer: LayerFactory | None = nn.ReLU,
         dilation: Size = 1,
         bias: bool | None = None,
     ) -> None:
@@ -54,21 +65,25 @@ class ConvNormActivation(nn.Sequential):
             check(count >= 1, name, count, "1 or more")
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             check(channels % groups == 0, name, channels, f"a multiple of groups={groups}")
-        kernel = pair("kernel_size", kernel_size, least=1)
-        strides = pair("stride", stride, least=1)
-        dilations = pair("dilation", dilation, least=1)
-        if padding is None:
-            padding = ((kernel[0] - 1) // 2 * dilations[0], (kernel[1] - 1) // 2 * dilations[1])
-        paddings = pair("padding", padding, least=0)
-        if bias is None:
-            bias = norm_layer is None
-        conv = DepthwiseConv2d if groups == in_channels > 1 else nn.Conv2d
-        layers: list[nn.Module] = [conv(in_channels, out_channels, kernel, strides, paddings, dilations, groups, bias)]
-        if norm_layer is not None:
-            layers.append(norm_layer(out_channels))
-        if activation_layer is not None:
-            layers.append(activation_layer(inplace=True))
-        super().__init__(*layers)
+        for name, size in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
+            pair(name, size, least=1)
+        if padding is not None:
+            pair("padding", padding, least=0)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            groups,
+            norm_layer,
+            activation_layer,
+            dilation,
+            bias=bias,
+            conv_layer=DepthwiseConv2d if groups == in_channels > 1 else nn.Conv2d,
+        )
+        layers = {"conv": nn.Conv2d, "norm": norm_layer, "activation": activation_layer}
+        self._modules = dict(zip((name for name, layer in layers.items() if layer is not None), self, strict=True))
 
 
 def pair(name: str, value: Size, least: int) -> tuple[int, int]:
@@ -95,8 +110,8 @@ def depthwise(
     kernel_size: Size = 3,
     stride: Size = 1,
     padding: Size | None = None,
-    norm_layer: Layer | None = nn.BatchNorm2d,
-    activation_layer: Layer | None = nn.ReLU,
+    norm_layer: LayerFactory | None = nn.BatchNorm2d,
+    activation_layer: LayerFactory | None = nn.ReLU,
     bias: bool | None = None,
 ) -> ConvNormActivation:
     """A depthwise convolution: filters that each see one channel, K²·out_channels parameters.
@@ -113,12 +128,13 @@ def pointwise(
     in_channels: int,
     out_channels: int,
     stride: Size = 1,
-    norm_layer: Layer | None = nn.BatchNorm2d,
-    activation_layer: Layer | None = nn.ReLU,
+    norm_layer: LayerFactory | None = nn.BatchNorm2d,
+    activation_layer: LayerFactory | None = nn.ReLU,
+    bias: bool | None = None,
 ) -> ConvNormActivation:
     """A 1 x 1 convolution: one dense layer across the channels at every position, in_channels·out_channels weights."""
     return ConvNormActivation(
-        in_channels, out_channels, 1, stride, norm_layer=norm_layer, activation_layer=activation_layer
+        in_channels, out_channels, 1, stride, norm_layer=norm_layer, activation_layer=activation_layer, bias=bias
     )
 
 
@@ -128,20 +144,22 @@ def depthwise_separable(
     kernel_size: Size = 3,
     stride: Size = 1,
     padding: Size | None = None,
-    norm_layer: Layer | None = nn.BatchNorm2d,
-    activation_layer: Layer | None = nn.ReLU,
+    norm_layer: LayerFactory | None = nn.BatchNorm2d,
+    activation_layer: LayerFactory | None = nn.ReLU,
+    bias: bool | None = None,
     between: bool = True,
     depth_multiplier: int = 1,
     residual: bool = False,
-) -> nn.Module:
+) -> nn.Sequential:
     """A depthwise convolution, one filter per channel, then a pointwise (1 x 1) one that mixes channels.
 
     (B, in_channels, H, W) to (B, out_channels, H', W'). Source: Howard et al., arXiv 1704.04861, figure 3.
 
     Args:
         padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
+        bias: of the pointwise step; None: where there is no norm.
         between: normalise and activate between the two steps too, as MobileNet does. Else nothing comes between
-            them, and a bias, where there is no norm, only after the second, as in Keras's SeparableConv2D.
+            them, and the depthwise step has no bias, as in Keras's SeparableConv2D.
         depth_multiplier: filters of the depthwise step on each channel.
         residual: add the input to the output.
 
@@ -151,20 +169,15 @@ def depthwise_separable(
     """
     check(depth_multiplier >= 1, "depth_multiplier", depth_multiplier, "1 or more")
     hidden = in_channels * depth_multiplier
-    first = depthwise(
-        hidden,
-        hidden,
-        kernel_size,
-        stride,
-        padding,
-        norm_layer=norm_layer if between else None,
-        activation_layer=activation_layer if between else None,
-        bias=None if between else False,
+    block = sequential(
+        # Copies of the maps one after the other, where one convolution with several filters a channel would interleave
+        # its outputs: the pointwise step takes them in any order, and a CPU makes them in half the time.
+        repeat=Repeat(depth_multiplier) if depth_multiplier > 1 else None,
+        depthwise=depthwise(
+            hidden, hidden, kernel_size, stride, padding, **first_step(between, norm_layer, activation_layer)
+        ),
+        pointwise=pointwise(hidden, out_channels, norm_layer=norm_layer, activation_layer=activation_layer, bias=bias),
     )
-    last = pointwise(hidden, out_channels, norm_layer=norm_layer, activation_layer=activation_layer)
-    # Copies of the maps one after the other, where one convolution with several filters a channel would interleave its
-    # outputs: the pointwise step takes them in any order, and a CPU makes them in half the time, gradients included.
-    block = nn.Sequential(*([Repeat(depth_multiplier)] if depth_multiplier > 1 else []), first, last)
     if not residual:
         return block
     if not keeps_shape(in_channels, out_channels, kernel_size, stride, padding):
@@ -182,11 +195,12 @@ def spatially_separable(
     kernel_size: int = 3,
     stride: int = 1,
     padding: int | None = None,
-    norm_layer: Layer | None = nn.BatchNorm2d,
-    activation_layer: Layer | None = nn.ReLU,
+    norm_layer: LayerFactory | None = nn.BatchNorm2d,
+    activation_layer: LayerFactory | None = nn.ReLU,
+    bias: bool | None = None,
     between: bool = True,
 ) -> nn.Sequential:
-    """A K x 1 convolution that keeps the number of channels, then a 1 x K one.
+    """A K x 1 convolution (vertical) that keeps the number of channels, then a 1 x K one (horizontal).
 
     (B, in_channels, H, W) to (B, out_channels, H', W'). K·in_channels·(in_channels + out_channels) parameters; with
     nothing between and one channel each, the two are one K x K convolution of rank 1. Source: Szegedy et al., arXiv
@@ -194,31 +208,25 @@ def spatially_separable(
 
     Args:
         padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
-        between: normalise and activate between the two steps too; else nothing comes between them, and a bias,
-            where there is no norm, only after the second.
+        bias: of the second step; None: where there is no norm.
+        between: normalise and activate between the two steps too; else nothing comes between them, and the first has
+            no bias.
     """
     (size, _), (step, _) = pair("kernel_size", kernel_size, least=1), pair("stride", stride, least=1)
-    return nn.Sequential(
-        ConvNormActivation(
-            in_channels,
-            in_channels,
-            (size, 1),
-            (step, 1),
-            None if padding is None else (padding, 0),
-            norm_layer=norm_layer if between else None,
-            activation_layer=activation_layer if between else None,
-            bias=None if between else False,
-        ),
-        ConvNormActivation(
-            in_channels,
-            out_channels,
-            (1, size),
-            (1, step),
-            None if padding is None else (0, padding),
-            norm_layer=norm_layer,
-            activation_layer=activation_layer,
-        ),
+    above, beside = (None, None) if padding is None else ((padding, 0), (0, padding))
+    first = first_step(between, norm_layer, activation_layer)
+    last: dict[str, Any] = {"norm_layer": norm_layer, "activation_layer": activation_layer, "bias": bias}
+    return sequential(
+        vertical=ConvNormActivation(in_channels, in_channels, (size, 1), (step, 1), above, **first),
+        horizontal=ConvNormActivation(in_channels, out_channels, (1, size), (1, step), beside, **last),
     )
+
+
+def first_step(between: bool, norm_layer: LayerFactory | None, activation_layer: LayerFactory | None) -> dict[str, Any]:
+    """What follows the first step of a separable convolution, as arguments: norm and activation, or nothing at all."""
+    if between:
+        return {"norm_layer": norm_layer, "activation_layer": activation_layer}
+    return {"norm_layer": None, "activation_layer": None, "bias": False}
 
 
 def inverted_residual(
@@ -228,10 +236,10 @@ def inverted_residual(
     kernel_size: Size = 3,
     stride: Size = 1,
     squeeze: bool = False,
-    norm_layer: Layer | None = nn.BatchNorm2d,
-    activation_layer: Layer | None = nn.ReLU6,
-    step: Layer = depthwise,
-) -> nn.Module:
+    norm_layer: LayerFactory | None = nn.BatchNorm2d,
+    activation_layer: LayerFactory | None = nn.ReLU6,
+    step: LayerFactory = depthwise,
+) -> nn.Sequential:
     """A pointwise expansion, a depthwise convolution, a linear pointwise projection; the input added to the output.
 
     (B, in_channels, H, W) to (B, out_channels, H', W'). It is added where the shape stays: at stride 1, with as many
@@ -242,44 +250,79 @@ def inverted_residual(
         expanded: channels between expansion and projection; with in_channels there is no expansion.
         squeeze: weigh the channels by a squeeze-excite, of a quarter of them (Howard et al., section 5.3), before
             the projection.
-        step: what stands at the place of the depthwise convolution, from `expanded` to as many channels.
+        step: what stands at the place, and under the name, of the depthwise convolution, from `expanded` to as many
+            channels.
     """
     check(expanded >= 1, "expanded", expanded, "1 or more channels")
-    layers: list[nn.Module] = []
-    if expanded != in_channels:
-        layers.append(pointwise(in_channels, expanded, norm_layer=norm_layer, activation_layer=activation_layer))
-    layers.append(
-        step(expanded, expanded, kernel_size, stride, norm_layer=norm_layer, activation_layer=activation_layer)
+    layers: dict[str, Any] = {"norm_layer": norm_layer, "activation_layer": activation_layer}
+    excitation = partial(SqueezeExcitation, scale_activation=nn.Hardsigmoid)
+    block = sequential(
+        expansion=pointwise(in_channels, expanded, **layers) if expanded != in_channels else None,
+        depthwise=step(expanded, expanded, kernel_size, stride, **layers),
+        squeeze=excitation(expanded, _make_divisible(expanded // 4, 8)) if squeeze else None,
+        projection=pointwise(expanded, out_channels, norm_layer=norm_layer, activation_layer=None),
     )
-    if squeeze:
-        layers.append(SqueezeExcitation(expanded, _make_divisible(expanded // 4, 8), scale_activation=nn.Hardsigmoid))
-    layers.append(pointwise(expanded, out_channels, norm_layer=norm_layer, activation_layer=None))
-    block = nn.Sequential(*layers)
     return Residual(block) if keeps_shape(in_channels, out_channels, kernel_size, stride) else block
 
 
-class Residual(nn.Module):
-    """`layers` and a shortcut around them, added: layers(x) + shortcut(x).
+def conv_pool_norm_activation(
+    convolution: LayerFactory,
+    in_channels: int,
+    out_channels: int,
+    padding: Size | None = None,
+    norm_layer: LayerFactory | None = nn.BatchNorm2d,
+    activation_layer: LayerFactory = nn.ReLU,
+    ceil_mode: bool = False,
+) -> nn.Sequential:
+    """A 3 x 3 convolution, a halving max pooling, then norm and activation, both on a quarter of the positions.
+
+    (B, in_channels, H, W) to (B, out_channels, H' // 2, W' // 2).
 
     Args:
+        convolution: makes the convolution, and takes ConvNormActivation's arguments: of a Kind, say.
+        padding: in pixels; None keeps H' = H.
+        norm_layer: None leaves it out, and gives the convolution a bias.
+        ceil_mode: round an odd side's half up instead.
+    """
+    conv = convolution(
+        in_channels, out_channels, padding=padding, norm_layer=None, activation_layer=None, bias=norm_layer is None
+    )
+    return sequential(
+        conv,
+        pool=HalvingMaxPool(ceil_mode),
+        norm=norm_layer and norm_layer(out_channels),
+        activation=activation_layer(inplace=True),
+    )
+
+
+class Residual(nn.Sequential):
+    """The parts of a block one after the other, a shortcut around them, added, and an activation of the sum.
+
+    Args:
+        block: becomes this one: its parts keep their names.
         shortcut: None for the identity.
+        activation: None leaves it out.
     """
 
-    def __init__(self, layers: nn.Module, shortcut: nn.Module | None = None) -> None:
-        super().__init__()
-        self.layers = layers
-        self.shortcut = nn.Identity() if shortcut is None else shortcut
+    def __init__(
+        self, block: nn.Module, shortcut: nn.Module | None = None, activation: nn.Module | None = None
+    ) -> None:
+        parts = sequential(block, shortcut=nn.Identity() if shortcut is None else shortcut, activation=activation)
+        super().__init__(OrderedDict(parts.named_children()))
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.layers(input) + self.shortcut(input)
+        output = input
+        for name, part in self.named_children():
+            output = output + part(input) if name == "shortcut" else part(output)
+        return output
 
 
 class Kind(NamedTuple):
-    """The builders of one kind of convolution; all take ConvNormActivation's arguments, in_channels to activation."""
+    """The builders of one kind of convolution; all take ConvNormActivation's arguments but groups and dilation."""
 
-    block: Layer  # its two steps, where it has two, each with norm and activation
-    bare: Layer  # nothing between its steps
-    step: Layer  # at the place of a depthwise convolution: it keeps the number of channels
+    block: LayerFactory  # its two steps, where it has two, each with norm and activation
+    bare: LayerFactory  # nothing between its steps
+    step: LayerFactory  # at the place of a depthwise convolution: it keeps the number of channels
 
 
 KINDS = {
@@ -287,178 +330,6 @@ KINDS = {
     "dense": Kind(ConvNormActivation, ConvNormActivation, ConvNormActivation),
     "spatial": Kind(spatially_separable, partial(spatially_separable, between=False), spatially_separable),
 }
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """nn.Conv2d with one filter per channel, or as many on each, whose steps do not stall on a CPU.
-
-    On a CPU, oneDNN's data gradient of a strided depthwise convolution is 10 (fp32) to 100 and more (bf16) times
-    slower than its forward pass; the gradient of the same convolution at stride 1 is not. So here a strided one
-    spreads its output's gradient over the stride-1 output, zeros between, and takes that way back. And two filters a
-    channel take it about ten times as long as twice one (a step of (128, 32, 13, 13) in bf16, on 2 cores): so here each
-    makes its own maps, which are then interleaved.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        multiplier, strided = self.out_channels // self.in_channels, max(self.stride) > 1
-        own = multiplier > 1 or (strided and torch.is_grad_enabled())
-        plain = self.bias is None and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not (own and plain and input.device.type == "cpu"):
-            return super().forward(input)
-        weight = self.weight
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            input, weight = input.to(dtype), weight.to(dtype)
-        geometry = (list(self.padding), list(self.dilation), False, [0, 0], self.groups)
-        convolve = _StridedDepthwise.apply if strided else one_filter_a_channel
-        maps = [convolve(input, weight[i::multiplier], list(self.stride), geometry) for i in range(multiplier)]
-        if multiplier == 1:
-            return maps[0]
-        if input.is_contiguous(memory_format=torch.channels_last):
-            return torch.stack([part.permute(0, 2, 3, 1) for part in maps], -1).flatten(3).permute(0, 3, 1, 2)
-        return torch.stack(maps, 2).flatten(1, 2)
-
-
-def one_filter_a_channel(input: Tensor, weight: Tensor, stride: list[int], geometry: tuple[Any, ...]) -> Tensor:
-    return torch.ops.aten.convolution(input, weight, None, stride, *geometry)
-
-
-class _StridedDepthwise(torch.autograd.Function):
-    """A strided convolution whose data gradient is computed at stride 1."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, stride: list[int], geometry: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        ctx.stride, ctx.geometry = stride, geometry
-        return one_filter_a_channel(input, weight, stride, geometry)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (grad,) = grads
-        input, weight = ctx.saved_tensors
-        convolution_backward = torch.ops.aten.convolution_backward
-        grad_input = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            padding, dilation = ctx.geometry[:2]
-            sides = [input.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) for i in range(2)]
-            spread = grad.new_zeros(grad.shape[0], sides[0], sides[1], grad.shape[1]).permute(0, 3, 1, 2)
-            spread[:, :, :: ctx.stride[0], :: ctx.stride[1]] = grad
-            grad_input = convolution_backward(spread, input, weight, None, [1, 1], *ctx.geometry, [True, False, False])[
-                0
-            ]
-        if ctx.needs_input_grad[1]:
-            grad_weight = convolution_backward(
-                grad, input, weight, None, ctx.stride, *ctx.geometry, [False, True, False]
-            )[1]
-        return grad_input, grad_weight, None, None
-
-
-def memory_format(maps: Tensor) -> torch.memory_format:
-    """How `maps` (B, C, H, W) lie in memory: channels last, or contiguous for all else."""
-    last = maps.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-class GlobalAvgPool(nn.Module):
-    """The mean over all positions: (B, C, H, W) to (B, C, 1, 1).
-
-    As nn.AdaptiveAvgPool2d(1), whose gradient is a view with strides of 0 that a CPU's kernels take long over: 2.5 ms
-    with a ReLU's for (128, 128, 7, 7) in bf16 on 2 cores, and 1.7 ms for F.avg_pool2d's, against 0.4 ms for this.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu" and input.requires_grad:
-            return _GlobalAvgPool.apply(input)
-        return F.avg_pool2d(input, input.shape[-2:])
-
-
-class _GlobalAvgPool(torch.autograd.Function):
-    """The mean over all positions, whose gradient is laid out in memory as the input is."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor) -> Tensor:
-        ctx.shape, ctx.format = input.shape, memory_format(input)
-        return F.avg_pool2d(input, input.shape[-2:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (grad,) = grads
-        height, width = ctx.shape[-2:]
-        return (grad / (height * width)).expand(ctx.shape).contiguous(memory_format=ctx.format)
-
-
-class Flatten(nn.Flatten):
-    """nn.Flatten: (B, C, H, W) to (B, C·H·W).
-
-    Its gradient is laid out in memory as the input is. Else, for a channels-last map on a CPU, what is before it would
-    work on two layouts at once: a ReLU's gradient of (128, 64, 5, 5) in bf16 on 2 cores takes 190 µs, and 30 with this.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu" and input.requires_grad and input.ndim == 4:
-            return _Flatten.apply(input)
-        return super().forward(input)
-
-
-class _Flatten(torch.autograd.Function):
-    """A flattening whose gradient is laid out in memory as its input is."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor) -> Tensor:
-        ctx.shape, ctx.format = input.shape, memory_format(input)
-        return input.flatten(1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (grad,) = grads
-        return grad.view(ctx.shape).contiguous(memory_format=ctx.format)
-
-
-class HalvingMaxPool(nn.MaxPool2d):
-    """nn.MaxPool2d(2): (B, C, H, W) to (B, C, H // 2, W // 2).
-
-    Where no gradient goes through it, on a CPU, it takes the larger of neighbours along one axis, then the other: for
-    (128, 32, 26, 26) in bf16 on 2 cores 0.17 ms, against the 0.40 ms of the kernel that notes their places too.
-
-    Args:
-        ceil_mode: round an odd side's half up instead.
-    """
-
-    def __init__(self, ceil_mode: bool = False) -> None:
-        super().__init__(2, ceil_mode=ceil_mode)
-
-    def forward(self, input: Tensor) -> Tensor:
-        height, width = (side // 2 * 2 for side in input.shape[-2:])
-        whole = not self.ceil_mode or (height, width) == input.shape[-2:]
-        if input.device.type != "cpu" or (input.requires_grad and torch.is_grad_enabled()) or not whole:
-            return super().forward(input)
-        rows = torch.maximum(input[..., 0:height:2, :], input[..., 1:height:2, :])
-        return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
-
-
-def pool_norm(channels: int, norm_layer: Layer = nn.BatchNorm2d, ceil_mode: bool = False) -> nn.Sequential:
-    """A halving max pooling, then a norm: (B, channels, H, W) to (B, channels, H // 2, W // 2).
-
-    In a norm's place it has the norm and the activation work on a quarter of the positions.
-
-    Args:
-        ceil_mode: round an odd side's half up instead.
-    """
-    return nn.Sequential(HalvingMaxPool(ceil_mode), norm_layer(channels))
-
-
-class Crop(nn.Module):
-    """The first rows and columns of images: (B, C, H, W) to (B, C, height, width)."""
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        self.height, self.width = height, width
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images[..., : self.height, : self.width]
-
-    def extra_repr(self) -> str:
-        return f"{self.height}, {self.width}"
 
 
 class Repeat(nn.Module):

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sepconv.networks.blocks import DepthwiseConv2d
+from sepconv.networks.blocks import sequential
+from sepconv.networks.cpu import DepthwiseConv2d
 
 METHODS = ("spatial", "spatial_joint", "depthwise")
 
 
-def separable(net: nn.Module, method: str) -> dict[str, nn.Conv2d]:
+def find_separable(net: nn.Module, method: str) -> dict[str, nn.Conv2d]:
     """The convolutions of `net` that `method` separates, by name: dense or depthwise ones with something to separate.
 
     `spatial` and `spatial_joint` leave kernels with a side of 1, `depthwise` those and one filter per channel; all of
@@ -41,12 +42,12 @@ def separable(net: nn.Module, method: str) -> dict[str, nn.Conv2d]:
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d) and divisible(layer)}
 
 
-def put(net: nn.Module, name: str, layers: nn.Module) -> None:
-    """Has `layers` take the place of the layer `name` of `net`, wherever that layer is used."""
+def put(net: nn.Module, name: str, factors: nn.Module) -> None:
+    """Has `factors` take the place of the layer `name` of `net`, wherever that layer is used."""
     replaced = net.get_submodule(name)
     for place, layer in list(net.named_modules(remove_duplicate=False)):
         if layer is replaced:
-            net.set_submodule(place, layers)
+            net.set_submodule(place, factors)
 
 
 def sides(conv: nn.Conv2d, method: str) -> tuple[int, int]:
@@ -76,8 +77,11 @@ def matrices(conv: nn.Conv2d, method: str) -> Tensor:
     return grouped.reshape(-1, rows, columns)
 
 
-def layers(conv: nn.Conv2d, method: str, rank: int) -> nn.Sequential:
-    """Layers of the form that `conv` takes at `rank`, with its stride, padding, dilation and bias, and new weights."""
+def make_factors(conv: nn.Conv2d, method: str, rank: int) -> nn.Sequential:
+    """The layers that `conv` becomes at `rank`, with its stride, padding, dilation and bias, and new weights.
+
+    Their names are vertical and horizontal, or depthwise and pointwise, as those of the separable blocks.
+    """
     (height, width), stride, dilation = conv.kernel_size, conv.stride, conv.dilation
     padding: Any = (0, 0) if conv.padding == "valid" else conv.padding  # two numbers, or "same"
     above, beside = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
@@ -94,13 +98,15 @@ def layers(conv: nn.Conv2d, method: str, rank: int) -> nn.Sequential:
     else:
         maps = conv.in_channels * rank
         first, second = whole | {"groups": conv.in_channels}, {"kernel_size": 1, "groups": conv.groups}
-    parts: list[nn.Module] = [
-        convolution(conv, conv.in_channels, maps, bias=False, **first),
-        convolution(conv, maps, conv.out_channels, bias=conv.bias is not None, **second),
-    ]
-    if method == "spatial" and conv.in_channels > conv.groups:
-        parts.insert(1, nn.ChannelShuffle(conv.in_channels))  # ordered by input channel, then by output channel
-    return nn.Sequential(*parts).train(conv.training)
+    names = ("depthwise", "pointwise") if method == "depthwise" else ("vertical", "horizontal")
+    mixed = method == "spatial" and conv.in_channels > conv.groups
+    factors = sequential(**{
+        names[0]: convolution(conv, conv.in_channels, maps, bias=False, **first),
+        # from the order of input channels, then of output channels, to the other
+        "shuffle": nn.ChannelShuffle(conv.in_channels) if mixed else None,
+        names[1]: convolution(conv, maps, conv.out_channels, bias=conv.bias is not None, **second),
+    })  # fmt: skip
+    return factors.train(conv.training)
 
 
 def convolution(like: nn.Conv2d, in_channels: int, out_channels: int, **geometry: Any) -> nn.Conv2d:
@@ -111,7 +117,7 @@ def convolution(like: nn.Conv2d, in_channels: int, out_channels: int, **geometry
 
 
 class Decomposition:
-    """The SVD of a convolution's weights by a method: its layers at every rank, and what they leave out."""
+    """The SVD of a convolution's weights by a method: its factors at every rank, and what they leave out."""
 
     def __init__(self, conv: nn.Conv2d, method: str) -> None:
         self.conv, self.method = conv, method
@@ -136,7 +142,7 @@ class Decomposition:
             product = grouped.permute(0, 4, 1, 2, 3)
         return product.reshape(conv.weight.shape).to(conv.weight.dtype)
 
-    def layers(self, rank: int) -> nn.Sequential:
+    def factors(self, rank: int) -> nn.Sequential:
         """The layers at `rank`, the singular values divided evenly between the two."""
         conv = self.conv
         scale = self.values[:, :rank].sqrt()
@@ -155,8 +161,8 @@ class Decomposition:
             # (C_in, K·K, r) to (C_in, r, K·K), and (groups, inputs·r, outputs) to (groups, outputs, inputs·r)
             first = left.transpose(1, 2)
             second = right.reshape(conv.groups, inputs * rank, outputs).transpose(1, 2)
-        parts = layers(conv, self.method, rank)
+        factors = make_factors(conv, self.method, rank)
         with torch.no_grad():
-            for parameter, values in zip(parts.parameters(), (first, second, conv.bias), strict=False):
+            for parameter, values in zip(factors.parameters(), (first, second, conv.bias), strict=False):
                 parameter.copy_(values.reshape(parameter.shape))
-        return parts
+        return factors

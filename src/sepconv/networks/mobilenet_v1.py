@@ -6,8 +6,8 @@ authors' code); ReLU6, as in that code. `conv=dense` is the "Conv MobileNet" of 
 
 from torch import nn
 
-from sepconv.networks.blocks import ConvNormActivation
-from sepconv.networks.options import find_column, find_kind, make_classifier, make_resize, make_scale
+from sepconv.networks.blocks import ConvNormActivation, sequential
+from sepconv.networks.options import find_column, find_kind, head, make_resize, make_scale
 
 STEM = (32, (2, 1))  # out_channels, stride (imagenet, small)
 # out_channels, stride (imagenet, small) of the first, number of blocks
@@ -25,13 +25,7 @@ TABLE = (
 
 
 def mobilenet_v1(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    width: float = 1.0,
-    resolution: float = 1.0,
-    conv: str = "separable",
-    form: str = "small",
+    shape: tuple[int, int, int], classes: int, *, width: float, resolution: float, conv: str, form: str
 ) -> nn.Sequential:
     """The network of TABLE: 4,231,976 parameters in its ImageNet form, 3 channels and 1,000 classes.
 
@@ -44,11 +38,11 @@ def mobilenet_v1(
     scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
     out_channels, strides = STEM
     channels = scale(out_channels)
-    layers = make_resize(shape, resolution)
-    layers.append(ConvNormActivation(shape[0], channels, stride=strides[column], activation_layer=nn.ReLU6))
-    for out_channels, strides, blocks in TABLE:
-        for block in range(blocks):
-            stride = strides[column] if block == 0 else 1
-            layers.append(kind.block(channels, scale(out_channels), stride=stride, activation_layer=nn.ReLU6))
+    stem = ConvNormActivation(shape[0], channels, stride=strides[column], activation_layer=nn.ReLU6)
+    blocks = nn.Sequential()
+    for out_channels, strides, count in TABLE:
+        for place in range(count):
+            stride = strides[column] if place == 0 else 1
+            blocks.append(kind.block(channels, scale(out_channels), stride=stride, activation_layer=nn.ReLU6))
             channels = scale(out_channels)
-    return nn.Sequential(*layers, *make_classifier(channels, classes))
+    return sequential(resize=make_resize(shape, resolution), stem=stem, blocks=blocks, **head(channels, classes))

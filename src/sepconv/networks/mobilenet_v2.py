@@ -5,8 +5,8 @@ Source: Sandler et al., arXiv 1801.04381, table 2.
 
 from torch import nn
 
-from sepconv.networks.blocks import ConvNormActivation, inverted_residual, pointwise
-from sepconv.networks.options import find_column, find_kind, make_classifier, make_resize, make_scale
+from sepconv.networks.blocks import ConvNormActivation, inverted_residual, pointwise, sequential
+from sepconv.networks.options import find_column, find_kind, head, make_resize, make_scale
 
 STEM = (32, (2, 1))  # out_channels, stride (imagenet, small)
 # expansion, out_channels, number of blocks, stride (imagenet, small) of the first
@@ -23,13 +23,7 @@ LAST = 1280  # channels of the pointwise convolution before the pooling
 
 
 def mobilenet_v2(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    width: float = 1.0,
-    resolution: float = 1.0,
-    conv: str = "separable",
-    form: str = "small",
+    shape: tuple[int, int, int], classes: int, *, width: float, resolution: float, conv: str, form: str
 ) -> nn.Sequential:
     """The network of TABLE: 3,504,872 parameters in its ImageNet form, 3 channels and 1,000 classes.
 
@@ -42,14 +36,19 @@ def mobilenet_v2(
     scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
     out_channels, strides = STEM
     channels = scale(out_channels)
-    layers = make_resize(shape, resolution)
-    layers.append(ConvNormActivation(shape[0], channels, stride=strides[column], activation_layer=nn.ReLU6))
-    for expansion, out_channels, blocks, strides in TABLE:
-        for block in range(blocks):
-            stride = strides[column] if block == 0 else 1
+    stem = ConvNormActivation(shape[0], channels, stride=strides[column], activation_layer=nn.ReLU6)
+    blocks = nn.Sequential()
+    for expansion, out_channels, count, strides in TABLE:
+        for place in range(count):
+            stride = strides[column] if place == 0 else 1
             expanded = expansion * channels
-            layers.append(inverted_residual(channels, scale(out_channels), expanded, stride=stride, step=kind.step))
+            blocks.append(inverted_residual(channels, scale(out_channels), expanded, stride=stride, step=kind.step))
             channels = scale(out_channels)
     last = make_scale(max(1.0, width))(LAST)
-    layers.append(pointwise(channels, last, activation_layer=nn.ReLU6))
-    return nn.Sequential(*layers, *make_classifier(last, classes))
+    return sequential(
+        resize=make_resize(shape, resolution),
+        stem=stem,
+        blocks=blocks,
+        last=pointwise(channels, last, activation_layer=nn.ReLU6),
+        **head(last, classes),
+    )

@@ -8,7 +8,8 @@ from functools import partial
 
 from torch import nn
 
-from sepconv.networks.blocks import ConvNormActivation, GlobalAvgPool, inverted_residual, pointwise
+from sepconv.networks.blocks import ConvNormActivation, inverted_residual, pointwise, sequential
+from sepconv.networks.cpu import GlobalAvgPool
 from sepconv.networks.options import find_column, find_kind, make_resize, make_scale
 
 RE, HS = nn.ReLU, nn.Hardswish
@@ -35,13 +36,7 @@ NORM = (partial(nn.BatchNorm2d, eps=0.001, momentum=0.01), nn.BatchNorm2d)
 
 
 def mobilenet_v3_small(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    width: float = 1.0,
-    resolution: float = 1.0,
-    conv: str = "separable",
-    form: str = "small",
+    shape: tuple[int, int, int], classes: int, *, width: float, resolution: float, conv: str, form: str
 ) -> nn.Sequential:
     """The network of TABLE: 2,542,856 parameters in its ImageNet form, 3 channels and 1,000 classes.
 
@@ -55,22 +50,24 @@ def mobilenet_v3_small(
     norm = NORM[column]
     out_channels, strides = STEM
     channels = scale(out_channels)
-    layers = make_resize(shape, resolution)
-    layers.append(ConvNormActivation(shape[0], channels, stride=strides[column], norm_layer=norm, activation_layer=HS))
+    stem = ConvNormActivation(shape[0], channels, stride=strides[column], norm_layer=norm, activation_layer=HS)
+    blocks = nn.Sequential()
     for kernel_size, expanded, out_channels, squeeze, activation, strides in TABLE:
-        layers.append(
+        blocks.append(
             inverted_residual(
                 channels, scale(out_channels), scale(expanded), kernel_size, strides[column], squeeze,
                 norm_layer=norm, activation_layer=activation, step=kind.step,
             )
         )  # fmt: skip
         channels = scale(out_channels)
-    layers += [
-        pointwise(channels, LAST * channels, norm_layer=norm, activation_layer=HS),
-        GlobalAvgPool(),
-        nn.Flatten(),
-        nn.Linear(LAST * channels, scale(HIDDEN)),
-        HS(inplace=True),
-        nn.Linear(scale(HIDDEN), classes),
-    ]
-    return nn.Sequential(*layers)
+    return sequential(
+        resize=make_resize(shape, resolution),
+        stem=stem,
+        blocks=blocks,
+        last=pointwise(channels, LAST * channels, norm_layer=norm, activation_layer=HS),
+        pool=GlobalAvgPool(),
+        flatten=nn.Flatten(),
+        hidden=nn.Linear(LAST * channels, scale(HIDDEN)),
+        activation=HS(inplace=True),
+        classifier=nn.Linear(scale(HIDDEN), classes),
+    )

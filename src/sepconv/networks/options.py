@@ -11,7 +11,8 @@ from torch import nn
 from torchvision.models._utils import _make_divisible
 
 from sepconv.config import check, check_choice
-from sepconv.networks.blocks import KINDS, GlobalAvgPool, Kind, Resize
+from sepconv.networks.blocks import KINDS, Kind, Resize
+from sepconv.networks.cpu import GlobalAvgPool
 
 FORMS = ("imagenet", "small")  # the columns of a table's strides
 
@@ -34,12 +35,12 @@ def make_scale(width: float) -> Callable[[int], int]:
     return lambda channels: _make_divisible(channels * width, 8)
 
 
-def make_resize(shape: tuple[int, int, int], resolution: float) -> list[nn.Module]:
+def make_resize(shape: tuple[int, int, int], resolution: float) -> Resize | None:
     """What multiplies the side of images of `shape` (channels, height, width) by `resolution`, MobileNet's rho."""
     check(0 < resolution <= 8, "model.resolution", resolution, "above 0, at most 8")
-    return [] if resolution == 1 else [Resize(max(1, round(shape[1] * resolution)))]
+    return None if resolution == 1 else Resize(max(1, round(shape[1] * resolution)))
 
 
-def make_classifier(channels: int, classes: int) -> list[nn.Module]:
-    """Feature maps (B, channels, H, W) to logits (B, classes)."""
-    return [GlobalAvgPool(), nn.Flatten(), nn.Linear(channels, classes)]
+def head(channels: int, classes: int) -> dict[str, nn.Module]:
+    """The last parts of a network, by name: from feature maps (B, channels, H, W) to logits (B, classes)."""
+    return {"pool": GlobalAvgPool(), "flatten": nn.Flatten(), "classifier": nn.Linear(channels, classes)}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sepconv.config import check, check_choice
-from sepconv.networks.blocks import ConvNormActivation, Layer, Residual, pointwise
-from sepconv.networks.options import FORMS, find_kind, make_classifier, make_scale
+from sepconv.networks.blocks import ConvNormActivation, LayerFactory, Residual, pointwise, sequential
+from sepconv.networks.options import FORMS, find_kind, head, make_scale
 
 # out_channels of each stage, stride of its first block; the stem has the first stage's channels
 SMALL = (
@@ -43,13 +43,7 @@ class Subsampling(nn.Module):
 
 
 def resnet(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    depth: int = 20,
-    width: float = 1.0,
-    conv: str = "dense",
-    form: str = "small",
+    shape: tuple[int, int, int], classes: int, *, depth: int, width: float, conv: str, form: str
 ) -> nn.Sequential:
     """The network of SMALL, 269,722 parameters at depth 20, 3 channels and 10 classes; or the one of IMAGENET.
 
@@ -61,31 +55,30 @@ def resnet(
     """
     check_choice("model.form", form, *FORMS)
     scale, kind = make_scale(width), find_kind(conv)
-    layers: list[nn.Module]
+    stem: nn.Sequential
     table: tuple[tuple[int, int], ...]
     counts: tuple[int, ...]
-    shortcut: Layer
+    shortcut: LayerFactory
     if form == "imagenet":
         check(depth in BLOCKS, "model.depth", depth, "18 or 34 with model.form=imagenet")
         table, counts, shortcut = IMAGENET, BLOCKS[depth], projection
         channels = scale(table[0][0])
-        layers = [ConvNormActivation(shape[0], channels, 7, 2), nn.MaxPool2d(3, 2, padding=1)]
+        stem = sequential(ConvNormActivation(shape[0], channels, 7, 2), pool=nn.MaxPool2d(3, 2, padding=1))
     else:
         check(depth >= 8 and depth % 6 == 2, "model.depth", depth, "6n + 2, such as 20, 32, 44, 56 or 110")
         table, counts, shortcut = SMALL, (depth // 6,) * 3, Subsampling
         channels = scale(table[0][0])
-        layers = [ConvNormActivation(shape[0], channels)]
-    for (out_channels, first), blocks in zip(table, counts, strict=True):
+        stem = ConvNormActivation(shape[0], channels)
+    blocks = nn.Sequential()
+    for (out_channels, first), count in zip(table, counts, strict=True):
         out_channels = scale(out_channels)
-        for stride in [first] + [1] * (blocks - 1):
-            block = nn.Sequential(
-                kind.bare(channels, out_channels, stride=stride),
-                kind.bare(out_channels, out_channels, activation_layer=None),
+        for stride in [first] + [1] * (count - 1):
+            block = sequential(
+                conv1=kind.bare(channels, out_channels, stride=stride),
+                conv2=kind.bare(out_channels, out_channels, activation_layer=None),
             )
             same = stride == 1 and channels == out_channels
-            layers += [
-                Residual(block, None if same else shortcut(channels, out_channels, stride)),
-                nn.ReLU(inplace=True),
-            ]
+            around = None if same else shortcut(channels, out_channels, stride)
+            blocks.append(Residual(block, around, nn.ReLU(inplace=True)))
             channels = out_channels
-    return nn.Sequential(*layers, *make_classifier(channels, classes))
+    return sequential(stem=stem, blocks=blocks, **head(channels, classes))

@@ -7,11 +7,11 @@ halves a 28-pixel one twice, and ends at 7 x 7 (8 x 8 from 32) as MobileNetV1 do
 from torch import nn
 
 from sepconv.config import check, check_choice
-from sepconv.networks.blocks import ConvNormActivation, Layer, Residual, depthwise_separable
-from sepconv.networks.options import find_kind, make_classifier, make_resize, make_scale
+from sepconv.networks.blocks import ConvNormActivation, LayerFactory, Residual, depthwise_separable, sequential
+from sepconv.networks.options import find_kind, head, make_resize, make_scale
 
 STEM = (32, 2)  # out_channels, stride
-STEMS: dict[str, Layer] = {"standard": ConvNormActivation, "separable": depthwise_separable}
+STEMS: dict[str, LayerFactory] = {"standard": ConvNormActivation, "separable": depthwise_separable}
 # out_channels, stride of each block
 TABLE = (
     (64, 1),
@@ -25,12 +25,12 @@ def separable(
     shape: tuple[int, int, int],
     classes: int,
     *,
-    width: float = 1.0,
-    resolution: float = 1.0,
-    depth: int = 1,
-    residual: bool = False,
-    stem: str = "standard",
-    conv: str = "separable",
+    width: float,
+    resolution: float,
+    depth: int,
+    residual: bool,
+    stem: str,
+    conv: str,
 ) -> nn.Sequential:
     """The network of TABLE.
 
@@ -47,12 +47,12 @@ def separable(
     scale, kind = make_scale(width), find_kind(conv)
     out_channels, stride = STEM
     channels = scale(out_channels)
-    layers = make_resize(shape, resolution)
-    layers.append(STEMS[stem](shape[0], channels, stride=stride))
+    first_layer = STEMS[stem](shape[0], channels, stride=stride)
+    blocks = nn.Sequential()
     for out_channels, first in TABLE:
         for stride in [first] + [1] * (depth - 1):
             block = kind.block(channels, scale(out_channels), stride=stride)
             same = stride == 1 and channels == scale(out_channels)
-            layers.append(Residual(block) if residual and same else block)
+            blocks.append(Residual(block) if residual and same else block)
             channels = scale(out_channels)
-    return nn.Sequential(*layers, *make_classifier(channels, classes))
+    return sequential(resize=make_resize(shape, resolution), stem=first_layer, blocks=blocks, **head(channels, classes))

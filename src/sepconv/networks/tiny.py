@@ -12,60 +12,57 @@ from functools import partial
 
 from torch import nn
 
-from sepconv.config import check
-from sepconv.networks.blocks import ConvNormActivation, HalvingMaxPool, Residual, pool_norm
-from sepconv.networks.options import find_kind, make_classifier
+from sepconv.config import check, check_choice
+from sepconv.networks.blocks import ConvNormActivation, Residual, conv_pool_norm_activation, sequential
+from sepconv.networks.cpu import GlobalAvgPool, HalvingMaxPool
+from sepconv.networks.options import find_kind
 
 STAGES = 2  # a max pooling halves the map before each; the first comes after a block at the image's own resolution
 LEAST = 3  # positions a side that a stage without padding leaves at least; below, it is padded after all
 
 
 def tiny(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    stem: int = 16,
-    width: int = 32,
-    repeats: int = 2,
-    padded: bool = True,
-    affine: bool = True,
-    conv: str = "separable",
+    shape: tuple[int, int, int], classes: int, *, stem: int, width: int, repeats: int, form: str, conv: str
 ) -> nn.Sequential:
     """Stem, a block to `width` channels, then two stages, each one block applied `repeats` times.
 
-    4,362 parameters at 28 x 28 x 1, 10 classes; 676 with stem=4, width=11, padded=False, affine=False.
+    4,362 parameters at 28 x 28 x 1, 10 classes; 676 with stem=4, width=11, form=unpadded.
 
     Args:
         stem: channels of the first convolution and of the block that follows it, both at the image's resolution.
         width: channels of the stages.
         repeats: how often each stage's block is applied, with the same filters.
-        padded: whether convolutions keep the map's size. Else the map shrinks by two positions a convolution, while
-            there is room, and the stages have neither an identity around their blocks nor a pooling between them.
-        affine: whether norms learn a scale and a shift for each channel.
+        form: padded, or unpadded: the map shrinks by two positions a convolution, while there is room; norms learn
+            neither scale nor shift; the stages have no identity around their blocks, and no pooling between them.
         conv: the kind of each block's convolution: separable, dense or spatial.
     """
     for key, value in (("stem", stem), ("width", width), ("repeats", repeats)):
         check(value >= 1, f"model.{key}", value, "1 or more")
-    kind = find_kind(conv)
-    norm = partial(nn.BatchNorm2d, affine=affine)
-    pooled = partial(pool_norm, norm_layer=norm, ceil_mode=True)
+    check_choice("model.form", form, "padded", "unpadded")
+    padded, kind = form == "padded", find_kind(conv)
+    norm = partial(nn.BatchNorm2d, affine=padded)
     first, entry, *others = [None] * (2 + STAGES) if padded else find_paddings(min(shape[1:]), repeats)
-    layers: list[nn.Module] = [
-        ConvNormActivation(shape[0], stem, padding=first, norm_layer=norm, activation_layer=nn.Hardswish),
-        kind.bare(stem, width, padding=entry, norm_layer=pooled, activation_layer=nn.Hardswish),
-    ]
-    for stage, padding in enumerate(others):
-        if padded and stage > 0:
-            layers.append(HalvingMaxPool(ceil_mode=True))
+    parts: dict[str, nn.Module] = {
+        "stem": ConvNormActivation(shape[0], stem, padding=first, norm_layer=norm, activation_layer=nn.Hardswish),
+        "entry": conv_pool_norm_activation(kind.bare, stem, width, entry, norm, nn.Hardswish, ceil_mode=True),
+    }
+    for stage, padding in enumerate(others, 1):
+        if padded and stage > 1:
+            parts[f"pool{stage}"] = HalvingMaxPool(ceil_mode=True)
         blocks = [
             kind.block(width, width, padding=padding, norm_layer=norm, activation_layer=None) for _ in range(repeats)
         ]
         share_filters(blocks)
-        for block in blocks:
-            layers += [Residual(block) if padded else block, nn.Hardswish(inplace=True)]
-    pooling, *classifier = make_classifier(width, classes)
-    # means over a map hardly differ between images: without this norm the classifier's weights take long to grow
-    return nn.Sequential(*layers, pooling, nn.BatchNorm2d(width, affine=False), *classifier)
+        around = Residual if padded else sequential
+        parts[f"stage{stage}"] = nn.Sequential(*(around(b, activation=nn.Hardswish(inplace=True)) for b in blocks))
+    return sequential(
+        **parts,
+        pool=GlobalAvgPool(),
+        # means over a map hardly differ between images: without this norm the classifier's weights take long to grow
+        norm=nn.BatchNorm2d(width, affine=False),
+        flatten=nn.Flatten(),
+        classifier=nn.Linear(width, classes),
+    )
 
 
 def find_paddings(side: int, repeats: int) -> list[int | None]:
@@ -86,7 +83,7 @@ def find_paddings(side: int, repeats: int) -> list[int | None]:
 
 def share_filters(blocks: list[nn.Module]) -> None:
     """Has all `blocks`, of one build, use the convolutions of the first; each keeps its norms."""
-    first, *others = [[part for part in block.modules() if isinstance(part, ConvNormActivation)] for block in blocks]
-    for parts in others:
-        for part, own in zip(parts, first, strict=True):
-            part[0] = own[0]
+    for name, layer in list(blocks[0].named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            for block in blocks[1:]:
+                block.set_submodule(name, layer)

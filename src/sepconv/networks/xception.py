@@ -6,8 +6,8 @@ Source: Chollet, arXiv 1610.02357, figure 5.
 from torch import nn
 
 from sepconv import InputError
-from sepconv.networks.blocks import ConvNormActivation, Layer, Residual, pointwise
-from sepconv.networks.options import find_column, find_kind, make_classifier, make_scale
+from sepconv.networks.blocks import ConvNormActivation, LayerFactory, Residual, pointwise, sequential
+from sepconv.networks.options import find_column, find_kind, head, make_scale
 
 STEM = ((32, (2, 1)), (64, (1, 1)))  # out_channels, stride (imagenet, small) of each 3 x 3 convolution, unpadded
 # out_channels of each separable convolution of a block, its stride (imagenet, small), number of blocks
@@ -21,9 +21,7 @@ TABLE = (
 EXIT = (1536, 2048)  # out_channels of the separable convolutions after the blocks
 
 
-def xception(
-    shape: tuple[int, int, int], classes: int, *, width: float = 1.0, conv: str = "separable", form: str = "small"
-) -> nn.Sequential:
+def xception(shape: tuple[int, int, int], classes: int, *, width: float, conv: str, form: str) -> nn.Sequential:
     """The network of TABLE: 22,855,952 parameters in its ImageNet form, 3 channels and 1,000 classes.
 
     Args:
@@ -39,33 +37,32 @@ def xception(
     if min(shape[1:]) < least:
         raise InputError(f"images of {shape[1]} x {shape[2]} are too small for this network: {least} x {least} or more")
     channels = shape[0]
-    layers: list[nn.Module] = []
+    stem, blocks, exit_flow = nn.Sequential(), nn.Sequential(), nn.Sequential()
     for out_channels, strides in STEM:
-        layers.append(ConvNormActivation(channels, scale(out_channels), 3, strides[column], padding=0))
+        stem.append(ConvNormActivation(channels, scale(out_channels), 3, strides[column], padding=0))
         channels = scale(out_channels)
-    for row, strides, blocks in TABLE:
-        for _ in range(blocks):
-            layers.append(residual(channels, [scale(out_channels) for out_channels in row], strides[column], kind.bare))
+    for row, strides, count in TABLE:
+        for _ in range(count):
+            blocks.append(residual(channels, [scale(out_channels) for out_channels in row], strides[column], kind.bare))
             channels = scale(row[-1])
     for out_channels in EXIT:
-        layers.append(kind.bare(channels, scale(out_channels)))
+        exit_flow.append(kind.bare(channels, scale(out_channels)))
         channels = scale(out_channels)
-    return nn.Sequential(*layers, *make_classifier(channels, classes))
+    return sequential(stem=stem, blocks=blocks, exit=exit_flow, **head(channels, classes))
 
 
-def residual(channels: int, row: list[int], stride: int, convolution: Layer) -> Residual:
+def residual(channels: int, row: list[int], stride: int, convolution: LayerFactory) -> Residual:
     """One block: ReLU, convolution and norm for each of `row`, then a strided pooling; the input added to it.
 
     Where the shape changes, the input goes through a pointwise convolution and a norm. The first block's first ReLU,
     which the figure leaves out, changes nothing: the stem's output is not negative.
     """
     first, last = channels, row[-1]
-    layers: list[nn.Module] = []
-    for out_channels in row:
-        # not in place where the shortcut takes the same input
-        layers += [nn.ReLU(inplace=bool(layers)), convolution(channels, out_channels, activation_layer=None)]
+    layers: dict[str, nn.Module] = {}
+    for place, out_channels in enumerate(row, 1):
+        layers[f"activation{place}"] = nn.ReLU(inplace=place > 1)  # the first one's input goes to the shortcut too
+        layers[f"conv{place}"] = convolution(channels, out_channels, activation_layer=None)
         channels = out_channels
-    if stride > 1:
-        layers.append(nn.MaxPool2d(3, stride, padding=1))
+    block = sequential(**layers, pool=nn.MaxPool2d(3, stride, padding=1) if stride > 1 else None)
     same = stride == 1 and first == last
-    return Residual(nn.Sequential(*layers), None if same else pointwise(first, last, stride, activation_layer=None))
+    return Residual(block, None if same else pointwise(first, last, stride, activation_layer=None))

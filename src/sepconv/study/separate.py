@@ -20,7 +20,7 @@ from sepconv.costs import counting
 from sepconv.data.datasets import sample
 from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import find_device, reset_peak_memory, resolve_precision, synchronize
-from sepconv.networks.lowrank import Decomposition, layers, put, separable
+from sepconv.networks.lowrank import Decomposition, find_separable, make_factors, put
 from sepconv.study.separation_report import Ranks, label, print_report, write_report
 from sepconv.terminal import CONSOLE
 from sepconv.training import runs
@@ -151,7 +151,7 @@ class Original:
         net, shape = self.classifier.net, self.dataset.shape
         if self.recorded.recipe.whiten:  # what is not trained is not separated: its parts would be
             find_stem(net).requires_grad_(False)
-        convolutions = separable(net, config.method)
+        convolutions = find_separable(net, config.method)
         if not convolutions:
             raise InputError(f"{self.recorded.model['name']} has no convolution that method={config.method} separates")
         self.decompositions = {name: Decomposition(conv, config.method) for name, conv in convolutions.items()}
@@ -204,7 +204,7 @@ class Original:
         """A copy of the classifier with layers separated at `ranks`."""
         classifier = copy.deepcopy(self.classifier)
         for name, rank in ranks.items():
-            put(classifier.net, name, self.decompositions[name].layers(rank))
+            put(classifier.net, name, self.decompositions[name].factors(rank))
         return classifier.cpu()
 
     def macs(self, ranks: Ranks) -> int:
@@ -215,9 +215,9 @@ class Original:
         """MACs that a layer at `rank` saves; negative where it adds some."""
         if (name, rank) not in self.saved:
             layer = self.decompositions[name]
-            parts = layers(layer.conv, layer.method, rank)
+            factors = make_factors(layer.conv, layer.method, rank)
             self.saved[name, rank] = sum(
-                counting.macs(layer.conv, s) - counting.macs(parts, s) for s in self.shapes[name]
+                counting.macs(layer.conv, s) - counting.macs(factors, s) for s in self.shapes[name]
             )
         return self.saved[name, rank]
 

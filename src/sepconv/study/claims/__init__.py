@@ -550,7 +550,7 @@ def c13(lab: Lab) -> Finding:
         one, other = (torch.randn(6, 4, 5, generator=generator, dtype=torch.double) for _ in range(2))
         conv.weight.copy_(one[..., :, None] * other[..., None, :])
     images = torch.randn(2, 4, 12, 12, generator=generator, dtype=torch.double)
-    exact = lowrank.Decomposition(conv, "spatial").layers(1)
+    exact = lowrank.Decomposition(conv, "spatial").factors(1)
     difference = float((exact(images) - conv(images)).detach().abs().max() / conv(images).detach().abs().max())
     rows = [["random kernels of rank 1, as K x 1 and 1 x K", "-", f"{difference:.0e} of the output", "-", "-"]]
     dense = separable(conv="dense")
@@ -560,7 +560,7 @@ def c13(lab: Lab) -> Finding:
     for seed in lab.config.seeds:
         run = lab.train(dense, seed)
         classifier = load_classifier(runs.read_checkpoint(run.path, "best", run.config))
-        found = lowrank.separable(classifier.net, "spatial").values()
+        found = lowrank.find_separable(classifier.net, "spatial").values()
         decompositions = [lowrank.Decomposition(layer, "spatial") for layer in found]
         for rank in errors:
             with torch.no_grad():

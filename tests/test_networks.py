@@ -1,21 +1,23 @@
 import copy
 import inspect
 import re
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY, SLIM
-from omegaconf import OmegaConf
+from conftest import SLIM
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import complete
+from sepconv.config import complete, defaults
 from sepconv.costs import counting
-from sepconv.networks import NETWORKS, build
-from sepconv.networks.blocks import KINDS, GlobalAvgPool, Residual
+from sepconv.networks import build, names
+from sepconv.networks.baseline import Crop
+from sepconv.networks.blocks import KINDS, Residual
+from sepconv.networks.cpu import GlobalAvgPool
 from sepconv.training.recipe import initialize
 
 IMAGENET: dict[str, dict[str, Any]] = {
@@ -23,20 +25,32 @@ IMAGENET: dict[str, dict[str, Any]] = {
     for name in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "xception")
 } | {"resnet": {"depth": 18, "width": 0.25, "form": "imagenet"}}
 CASES = [
-    *((name, {"conv": conv, **SLIM.get(name, {})}) for name in NETWORKS for conv in KINDS),
+    *((name, {"conv": conv, **SLIM.get(name, {})}) for name in names() for conv in KINDS),
     *IMAGENET.items(),
     ("separable", {"width": 0.5, "resolution": 0.75}),
-    *(("tiny", {"padded": False, "affine": False, "conv": conv}) for conv in KINDS),
+    *(("tiny", {"form": "unpadded", "conv": conv}) for conv in KINDS),
 ]
 
 
-def test_every_network_has_a_config_of_its_name() -> None:
-    files = {path.stem: OmegaConf.load(path) for path in (REPOSITORY / "configs/model").glob("*.yaml")}
-    assert files.keys() == NETWORKS.keys()
-    for name, config in files.items():
-        assert config.pop("name") == name
-        parameters = inspect.signature(NETWORKS[name]).parameters.values()
-        assert config == {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+@pytest.mark.parametrize("name", names())
+def test_every_config_builds_the_network_of_its_name(name: str) -> None:
+    """And lists all of its options: no default stands in the code."""
+    assert defaults(name)["name"] == name
+    module = import_module(f"sepconv.networks.{name}")
+    options = inspect.getfullargspec(getattr(module, name))
+    assert options.kwonlyargs == [key for key in defaults(name) if key != "name"]
+    assert options.kwonlydefaults is None
+    assert str(build(**defaults(name), shape=(3, 32, 32), classes=10)) == str(build(name, (3, 32, 32), 10))
+
+
+@pytest.mark.parametrize("name", names())
+def test_layers_are_named_by_what_they_are(name: str) -> None:
+    net = build(name, (3, 32, 32), 10, **SLIM.get(name, {}))
+    assert [name for name, _ in net.named_children()][-1] == "classifier"
+    for layer, module in net.named_modules():
+        if isinstance(module, nn.Conv2d) and "squeeze" not in layer:
+            assert re.fullmatch(r"(\w+\.)+conv", layer), layer
+    assert not any(key[0].isdigit() for key in net.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -78,6 +92,11 @@ def test_trimmed_keras_example_is_the_same_function(name: str, shape: tuple[int,
     ]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_crop() -> None:
+    images = torch.randn(2, 3, 5, 7)
+    assert torch.equal(Crop(4, 6)(images), images[:, :, :4, :6])
 
 
 def test_older_runs_networks_are_completed() -> None:
@@ -153,7 +172,7 @@ def test_learns(name: str, options: dict[str, Any], shape: tuple[int, int, int],
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, SLIM.get(name, {})) for name in NETWORKS] + [*IMAGENET.items()])
+@pytest.mark.parametrize(("name", "options"), [(name, SLIM.get(name, {})) for name in names()] + [*IMAGENET.items()])
 def test_twins_differ_in_the_convolution_alone(name: str, options: dict[str, Any]) -> None:
     """Kinds of convolution share depth and widths; after the stem, each has only its own kernels."""
     shape = (3, 33, 33)
@@ -162,8 +181,9 @@ def test_twins_differ_in_the_convolution_alone(name: str, options: dict[str, Any
     for conv in KINDS:
         net = build(name, shape, 10, **{**options, "conv": conv})
         maps[conv], kernels[conv] = [], []
-        for layer in net.children():
-            layer.register_forward_hook(lambda _, __, output, conv=conv: maps[conv].append(output.shape))
+        for path, layer in net.named_modules():
+            if "." not in path or path.rpartition(".")[2].isdigit():  # parts of the network, and its blocks
+                layer.register_forward_hook(lambda _, __, output, conv=conv: maps[conv].append(output.shape))
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1:
                 kernels[conv].append((layer.kernel_size, layer.groups == layer.in_channels > 1))
@@ -191,7 +211,7 @@ def test_tiny_shares_filters_within_a_stage() -> None:
     assert counting.parameters(net) == stem + entry + 2 * (filters + 2 * norms) + head == 4_362
     assert counting.parameters(build("tiny", (1, 28, 28), 10, repeats=3)) == 4_362 + 2 * norms
     net(torch.randn(4, 1, 28, 28)).square().mean().backward()
-    blocks = [layer for layer in net if isinstance(layer, Residual)]
+    blocks = [layer for layer in net.modules() if isinstance(layer, Residual)]
     weights = [{name: p for name, p in block.named_parameters() if p.ndim == 4} for block in blocks]
     assert len(weights) == 4
     for stage in (weights[:2], weights[2:]):
@@ -202,17 +222,17 @@ def test_tiny_shares_filters_within_a_stage() -> None:
 
 def test_unpadded_tiny_counts() -> None:
     """By hand: 28 to 26 to 24, pooled to 12, then 10, 8, 6, 4, by filters for two and two; no norm learns anything."""
-    net = build("tiny", (1, 28, 28), 10, stem=4, width=11, padded=False, affine=False)
+    net = build("tiny", (1, 28, 28), 10, stem=4, width=11, form="unpadded")
     entry, step = 9 * 4 + 4 * 11, 9 * 11 + 11 * 11
     assert counting.parameters(net) == 9 * 4 + entry + 2 * step + 11 * 10 + 10 == 676
     work = 26**2 * 9 * 4 + 24**2 * entry + (10**2 + 8**2 + 6**2 + 4**2) * step + 11 * 10
     assert counting.macs(net, (1, 28, 28)) == work == 118_046
-    assert not any(isinstance(layer, Residual) for layer in net)
+    assert not any(isinstance(layer, Residual) for layer in net.modules())
 
 
 @pytest.mark.parametrize(("shape", "side"), [((1, 28, 28), 4), ((3, 32, 20), 4), ((1, 16, 16), 6), ((1, 5, 5), 2)])
 def test_unpadded_tiny_is_padded_where_there_is_no_room(shape: tuple[int, int, int], side: int) -> None:
-    net = build("tiny", shape, 10, padded=False)
+    net = build("tiny", shape, 10, form="unpadded")
     sides: list[int] = []
     (pooling,) = (layer for layer in net.children() if isinstance(layer, GlobalAvgPool))
     pooling.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
@@ -256,7 +276,7 @@ def test_width_scales_channels_and_resolution_scales_work() -> None:
     net, wide, small = (build("separable", shape, 10, **o) for o in ({}, {"width": 2.0}, {"resolution": 0.5}))
     assert counting.parameters(small) == counting.parameters(net)
     assert counting.macs(small, shape) < 0.32 * counting.macs(net, shape)
-    assert wide[-1].in_features == 2 * net[-1].in_features
+    assert wide.classifier.in_features == 2 * net.classifier.in_features
 
 
 def test_costs_do_not_change_the_network() -> None:
@@ -288,7 +308,9 @@ def test_glorot_is_keras_distribution() -> None:
     ("name", "options", "message"),
     [
         ("separable", {"widht": 1}, "unknown key model.widht: did you mean model.width?"),
-        ("nonsense", {}, "unknown model=nonsense: choose from baseline"),
+        ("nonsense", {}, "unknown model=nonsense: choose from airbench, baseline"),
+        ("blocks", {}, "unknown model=blocks: choose from airbench, baseline"),
+        ("../evil", {}, "unknown model=../evil"),
         ("baseline", {"conv": "fast"}, "unknown model.conv=fast: choose from separable, dense, spatial"),
         ("mobilenet_v2", {"form": "large"}, "unknown model.form=large: choose from imagenet, small"),
         ("mobilenet_v2", {"width": 0}, "model.width=0.0 is out of range: above 0"),

@@ -13,58 +13,17 @@ from sepconv import InputError
 from sepconv.networks.blocks import (
     KINDS,
     ConvNormActivation,
-    Crop,
-    DepthwiseConv2d,
-    Flatten,
-    GlobalAvgPool,
-    HalvingMaxPool,
     Residual,
     Resize,
+    conv_pool_norm_activation,
     depthwise,
     depthwise_separable,
     inverted_residual,
     pointwise,
+    sequential,
     spatially_separable,
 )
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("multiplier", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("kernel_size", "stride", "padding", "dilation"),
-    [(3, 1, 1, 1), (3, 2, 1, 1), (3, 3, 0, 1), (3, 2, 2, 2), (5, 2, 2, 1), (2, 4, 0, 1)],
-)
-def test_depthwise_gradients(
-    kernel_size: int, stride: int, padding: int, dilation: int, multiplier: int, layout: torch.memory_format
-) -> None:
-    """Our ways give what torch's own gives, forward and backward."""
-    out_channels = 6 * multiplier
-    layer = DepthwiseConv2d(6, out_channels, kernel_size, stride, padding, dilation, groups=6, bias=False).double()
-    images = torch.randn(2, 6, 11, 14, dtype=torch.double).to(memory_format=layout).requires_grad_()
-    ours = layer(images)
-    theirs = F.conv2d(images, layer.weight, None, stride, padding, dilation, groups=6)
-    if multiplier == 1 and stride > 1:
-        assert "StridedDepthwise" in str(ours.grad_fn)
-    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
-    assert ours.is_contiguous(memory_format=layout)
-    gradient = torch.randn_like(ours)
-    for a, b in zip(*(torch.autograd.grad(y, [images, layer.weight], gradient) for y in (ours, theirs)), strict=True):
-        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_strided_depthwise_under_autocast() -> None:
-    layer = DepthwiseConv2d(8, 8, 3, 2, 1, groups=8, bias=False)
-    images = torch.randn(2, 8, 10, 10, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(images)
-    assert out.dtype == torch.bfloat16
-    out.float().sum().backward()
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.dtype == torch.float32
-    reference = torch.autograd.grad(F.conv2d(images, layer.weight, None, 2, 1, 1, 8).sum(), [images, layer.weight])
-    for ours, theirs in zip((images.grad, layer.weight.grad), reference, strict=True):
-        assert ours is not None
-        assert (ours - theirs).norm() / theirs.norm() < 0.02
+from sepconv.networks.cpu import DepthwiseConv2d
 
 
 def test_separable_is_depthwise_then_pointwise() -> None:
@@ -79,16 +38,25 @@ def test_separable_is_depthwise_then_pointwise() -> None:
 
 def test_separable_parameters_and_layers() -> None:
     block = depthwise_separable(16, 32)
-    kinds = [type(layer).__name__ for part in block for layer in part]  # type: ignore[attr-defined]
-    assert kinds == ["DepthwiseConv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU"]
+    layers = {name: type(layer).__name__ for name, layer in block.named_modules() if not list(layer.children())}
+    assert list(layers.items()) == [
+        ("depthwise.conv", "DepthwiseConv2d"), ("depthwise.norm", "BatchNorm2d"), ("depthwise.activation", "ReLU"),
+        ("pointwise.conv", "Conv2d"), ("pointwise.norm", "BatchNorm2d"), ("pointwise.activation", "ReLU"),
+    ]  # fmt: skip
     assert sum(p.numel() for p in block.parameters()) == 9 * 16 + 16 * 32 + 2 * (16 + 32)
     assert block(torch.randn(2, 16, 8, 8)).shape == (2, 32, 8, 8)
 
 
-def test_conv_norm_activation_bias() -> None:
-    assert ConvNormActivation(3, 4)[0].bias is None
-    assert ConvNormActivation(3, 4, norm_layer=None)[0].bias is not None
-    assert len(ConvNormActivation(3, 4, norm_layer=None, activation_layer=None)) == 1
+def test_conv_norm_activation_parts() -> None:
+    assert ConvNormActivation(3, 4).conv.bias is None
+    assert ConvNormActivation(3, 4, norm_layer=None).conv.bias is not None
+    for arguments, names in (
+        ({}, ["conv", "norm", "activation"]),
+        ({"norm_layer": None}, ["conv", "activation"]),
+        ({"activation_layer": None}, ["conv", "norm"]),
+        ({"norm_layer": None, "activation_layer": None}, ["conv"]),
+    ):
+        assert [name for name, _ in ConvNormActivation(3, 4, **arguments).named_children()] == names  # type: ignore[arg-type]
 
 
 def convolutions(net: nn.Module) -> list[nn.Conv2d]:
@@ -121,24 +89,24 @@ def fill(net: nn.Module) -> nn.Module:
     ],
 )
 def test_conv_norm_activation_is_torchvisions(arguments: dict[str, Any]) -> None:
-    ours, theirs = ConvNormActivation(4, 8, **arguments), Conv2dNormActivation(4, 8, **arguments)
-    theirs.load_state_dict(fill(ours).state_dict())
+    block, reference = ConvNormActivation(4, 8, **arguments), Conv2dNormActivation(4, 8, **arguments)
+    reference.load_state_dict(dict(zip(reference.state_dict(), fill(block).state_dict().values(), strict=True)))
     images = torch.randn(2, 4, 11, 12, dtype=torch.double)
-    assert torch.equal(ours(images), theirs.double().eval()(images))
+    assert torch.equal(block(images), reference.double().eval()(images))
 
 
 def test_depthwise_and_pointwise() -> None:
     block = depthwise(6, 18, 5, 2)
     assert parameters(block) == 25 * 18 + 2 * 18
-    assert isinstance(block[0], DepthwiseConv2d)
+    assert isinstance(block.conv, DepthwiseConv2d)
     images = torch.randn(2, 6, 9, 9)
     assert block(images).shape == (2, 18, 5, 5)
     alone = images.clone()
     alone[:, 1:] = 0  # the first channel's three filters see nothing else
-    assert torch.equal(block[0](alone)[:, :3], block[0](images)[:, :3])
+    assert torch.equal(block.conv(alone)[:, :3], block.conv(images)[:, :3])
     mixing = pointwise(6, 8, norm_layer=None, activation_layer=None)
     dense = nn.Linear(6, 8)
-    dense.load_state_dict({"weight": mixing[0].weight[:, :, 0, 0], "bias": mixing[0].bias})
+    dense.load_state_dict({"weight": mixing.conv.weight[:, :, 0, 0], "bias": mixing.conv.bias})
     assert torch.allclose(mixing(images), dense(images.movedim(1, -1)).movedim(-1, 1), atol=1e-6)
 
 
@@ -158,7 +126,7 @@ def test_depth_multiplier() -> None:
 def test_separable_residual(kernel_size: int, between: bool) -> None:
     block = fill(depthwise_separable(6, 6, kernel_size, between=between, residual=True))
     plain = depthwise_separable(6, 6, kernel_size, between=between).double().eval()
-    plain.load_state_dict({key.removeprefix("layers."): value for key, value in block.state_dict().items()})
+    plain.load_state_dict(block.state_dict())  # the parts have the same names
     images = torch.randn(2, 6, 7, 9, dtype=torch.double)
     assert torch.allclose(block(images), plain(images) + images, rtol=1e-12)
 
@@ -182,17 +150,19 @@ def test_spatially_separable_is_a_dense_convolution() -> None:
 
 def test_inverted_residual_is_torchvisions() -> None:
     for channels, out_channels, expansion, stride in [(8, 8, 1, 1), (8, 8, 6, 1), (8, 16, 6, 1), (8, 8, 3, 2)]:
-        ours = fill(inverted_residual(channels, out_channels, expansion * channels, stride=stride))
-        theirs = InvertedResidual(channels, out_channels, stride, expansion)
-        theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+        block = fill(inverted_residual(channels, out_channels, expansion * channels, stride=stride))
+        reference = InvertedResidual(channels, out_channels, stride, expansion)
+        reference.load_state_dict(dict(zip(reference.state_dict(), block.state_dict().values(), strict=True)))
         images = torch.randn(2, channels, 9, 9, dtype=torch.double)
-        assert torch.allclose(ours(images), theirs.double().eval()(images), rtol=1e-12)
-        assert isinstance(ours, Residual) == (stride == 1 and channels == out_channels)
+        assert torch.allclose(block(images), reference.double().eval()(images), rtol=1e-12)
+        assert isinstance(block, Residual) == (stride == 1 and channels == out_channels)
 
 
 def test_inverted_residual_squeeze_excite_weighs_channels() -> None:
     block = fill(inverted_residual(8, 12, 64, squeeze=True))
-    (squeeze,) = (layer for layer in block.modules() if isinstance(layer, SqueezeExcitation))
+    assert [name for name, _ in block.named_children()] == ["expansion", "depthwise", "squeeze", "projection"]
+    squeeze = block.get_submodule("squeeze")
+    assert isinstance(squeeze, SqueezeExcitation)
     assert squeeze.fc1.weight.shape == (16, 64, 1, 1)
     plain = nn.Sequential(*(layer for layer in block if layer is not squeeze))  # type: ignore[attr-defined]
     images = torch.randn(2, 8, 6, 6, dtype=torch.double)
@@ -200,6 +170,41 @@ def test_inverted_residual_squeeze_excite_weighs_channels() -> None:
     nn.init.zeros_(squeeze.fc2.weight)
     nn.init.constant_(squeeze.fc2.bias, 10)  # saturated: weights of 1
     assert torch.allclose(block(images), plain(images), rtol=1e-12)
+
+
+@pytest.mark.parametrize("conv", KINDS)
+@pytest.mark.parametrize("norm_layer", [nn.BatchNorm2d, None])
+def test_pooling_comes_before_norm_and_activation(conv: str, norm_layer: type[nn.Module] | None) -> None:
+    convolution = KINDS[conv].bare
+    block = conv_pool_norm_activation(convolution, 4, 8, None, norm_layer, nn.Hardswish)
+    plain = convolution(4, 8, norm_layer=norm_layer, activation_layer=nn.Hardswish)
+    plain.load_state_dict(dict(zip(plain.state_dict(), fill(block).state_dict().values(), strict=True)))
+    *steps, last = [name for name, _ in block.named_children() if name not in ("norm", "activation")]
+    assert last == "pool"
+    assert (
+        steps
+        == {"separable": ["depthwise", "pointwise"], "dense": ["conv"], "spatial": ["vertical", "horizontal"]}[conv]
+    )
+    images = torch.randn(2, 4, 7, 8, dtype=torch.double)
+    layers = [block.get_submodule(step) for step in steps]
+    maps = F.max_pool2d(nn.Sequential(*layers)(images), 2)
+    if norm_layer is not None:
+        maps = block.get_submodule("norm")(maps)
+    assert torch.equal(block(images), F.hardswish(maps))
+    odd = conv_pool_norm_activation(convolution, 4, 8, ceil_mode=True)
+    assert odd(torch.randn(2, 4, 7, 8)).shape == (2, 8, 4, 4)
+
+
+def test_parts_of_a_residual_block() -> None:
+    """The shortcut is around the block's parts; the activation is of the sum."""
+    block, shortcut = sequential(one=nn.Conv2d(3, 4, 1), other=nn.Conv2d(4, 4, 3, padding=1)), nn.Conv2d(3, 4, 1)
+    images = torch.randn(2, 3, 5, 5)
+    expected = F.relu(block(images) + shortcut(images))
+    residual = Residual(block, shortcut, nn.ReLU())
+    assert [name for name, _ in residual.named_children()] == ["one", "other", "shortcut", "activation"]
+    assert torch.equal(residual(images), expected)
+    with pytest.raises(TypeError, match="activation"):
+        Residual(ConvNormActivation(3, 3), activation=nn.ReLU())
 
 
 @pytest.mark.parametrize("conv", KINDS)
@@ -263,56 +268,5 @@ def test_arguments_that_cannot_be(make: Callable[[], nn.Module], message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_global_average() -> None:
-    images = torch.randn(2, 3, 5, 7)
-    assert torch.allclose(GlobalAvgPool()(images)[..., 0, 0], images.mean((2, 3)), atol=1e-6)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_global_pooling_gradient(layout: torch.memory_format) -> None:
-    images = torch.randn(2, 3, 5, 7, dtype=torch.double).contiguous(memory_format=layout).requires_grad_()
-    pooled = GlobalAvgPool()(images)
-    gradient = torch.randn_like(pooled)
-    (ours,) = torch.autograd.grad(pooled, images, gradient)
-    (theirs,) = torch.autograd.grad(images.mean((2, 3), keepdim=True), images, gradient)
-    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
-    assert ours.is_contiguous(memory_format=layout)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_flatten(layout: torch.memory_format) -> None:
-    images = torch.randn(2, 3, 5, 7).contiguous(memory_format=layout).requires_grad_()
-    flat = Flatten()(images)
-    assert torch.equal(flat, nn.Flatten()(images))
-    gradient = torch.randn_like(flat)
-    (ours,) = torch.autograd.grad(flat, images, gradient)
-    assert torch.equal(ours, gradient.view(2, 3, 5, 7))
-    assert ours.is_contiguous(memory_format=layout)
-
-
-def test_crop() -> None:
-    images = torch.randn(2, 3, 5, 7)
-    assert torch.equal(Crop(4, 6)(images), images[:, :, :4, :6])
-
-
 def test_resize() -> None:
     assert Resize(9)(torch.randn(2, 3, 16, 16)).shape == (2, 3, 9, 9)
-
-
-@pytest.mark.parametrize("ceil_mode", [False, True])
-@pytest.mark.parametrize("sides", [(6, 8), (7, 8), (6, 9), (7, 9)])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_halving_max_pool(ceil_mode: bool, sides: tuple[int, int], memory_format: torch.memory_format) -> None:
-    """torch's, bit for bit and in the same format, with and without a gradient."""
-    images = torch.randn(2, 3, *sides).bfloat16().to(memory_format=memory_format)
-    pool, reference = HalvingMaxPool(ceil_mode), nn.MaxPool2d(2, ceil_mode=ceil_mode)
-    expected = reference(images)
-    assert torch.equal(pool(images), expected)
-    assert pool(images).stride() == expected.stride()
-    gradients = []
-    for module in (pool, reference):
-        leaf = images.clone().requires_grad_()
-        assert torch.equal(module(leaf), expected)
-        module(leaf).float().square().sum().backward()
-        gradients.append(leaf.grad)
-    assert torch.equal(*gradients)
