@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
 from sepconv.costs.counting import Layer, layers
-from sepconv.costs.receptive_field import central_window, draw, effective, effective_side, spatial
-from sepconv.networks import NETWORKS, build
-from sepconv.networks.blocks import GlobalAvgPool, Resize, depthwise_separable
+from sepconv.costs.effective_receptive_field import central_window, effective_side, gradient_maps, spatial_layers
+from sepconv.costs.plots import draw_receptive_fields
+from sepconv.networks import build, names
+from sepconv.networks.blocks import Resize, depthwise_separable
+from sepconv.networks.cpu import GlobalAvgPool
 
 
 def fields(net: nn.Module, shape: tuple[int, int, int]) -> list[tuple[float, float]]:
@@ -206,7 +208,7 @@ def test_support_of_all_ones_is_the_theoretical_field(geometry: list[tuple[int, 
     for weight in net.parameters():
         nn.init.ones_(weight)
     rows = layers(net, (1, 41, 41))
-    maps = effective(net, rows, inputs=2)
+    maps = gradient_maps(net, rows, inputs=2)
     assert list(maps) == [row.name for row in rows]
     for row in rows:
         support = maps[row.name].nonzero()
@@ -216,15 +218,15 @@ def test_support_of_all_ones_is_the_theoretical_field(geometry: list[tuple[int, 
         assert maps[row.name].sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 33)])
 def test_support_stays_inside_in_every_network(name: str, shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     net = build(name, shape, 10)
     rows = layers(net, shape)
-    maps = effective(net, rows, inputs=2)
+    maps = gradient_maps(net, rows, inputs=2)
     by_name = {row.name: row for row in rows}
-    assert list(maps) == list(dict.fromkeys(row.name for row in spatial(rows)))
+    assert list(maps) == list(dict.fromkeys(row.name for row in spatial_layers(rows)))
     for place, mass in maps.items():
         assert inside(mass, by_name[place]), place
         assert mass.sum() == pytest.approx(1)
@@ -234,7 +236,7 @@ def test_support_stays_inside_in_every_network(name: str, shape: tuple[int, int,
 def test_network_is_left_as_it_was() -> None:
     net = build("separable", (1, 28, 28), 10)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    effective(net, layers(net, (1, 28, 28)), inputs=2)
+    gradient_maps(net, layers(net, (1, 28, 28)), inputs=2)
     assert net.training
     assert all(p.requires_grad and p.dtype == torch.float32 for p in net.parameters())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
@@ -250,12 +252,10 @@ def test_effective_side() -> None:
     assert effective_side(mass, layer) == 7
     mass[6:15, 6:15] = 1.0  # 81 pixels: a square of 7 holds 49, one of 9 all
     assert effective_side(mass, layer) == 9
-    even = nn.Sequential(nn.Conv2d(1, 1, 4))
-    (layer,) = layers(even, (1, 21, 21))
-    mass = effective(even.apply(lambda m: nn.init.ones_(m.weight) if isinstance(m, nn.Conv2d) else None), [layer], 1)[
-        "0"
-    ]
-    assert effective_side(mass, layer) == 4
+    conv = nn.Conv2d(1, 1, 4)
+    nn.init.ones_(conv.weight)
+    (layer,) = layers(nn.Sequential(conv), (1, 21, 21))
+    assert effective_side(gradient_maps(nn.Sequential(conv), [layer], 1)["0"], layer) == 4
 
 
 def test_effective_grows_slower_than_theory() -> None:
@@ -264,9 +264,9 @@ def test_effective_grows_slower_than_theory() -> None:
     net = nn.Sequential(*(depthwise_separable(16, 16, norm_layer=None, activation_layer=None) for _ in range(12)))
     net = nn.Sequential(nn.Conv2d(1, 16, 1), net)
     rows = layers(net, (1, 49, 49))
-    maps = effective(net, rows)
+    maps = gradient_maps(net, rows)
     theory = {row.name: row.sees[0].size for row in rows}
-    sides = {row.name: effective_side(maps[row.name], row) for row in spatial(rows)}
+    sides = {row.name: effective_side(maps[row.name], row) for row in spatial_layers(rows)}
     shallow, deep = list(sides)[2], list(sides)[-1]
     assert (theory[shallow], theory[deep]) == (7, 25)
     assert sides[shallow] < sides[deep] < 0.8 * theory[deep]
@@ -283,16 +283,16 @@ def test_pooled_and_functional_networks() -> None:
 
     net = nn.Sequential(Functional(), nn.MaxPool2d(2), GlobalAvgPool(), nn.Flatten(), nn.Linear(4, 2))
     rows = layers(net, (1, 16, 16))
-    assert [row.name for row in spatial(rows)] == ["0.conv", "1"]
-    maps = effective(net, rows, inputs=4)
-    assert all(inside(maps[row.name], row) for row in spatial(rows))
+    assert [row.name for row in spatial_layers(rows)] == ["0.conv", "1"]
+    maps = gradient_maps(net, rows, inputs=4)
+    assert all(inside(maps[row.name], row) for row in spatial_layers(rows))
 
 
 def test_picture() -> None:
     net = build("separable", (1, 28, 28), 10)
     rows = layers(net, (1, 28, 28))
-    maps = effective(net, rows, inputs=2)
-    figure = draw(maps, rows)
+    maps = gradient_maps(net, rows, inputs=2)
+    figure = draw_receptive_fields(maps, rows)
     drawn = [panel for panel in figure.axes if panel.images]
     assert len(drawn) == len(maps) == 5
     for panel, (name, mass) in zip(drawn, maps.items(), strict=True):

@@ -15,7 +15,8 @@ from torchvision.ops import SqueezeExcitation
 
 from sepconv.costs import closed_forms, roofline
 from sepconv.costs.counting import layers
-from sepconv.costs.roofline import IN_CHANNELS, OUT_CHANNELS, SIDE, Machine, draw, isolated, sweep, time_layers
+from sepconv.costs.plots import draw_roofline
+from sepconv.costs.roofline import IN_CHANNELS, OUT_CHANNELS, SIDE, Machine, isolated, sweep, time_layers
 from sepconv.networks import build
 from sepconv.networks.blocks import depthwise_separable
 
@@ -110,7 +111,7 @@ def test_sweep_of_input_channels() -> None:
 def test_picture() -> None:
     net = Residual()
     rows = layers(net, SHAPE)
-    figure = draw(MACHINE, rows, [2 * MACHINE.seconds(row, "fp32") for row in rows], "fp32")
+    figure = draw_roofline(MACHINE, rows, [2 * MACHINE.seconds(row, "fp32") for row in rows], "fp32")
     left, right = figure.axes
     drawn = sum(len(points.get_offsets()) for points in left.collections)
     assert drawn == sum(row.macs > 0 for row in rows)

@@ -1,9 +1,59 @@
-"""Tables, as Markdown and on a terminal."""
+"""Tables of records: on a terminal, as Markdown and as CSV."""
 
-from collections.abc import Iterable, Sequence
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, NamedTuple
 
+import rich.table
+from rich import box
 from rich.console import Console
-from rich.table import Table
+
+
+class Column(NamedTuple):
+    """A column of a table for reading."""
+
+    heading: str
+    cell: Callable[[Any], str]  # from a record
+    left: bool = False  # set to the left, as words are; numbers stand to the right
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records, one a row. The first column is set to the left; a row that is called total stands below a line."""
+
+    title: str
+    columns: Sequence[Column]
+    records: Sequence[Any]
+
+    @property
+    def headings(self) -> list[str]:
+        return [column.heading for column in self.columns]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        return [[column.cell(record) for column in self.columns] for record in self.records]
+
+    @property
+    def left(self) -> list[bool]:
+        """Of each column, whether it is set to the left."""
+        return [place == 0 or column.left for place, column in enumerate(self.columns)]
+
+    def markdown(self) -> list[str]:
+        """The lines of the table in Markdown, without the title."""
+        return markdown_table(self.headings, self.rows, ["---" if left else "---:" for left in self.left])
+
+    def show(self, console: Console) -> None:
+        """Prints the table whole, even where it is wider than the terminal, or than a file's 80 columns."""
+        table = rich.table.Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading, left in zip(self.headings, self.left, strict=True):
+            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+        for row in self.rows:
+            if row[0] == "total":
+                table.add_section()
+            table.add_row(*row)
+        print_whole(console, table)
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str] = ()) -> list[str]:
@@ -16,7 +66,16 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], align
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells]
 
 
-def print_whole(console: Console, table: Table) -> None:
+def as_csv(records: Sequence[dict[str, Any]]) -> str:
+    """Records with the same keys as CSV, under a line of those."""
+    text = StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def print_whole(console: Console, table: rich.table.Table) -> None:
     """Prints a table that is not cut where it is wider than the terminal, or than a file's 80 columns."""
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
     console.width = max(console.width, needed)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sepconv import InputError
-from sepconv.costs.receptive_field import IMAGE, PER_POSITION, Field, follow, windows
+from sepconv.costs.receptive_field import IMAGE, PER_POSITION, Field, output_field, sliding_windows
 
 aten = torch.ops.aten
 
@@ -47,9 +47,8 @@ class Layer:
     written: int  # elements of its output maps
     weights: int  # elements of its parameters and buffers
     sees: Field  # what a position of its output sees of the image
-    fed_by: frozenset[int] = (
-        frozenset()
-    )  # places in the list of the convolutions before it, but for per-position layers
+    # places in the list of the convolutions before it, with nothing but per-position layers between
+    fed_by: frozenset[int] = frozenset()
     call: Any = field(default=None, repr=False)  # the operation; None for a module
     arguments: tuple[Any, ...] = field(default=(), repr=False)  # positional and by name, on the meta device
 
@@ -139,8 +138,8 @@ class _Open:
     fed_by: frozenset[int]
     moves: bool = False
     macs: int = 0
-    data_gradient: int = 0
-    weight_gradient: int = 0
+    macs_data_gradient: int = 0
+    macs_weight_gradient: int = 0
     kernel: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
 
@@ -184,10 +183,10 @@ class _Recorder(TorchDispatchMode):
             return
         maps = [tensor for tensor in tensors_in(layer.arguments) if self.state(tensor).field is not None]
         written = tensors_in(out)
-        known = self.state(written[0]).field
-        assert known is not None
-        new = [p for p in layer.weights if isinstance(p, nn.Parameter) and id(p) not in self.counted]
-        self.counted |= {id(p) for p in new}
+        field = self.state(written[0]).field
+        assert field is not None
+        parameters = [p for p in layer.weights if isinstance(p, nn.Parameter) and id(p) not in self.counted]
+        self.counted |= {id(p) for p in parameters}
         self.layers.append(
             Layer(
                 layer.name,
@@ -196,14 +195,14 @@ class _Recorder(TorchDispatchMode):
                 tuple(written[0].shape),
                 layer.kernel,
                 layer.stride,
-                parameters=sum(p.numel() for p in new),
+                parameters=sum(p.numel() for p in parameters),
                 macs=layer.macs,
-                macs_data_gradient=layer.data_gradient,
-                macs_weight_gradient=layer.weight_gradient,
+                macs_data_gradient=layer.macs_data_gradient,
+                macs_weight_gradient=layer.macs_weight_gradient,
                 read=sum(tensor.numel() for tensor in maps),
                 written=sum(tensor.numel() for tensor in written),
                 weights=sum(tensor.numel() for tensor in layer.weights),
-                sees=known,
+                sees=field,
                 fed_by=layer.fed_by,
                 call=layer.call,
                 arguments=layer.arguments,
@@ -229,8 +228,8 @@ class _Recorder(TorchDispatchMode):
         arguments = defaults | dict(zip(names, args, strict=False)) | kwargs
         operation = func.overloadpacket
         pointwise = torch.Tag.pointwise in func.tags
-        alone = self.open is None and not func.is_view  # between modules
-        if alone:
+        between_modules = self.open is None and not func.is_view
+        if between_modules:
             weights = [state.weight for state in before if state.weight is not None]
             name = operation.__name__.strip("_")
             self.begin(f"{self.path[-1]}.{name}".lstrip("."), name, func, (args, kwargs), weights)
@@ -239,9 +238,9 @@ class _Recorder(TorchDispatchMode):
             self.count(operation, arguments, out)
         fed_by = self.feeds(operation, pointwise, func.is_view, before)
         for tensor in tensors_in(out):
-            field = follow(operation, pointwise, arguments, maps, tensor)
+            field = output_field(operation, pointwise, arguments, maps, tensor)
             self.states[tensor] = _State(field, any(state.learns for state in before), fed_by)
-        if alone:
+        if between_modules:
             self.end(out)
         return out
 
@@ -272,15 +271,15 @@ class _Recorder(TorchDispatchMode):
             macs = out.numel() * a.shape[-1]
         else:
             macs = 0
-        if slides := windows(operation, arguments):
-            layer.kernel, layer.stride = ((slides[0][i], slides[1][i]) for i in range(2))
+        if windows := sliding_windows(operation, arguments):
+            layer.kernel, layer.stride = ((windows[0][i], windows[1][i]) for i in range(2))
         if macs:
             layer.macs += macs
             for factor in (self.state(a), self.state(b)):
                 if factor.learns and factor.field is None:
-                    layer.weight_gradient += macs
+                    layer.macs_weight_gradient += macs
                 elif factor.learns:
-                    layer.data_gradient += macs
+                    layer.macs_data_gradient += macs
 
 
 # matrix products, and the names of their factors

@@ -1,30 +1,24 @@
 """What `scripts/cost.py` prints: a network's layers, its dense twin, and what a machine makes of them."""
 
-import csv
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from sepconv import InputError, networks
 from sepconv.config import CostConfig
-from sepconv.costs import counting, receptive_field, roofline, twin
+from sepconv.costs import counting, effective_receptive_field, roofline, twin
 from sepconv.costs.counting import Layer
 from sepconv.data.datasets import image_shape
-from sepconv.tables import markdown_table, print_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from sepconv.devices import describe_device
+from sepconv.tables import Column, Table, as_csv
+from sepconv.terminal import CONSOLE
 
 Record = dict[str, Any]
-Column = tuple[str, str, Callable[[Any], str]]  # heading, key of a record, how its value is written
+Shape = tuple[int, int, int]  # channels, height, width
 
 
 def report(config: CostConfig) -> Record:
@@ -33,15 +27,14 @@ def report(config: CostConfig) -> Record:
     Raises InputError for a network that cannot be built for these images, a device that is not there, or a picture
     that cannot be written.
     """
-    device = roofline.find_device(config.device) if config.device else None
+    device = roofline.check_device(config.device) if config.device else None
     if config.sweep:
-        return sweep_report(config, device)
+        return sweep_record(config, device)
     shape, classes = image(config)
     torch.manual_seed(0)  # of the weights that the gradients of the effective receptive field go through
     net = networks.build(shape=shape, classes=classes, **config.model)
     layers = counting.layers(net, shape, config.batch)
     rows = [layer_record(layer, shape, config.dtype) for layer in layers]
-    total = layer_record(counting.total(layers), shape, config.dtype)
     result: Record = {
         "model": config.model["name"],
         "shape": list(shape),
@@ -49,43 +42,18 @@ def report(config: CostConfig) -> Record:
         "batch": config.batch,
         "dtype": config.dtype,
         "layers": rows,
-        "total": total,
-        **compare(config.model, net, shape, classes),
+        "total": layer_record(counting.total(layers), shape, config.dtype),
+        **twin_record(config.model, net, shape, classes),
     }
     if config.receptive_field:
-        if not receptive_field.spatial(layers):
-            raise InputError("receptive_field= has nothing to draw: every map has one position; choose larger images")
-        maps = receptive_field.effective(net, layers, device=device or "cpu")
-        for layer, row in zip(layers, rows, strict=True):
-            known = layer.call is None and layer.name in maps
-            row["effective_receptive_field"] = (
-                receptive_field.effective_side(maps[layer.name], layer) if known else None
-            )
-        save(receptive_field.draw(maps, layers), config.receptive_field, "receptive_field")
+        add_effective_sides(result, net, layers, device or torch.device("cpu"), config.receptive_field)
     if device is not None:
-        machine = roofline.measure_machine(device)
-        times = roofline.time_layers(net, layers, device, config.dtype)
-        for layer, row, measured in zip(layers, rows, times, strict=True):
-            predicted = machine.seconds(layer, config.dtype)
-            row |= {
-                "bound": machine.bound(layer, config.dtype),
-                "predicted_seconds": predicted,
-                "measured_seconds": measured,
-                "flop_per_second": 2 * layer.macs / measured,
-            }
-        total |= {
-            "predicted_seconds": sum(row["predicted_seconds"] for row in rows),
-            "measured_seconds": sum(times),
-        }
-        result["machine"] = asdict(machine)
-        result["network_seconds"] = roofline.time_network(net, shape, config.batch, device, config.dtype)
-        if config.plot:
-            save(roofline.draw(machine, layers, times, config.dtype), config.plot, "plot")
+        add_times(result, net, layers, device, config)
     return result
 
 
-def image(config: CostConfig) -> tuple[tuple[int, int, int], int]:
-    """(channels, height, width) of an image, and the number of classes."""
+def image(config: CostConfig) -> tuple[Shape, int]:
+    """The shape of an image, and the number of classes."""
     if config.shape is None or config.classes is None:
         shape, classes = image_shape(config.data)
     if config.shape is not None:
@@ -93,7 +61,7 @@ def image(config: CostConfig) -> tuple[tuple[int, int, int], int]:
     return shape, config.classes or classes
 
 
-def layer_record(layer: Layer, shape: tuple[int, int, int], dtype: str) -> Record:
+def layer_record(layer: Layer, shape: Shape, dtype: str) -> Record:
     """A layer's figures as plain values."""
     return {
         "name": layer.name,
@@ -115,12 +83,12 @@ def layer_record(layer: Layer, shape: tuple[int, int, int], dtype: str) -> Recor
     }
 
 
-def compare(model: Record, net: nn.Module, shape: tuple[int, int, int], classes: int) -> Record:
+def twin_record(model: Record, net: nn.Module, shape: Shape, classes: int) -> Record:
     """The comparison with the dense twin, per block and in all, or why there is none."""
     dense = twin.dense_twin(model, shape, classes)
     if dense is None:
         return {"comparison": [], "no_comparison": f"{model['name']} has no option conv, and so no dense twin"}
-    blocks = twin.compare(net, dense, shape)
+    blocks = twin.compare_blocks(net, dense, shape)
     if len(blocks) == 1 and blocks[0].macs == blocks[0].dense_macs:
         return {"comparison": [], "no_comparison": f"this {model['name']} is its own dense twin"}
     return {"comparison": [
@@ -128,7 +96,44 @@ def compare(model: Record, net: nn.Module, shape: tuple[int, int, int], classes:
     ]}  # fmt: skip
 
 
-def sweep_report(config: CostConfig, device: torch.device | None) -> Record:
+def add_effective_sides(
+    result: Record, net: nn.Module, layers: list[Layer], device: torch.device, picture: str
+) -> None:
+    """Adds each layer's effective receptive field, None where it has none, and draws them in the file `picture`."""
+    if not effective_receptive_field.spatial_layers(layers):
+        raise InputError("receptive_field= has nothing to draw: every map has one position; choose larger images")
+    maps = effective_receptive_field.gradient_maps(net, layers, device=device)
+    for layer, row in zip(layers, result["layers"], strict=True):
+        known = layer.call is None and layer.name in maps
+        side = effective_receptive_field.effective_side(maps[layer.name], layer) if known else None
+        row["effective_receptive_field"] = side
+    from sepconv.costs import plots  # here: without a picture, nothing waits for matplotlib
+
+    plots.save(plots.draw_receptive_fields(maps, layers), picture, "receptive_field")
+
+
+def add_times(result: Record, net: nn.Module, layers: list[Layer], device: torch.device, config: CostConfig) -> None:
+    """Adds the device's roofline and the time of each layer and of the whole network; draws it where asked to."""
+    seconds = roofline.time_layers(net, layers, device, config.dtype)
+    machine = roofline.measure_machine(device)
+    for layer, row, measured in zip(layers, result["layers"], seconds, strict=True):
+        row |= {
+            "bound": machine.bound(layer, config.dtype),
+            "predicted_seconds": machine.seconds(layer, config.dtype),
+            "measured_seconds": measured,
+            "flop_per_second": 2 * layer.macs / measured,
+        }
+    for key in ("predicted_seconds", "measured_seconds"):
+        result["total"][key] = sum(row[key] for row in result["layers"])
+    result["machine"] = asdict(machine)
+    result["network_seconds"] = roofline.time_network(net, result["shape"], config.batch, device, config.dtype)
+    if config.plot:
+        from sepconv.costs import plots  # here: without a picture, nothing waits for matplotlib
+
+        plots.save(plots.draw_roofline(machine, layers, seconds, config.dtype), config.plot, "plot")
+
+
+def sweep_record(config: CostConfig, device: torch.device | None) -> Record:
     """A standard and a separable layer side by side, by input channels."""
     rows = []
     for row in roofline.sweep(device, config.dtype, config.batch):
@@ -142,186 +147,154 @@ def sweep_report(config: CostConfig, device: torch.device | None) -> Record:
                 f"{name}_flop_per_byte": layer.intensity(config.dtype),
                 f"{name}_seconds": time,
             }
-        for what in ("macs", "bytes", "seconds"):
-            standard, separable = record[f"standard_{what}"], record[f"separable_{what}"]
-            record[f"{what}_ratio"] = separable / standard if standard else None
+        for figure in ("macs", "bytes", "seconds"):
+            standard, separable = record[f"standard_{figure}"], record[f"separable_{figure}"]
+            record[f"{figure}_ratio"] = separable / standard if standard else None
         rows.append(record)
     return {
         "out_channels": roofline.OUT_CHANNELS,
         "side": roofline.SIDE,
         "batch": config.batch,
         "dtype": config.dtype,
-        "device": device and roofline.describe_device(device),
+        "device": device and describe_device(device),
         "sweep": rows,
     }
-
-
-def save(figure: "Figure", path: str, key: str) -> None:
-    """Writes a picture. Raises InputError where its file cannot be written."""
-    try:
-        figure.savefig(Path(path).expanduser(), dpi=150)
-    except OSError as error:
-        raise InputError(f"cannot write {key}={path} ({error.strerror}): choose another file") from error
 
 
 def show(result: Record, form: str) -> None:
     """Prints what `report` gave, as a table, json, csv (the layers, or the sweep, alone) or markdown."""
     if form == "json":
         print(json.dumps(result, indent=2))
-    elif form == "csv":
+        return
+    if form == "csv":
         records = result["sweep"] if "sweep" in result else [*result["layers"], result["total"]]
-        writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: flat(value) for key, value in record.items()} for record in records)
-    else:
-        for table in tables(result):
-            if form == "markdown":
-                print(markdown(*table))
-            else:
-                print_table(*table)
-        if "no_comparison" in result:
-            print(f"No comparison: {result['no_comparison']}.")
-        elif "comparison" in result:
-            print("1/C_out + 1/K²: a depthwise and a pointwise convolution over a standard one in their place.")
+        print(as_csv([{key: by_axis(value) for key, value in record.items()} for record in records]), end="")
+        return
+    for table in tables(result):
+        if form == "markdown":
+            print("\n".join([f"**{table.title}**", "", *table.markdown()]) + "\n")
+        else:
+            table.show(CONSOLE)
+    if "no_comparison" in result:
+        print(f"No comparison: {result['no_comparison']}.")
+    elif "comparison" in result:
+        print("1/C_out + 1/K²: a depthwise and a pointwise convolution over a standard one in their place.")
 
 
-def flat(value: Any) -> Any:
+def tables(result: Record) -> list[Table]:
+    """The tables of what `report` gave."""
+    if "sweep" in result:
+        return [sweep_table(result)]
+    many = "" if result["batch"] == 1 else f" in a batch of {result['batch']}"
+    size = " x ".join(map(str, result["shape"]))
+    rows = [*result["layers"], result["total"]]
+    columns = LAYER_COLUMNS
+    if "effective_receptive_field" in rows[0]:
+        columns = [*columns, column("effective", "effective_receptive_field")]
+    layers = Table(f"{result['model']}, {size}{many}, {result['dtype']}", columns, rows)
+    blocks = Table(f"{result['model']} and its dense twin, an image", BLOCK_COLUMNS, result["comparison"])
+    return [layers, *([blocks] if blocks.records else []), *([roofline_table(result)] if "machine" in result else [])]
+
+
+def layer_table(net: nn.Module, shape: Shape) -> Table:
+    """What each layer of a network costs, for one image in fp32."""
+    layers = counting.layers(net, shape)
+    rows = [layer_record(layer, shape, "fp32") for layer in [*layers, counting.total(layers)]]
+    return Table("Cost by layer, an image in fp32", LAYER_COLUMNS, rows)
+
+
+def roofline_table(result: Record) -> Table:
+    machine = result["machine"]
+    peaks = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in machine["flops"].items())
+    title = (
+        f"Roofline of {', '.join(map(str, machine['device'].values()))}: {machine['bandwidth'] / 1e9:,.1f} GB/s, "
+        f"{peaks}; whole network {microseconds(result['network_seconds'])} us"
+    )
+    return Table(title, ROOFLINE_COLUMNS, [*result["layers"], result["total"]])
+
+
+def sweep_table(result: Record) -> Table:
+    side = result["side"]
+    device = "" if result["device"] is None else ", " + ", ".join(map(str, result["device"].values()))
+    title = (
+        f"3 x 3 convolution of {side} x {side} to {result['out_channels']} channels, separable against standard, "
+        f"batch of {result['batch']}, {result['dtype']}{device}"
+    )
+    return Table(title, SWEEP_COLUMNS + (SWEEP_TIMES if result["device"] else []), result["sweep"])
+
+
+def column(heading: str, key: str, text: Callable[[Any], str] = str) -> Column:
+    """A column of the records' `key`; empty where a record has none."""
+    return Column(heading, lambda record: "" if record.get(key) is None else text(record[key]))
+
+
+def by_axis(value: Any) -> Any:
     """A list as 3x32x32, anything else as it is."""
     return "x".join(f"{part:g}" for part in value) if isinstance(value, list) else value
 
 
-def tables(result: Record) -> list[tuple[str, list[Column], list[Record]]]:
-    """The title, columns and rows of each table."""
-    if "sweep" in result:
-        return [sweep_table(result)]
-    image = " x ".join(str(side) for side in result["shape"])
-    many = "" if result["batch"] == 1 else f" in a batch of {result['batch']}"
-    rows = [*result["layers"], result["total"]]
-    columns = LAYER_COLUMNS
-    if "effective_receptive_field" in rows[0]:
-        columns = [*columns, ("effective", "effective_receptive_field", str)]
-    found = [(f"{result['model']}, {image}{many}, {result['dtype']}", columns, rows)]
-    if result["comparison"]:
-        found.append((f"{result['model']} and its dense twin, an image", COMPARISON_COLUMNS, result["comparison"]))
-    if "machine" in result:
-        machine = result["machine"]
-        peaks = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in machine["flops"].items())
-        title = (
-            f"Roofline of {', '.join(map(str, machine['device'].values()))}: {machine['bandwidth'] / 1e9:,.1f} GB/s, "
-            f"{peaks}; whole network {microseconds(result['network_seconds'])} us"
-        )
-        found.append((title, ROOFLINE_COLUMNS, rows))
-    return found
-
-
-def sweep_table(result: Record) -> tuple[str, list[Column], list[Record]]:
-    side = result["side"]
-    where = "" if result["device"] is None else ", " + ", ".join(map(str, result["device"].values()))
-    title = (
-        f"3 x 3 convolution of {side} x {side} to {result['out_channels']} channels, separable against standard, "
-        f"batch of {result['batch']}, {result['dtype']}{where}"
-    )
-    columns = SWEEP_COLUMNS if result["device"] else [c for c in SWEEP_COLUMNS if "seconds" not in c[1]]
-    return title, columns, result["sweep"]
-
-
-def print_table(title: str, columns: list[Column], records: list[Record]) -> None:
-    table = Table(title=title, title_justify="left")
-    for place, (heading, _, _) in enumerate(columns):
-        table.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
-    for record in records:
-        row = cells(record, columns)
-        if row[0] == "total":
-            table.add_section()
-        table.add_row(*row)
-    print_whole(Console(highlight=False), table)
-
-
-def markdown(title: str, columns: list[Column], records: list[Record]) -> str:
-    """A table in Markdown, under its title."""
-    align = ["---", *["---:"] * (len(columns) - 1)]
-    rows = [cells(record, columns) for record in records]
-    lines = markdown_table([heading for heading, _, _ in columns], rows, align)
-    return "\n".join([f"**{title}**", "", *lines]) + "\n"
-
-
-def cells(record: Record, columns: list[Column]) -> list[str]:
-    return [write(record[key]) if record.get(key) is not None else "" for _, key, write in columns]
-
-
-def count(value: int) -> str:
-    return f"{value:,}"
+def side(value: Sequence[float]) -> str:
+    """One number for both axes where they are alike."""
+    return by_axis(value[:1] if len(set(value)) == 1 else value)
 
 
 def kib(value: int) -> str:
     return f"{value / 1024:,.1f}"
 
 
-def decimal(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def ratio(value: float) -> str:
-    return f"{value:.4f}"
-
-
 def microseconds(value: float) -> str:
     return f"{value * 1e6:,.1f}"
 
 
-def giga(value: float) -> str:
-    return f"{value / 1e9:,.1f}"
+count, decimal, ratio = "{:,}".format, "{:.2f}".format, "{:.4f}".format
 
-
-def sides(value: list[float]) -> str:
-    return flat(value[:1] if len(set(value)) == 1 else value)
-
-
-LAYER_COLUMNS: list[Column] = [
-    ("layer", "name", str),
-    ("kind", "kind", str),
-    ("kernel", "kernel", flat),
-    ("stride", "stride", sides),
-    ("output", "output", flat),
-    ("parameters", "parameters", count),
-    ("MACs", "macs", count),
-    ("MACs backward", "macs_backward", count),
-    ("maps KiB", "activation_bytes", kib),
-    ("weights KiB", "weight_bytes", kib),
-    ("FLOP/byte", "flop_per_byte", decimal),
-    ("receptive field", "receptive_field", sides),
-    ("jump", "jump", sides),
+LAYER_COLUMNS = [
+    column("layer", "name"),
+    column("kind", "kind"),
+    column("kernel", "kernel", by_axis),
+    column("stride", "stride", side),
+    column("output", "output", by_axis),
+    column("parameters", "parameters", count),
+    column("MACs", "macs", count),
+    column("MACs backward", "macs_backward", count),
+    column("maps KiB", "activation_bytes", kib),
+    column("weights KiB", "weight_bytes", kib),
+    column("FLOP/byte", "flop_per_byte", decimal),
+    column("receptive field", "receptive_field", side),
+    column("jump", "jump", side),
 ]
-COMPARISON_COLUMNS: list[Column] = [
-    ("block", "block", str),
-    ("parameters", "parameters", count),
-    ("dense", "dense_parameters", count),
-    ("ratio", "parameter_ratio", ratio),
-    ("MACs", "macs", count),
-    ("dense", "dense_macs", count),
-    ("ratio", "mac_ratio", ratio),
-    ("1/C_out + 1/K²", "closed_form", ratio),
+BLOCK_COLUMNS = [
+    column("block", "block"),
+    column("parameters", "parameters", count),
+    column("dense", "dense_parameters", count),
+    column("ratio", "parameter_ratio", ratio),
+    column("MACs", "macs", count),
+    column("dense", "dense_macs", count),
+    column("ratio", "mac_ratio", ratio),
+    column("1/C_out + 1/K²", "closed_form", ratio),
 ]
-ROOFLINE_COLUMNS: list[Column] = [
-    ("layer", "name", str),
-    ("kind", "kind", str),
-    ("FLOP/byte", "flop_per_byte", decimal),
-    ("bound by", "bound", str),
-    ("predicted us", "predicted_seconds", microseconds),
-    ("measured us", "measured_seconds", microseconds),
-    ("GFLOP/s", "flop_per_second", giga),
+ROOFLINE_COLUMNS = [
+    column("layer", "name"),
+    column("kind", "kind"),
+    column("FLOP/byte", "flop_per_byte", decimal),
+    column("bound by", "bound"),
+    column("predicted us", "predicted_seconds", microseconds),
+    column("measured us", "measured_seconds", microseconds),
+    column("GFLOP/s", "flop_per_second", lambda rate: f"{rate / 1e9:,.1f}"),
 ]
-SWEEP_COLUMNS: list[Column] = [
-    ("C_in", "in_channels", count),
-    ("MACs", "standard_macs", count),
-    ("separable", "separable_macs", count),
-    ("ratio", "macs_ratio", ratio),
-    ("KiB", "standard_bytes", kib),
-    ("separable", "separable_bytes", kib),
-    ("ratio", "bytes_ratio", ratio),
-    ("FLOP/byte", "standard_flop_per_byte", decimal),
-    ("separable", "separable_flop_per_byte", decimal),
-    ("us", "standard_seconds", microseconds),
-    ("separable", "separable_seconds", microseconds),
-    ("ratio", "seconds_ratio", ratio),
+SWEEP_COLUMNS = [
+    column("C_in", "in_channels", count),
+    column("MACs", "standard_macs", count),
+    column("separable", "separable_macs", count),
+    column("ratio", "macs_ratio", ratio),
+    column("KiB", "standard_bytes", kib),
+    column("separable", "separable_bytes", kib),
+    column("ratio", "bytes_ratio", ratio),
+    column("FLOP/byte", "standard_flop_per_byte", decimal),
+    column("separable", "separable_flop_per_byte", decimal),
+]
+SWEEP_TIMES = [
+    column("us", "standard_seconds", microseconds),
+    column("separable", "separable_seconds", microseconds),
+    column("ratio", "seconds_ratio", ratio),
 ]

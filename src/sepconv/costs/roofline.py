@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from sepconv.costs import counting
 from sepconv.costs.counting import Layer
 from sepconv.devices import describe_device, free_memory
 from sepconv.networks.blocks import ConvNormActivation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPEATS = 11  # of each measurement, whose median counts
@@ -68,14 +65,14 @@ class SweepRow:
     separable_seconds: float | None
 
 
-def find_device(kind: str) -> torch.device:
-    """The device `kind` (cpu, cuda). Raises InputError where there is none."""
+def check_device(kind: str) -> torch.device:
+    """The device of that kind (cpu, cuda). Raises InputError where there is none."""
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch finds no CUDA device here; choose device=cpu")
     return torch.device(kind)
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
+def median_seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Median time of `call` after a warm-up, with empty caches: its bytes come from memory."""
     cache = torch.empty(CACHE[device.type], dtype=torch.uint8, device=device)
     times = []
@@ -108,7 +105,7 @@ def measure_bandwidth(device: torch.device) -> float:
     """Bytes a second that a large copy reads and writes."""
     source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * len(source) / seconds(lambda: target.copy_(source), device)
+    return 2 * len(source) / median_seconds(lambda: target.copy_(source), device)
 
 
 def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -116,7 +113,7 @@ def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
     size = MATRIX[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * size**3 / seconds(lambda: torch.mm(a, b, out=out), device)
+    return 2 * size**3 / median_seconds(lambda: torch.mm(a, b, out=out), device)
 
 
 def time_layers(net: nn.Module, layers: list[Layer], device: torch.device, dtype: str) -> list[float]:
@@ -126,7 +123,7 @@ def time_layers(net: nn.Module, layers: list[Layer], device: torch.device, dtype
     device's memory does not hold that.
     """
     check_memory(layers, device)
-    return [seconds(isolated(net, layer, device, DTYPES[dtype]), device) for layer in layers]
+    return [median_seconds(isolated(net, layer, device, DTYPES[dtype]), device) for layer in layers]
 
 
 def check_memory(layers: list[Layer], device: torch.device) -> None:
@@ -185,45 +182,4 @@ def time_network(net: nn.Module, shape: tuple[int, int, int], batch: int, device
     layout = torch.channels_last
     module = copy.deepcopy(net).to(device, DTYPES[dtype]).to(memory_format=layout).eval()
     images = torch.randn(batch, *shape, device=device).to(DTYPES[dtype]).to(memory_format=layout)
-    return seconds(lambda: module(images), device)
-
-
-def draw(machine: Machine, layers: list[Layer], measured: list[float], dtype: str) -> "Figure":
-    """The roofline with each layer that does arithmetic on it, and predicted against measured time of every layer."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    figure.suptitle(f"{machine.device['name']}, forward pass in {dtype}, batch of {layers[0].input[0]}")
-    kinds = list(dict.fromkeys(layer.kind for layer in layers))
-    colours = {kind: f"C{place}" if place < 10 else "grey" for place, kind in enumerate(kinds)}
-
-    intensities = [layer.intensity(dtype) for layer in layers if layer.macs]
-    lowest, highest = min([*intensities, 0.1]), max([*intensities, 2 * machine.flops[dtype] / machine.bandwidth])
-    for name, peak in machine.flops.items():
-        ridge = peak / machine.bandwidth
-        left.plot([lowest, ridge, max(highest, ridge)], [lowest * machine.bandwidth, peak, peak], color="black",
-                  linestyle="-" if name == dtype else ":", label=f"{name}: {peak / 1e9:,.0f} GFLOP/s")  # fmt: skip
-    for kind in kinds:
-        points = [
-            (layer.intensity(dtype), 2 * layer.macs / time)
-            for layer, time in zip(layers, measured, strict=True) if layer.kind == kind and layer.macs
-        ]  # fmt: skip
-        if points:
-            left.scatter(*zip(*points, strict=True), s=16, color=colours[kind], label=kind)
-    left.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="FLOP per second",
-             title=f"{machine.bandwidth / 1e9:,.1f} GB/s copied")  # fmt: skip
-    left.legend(fontsize=8)
-
-    predicted = [machine.seconds(layer, dtype) for layer in layers]
-    for kind in kinds:
-        points = [
-            (a, b) for a, b, layer in zip(predicted, measured, layers, strict=True) if layer.kind == kind
-        ]  # fmt: skip
-        right.scatter(*zip(*points, strict=True), s=16, color=colours[kind], label=kind)
-    ends = [min(predicted), max(*predicted, *measured)]
-    right.plot(ends, ends, color="black", linewidth=1, label="measured as predicted")
-    right.set(xscale="log", yscale="log", xlabel="predicted seconds", ylabel="measured seconds",
-              title="Time of each layer")  # fmt: skip
-    right.legend(fontsize=8)
-    return figure
+    return median_seconds(lambda: module(images), device)

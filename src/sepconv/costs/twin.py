@@ -1,6 +1,5 @@
 """A network beside its dense twin: the same depth and widths, each separable convolution a standard one."""
 
-import inspect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,22 +9,22 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from sepconv import networks
+from sepconv.config import defaults
 from sepconv.costs.counting import Layer, layers
+
+SEPARABLE_OPTIONS = ("depth_multiplier", "widen")  # of networks: a standard convolution has no use for them
 
 
 class Pair(NamedTuple):
     """A depthwise convolution, and the pointwise one that mixes its channels."""
 
-    first: Layer
-    second: Layer
-    multiplier: int  # filters of the first on each channel, or on as many copies of it
-
-
-SEPARABLE = ("depth_multiplier", "widen")  # options of networks that a standard convolution has no use for
+    depthwise: Layer
+    pointwise: Layer
+    multiplier: int  # filters of the depthwise one on each channel, or on as many copies of it
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BlockCosts:
     """What a block of a network costs, and the same block of its dense twin.
 
     The closed form is for a standard convolution in the place of both steps. The twin of an inverted residual has one
@@ -51,10 +50,10 @@ class Comparison:
 
 def dense_twin(model: dict[str, Any], shape: tuple[int, int, int], classes: int) -> nn.Module | None:
     """The network `model` (its name and options) with standard convolutions; None where it has no option for that."""
-    parameters = inspect.signature(networks.NETWORKS[model["name"]]).parameters
-    if "conv" not in parameters:
+    options = defaults(model["name"])
+    if "conv" not in options:
         return None
-    plain = {name: parameters[name].default for name in SEPARABLE if name in parameters}
+    plain = {key: options[key] for key in SEPARABLE_OPTIONS if key in options}
     return networks.build(shape=shape, classes=classes, **model | plain | {"conv": "dense"})
 
 
@@ -75,15 +74,15 @@ def closed_form(pairs: Iterable[Pair]) -> float | None:
     Over several pairs, the mean by the MACs of the standard convolution each is for.
     """
     weights, ratios = [], []
-    for first, second, multiplier in pairs:
-        assert first.kernel is not None
-        window = math.prod(first.kernel)
-        weights.append(window * first.output[1] // multiplier * math.prod(second.output))
-        ratios.append(multiplier * (Fraction(1, second.output[1]) + Fraction(1, window)))
+    for depthwise, pointwise, multiplier in pairs:
+        assert depthwise.kernel is not None
+        window = math.prod(depthwise.kernel)
+        weights.append(window * depthwise.output[1] // multiplier * math.prod(pointwise.output))
+        ratios.append(multiplier * (Fraction(1, pointwise.output[1]) + Fraction(1, window)))
     return float(sum(w * r for w, r in zip(weights, ratios, strict=True)) / sum(weights)) if weights else None
 
 
-def compare(net: nn.Module, twin: nn.Module, shape: tuple[int, int, int]) -> list[Comparison]:
+def compare_blocks(net: nn.Module, twin: nn.Module, shape: tuple[int, int, int]) -> list[BlockCosts]:
     """The blocks in which `net` differs from its dense twin, then both in all, on one image of `shape`.
 
     A block is a module that both have, as small as can be while it holds its separable convolutions whole.
@@ -99,7 +98,7 @@ def compare(net: nn.Module, twin: nn.Module, shape: tuple[int, int, int]) -> lis
         return sum(layer.parameters for layer in inside), sum(layer.macs for layer in inside)
 
     def pairs_within(path: str) -> list[Pair]:
-        return [pair for pair in pairs if len(within(path, pair[:2])) == 2]
+        return [pair for pair in pairs if len(within(path, (pair.depthwise, pair.pointwise))) == 2]
 
     def blocks(path: str) -> list[str]:
         children, others = ([name for name, _ in n.get_submodule(path).named_children()] for n in (net, twin))
@@ -109,9 +108,9 @@ def compare(net: nn.Module, twin: nn.Module, shape: tuple[int, int, int]) -> lis
             return [path]
         return [block for inner in changed for block in blocks(inner)]
 
-    found = []
+    costs = []
     for path in dict.fromkeys([*blocks(""), ""]):
         (parameters, macs), (dense_parameters, dense_macs) = cost(path, rows), cost(path, dense_rows)
         form = closed_form(pairs_within(path))
-        found.append(Comparison(path or "total", parameters, dense_parameters, macs, dense_macs, form))
-    return found
+        costs.append(BlockCosts(path or "total", parameters, dense_parameters, macs, dense_macs, form))
+    return costs

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from sepconv.costs import counting
-from sepconv.costs.report import LAYER_COLUMNS, layer_record, markdown
+from sepconv.costs.report import layer_table
 from sepconv.data.datasets import Dataset, sample
 from sepconv.data.transforms import Augmenter
 from sepconv.training.classifier import ImageClassifier
@@ -72,7 +71,7 @@ class Dashboard(Callback):
     def introduce(self, module: ImageClassifier) -> None:
         """What does not change: early in a long training, but not within the time of one that is a single epoch."""
         self.writer.add_custom_scalars(LAYOUT)
-        self.writer.add_text("cost", cost_table(module.net, self.dataset.shape))
+        self.writer.add_text("cost", "\n".join(layer_table(module.net, self.dataset.shape).markdown()))
         self.show_batch(module)
 
     def show_batch(self, module: ImageClassifier) -> None:
@@ -102,13 +101,6 @@ class Dashboard(Callback):
         self.writer.add_figure("test/mistakes", draw_mistakes(probabilities, images, labels, classes), step)
         for i, name in enumerate(classes[:CURVES]):
             self.writer.add_pr_curve(f"precision_recall/{name}", labels == i, probabilities[:, i], step)
-
-
-def cost_table(net: nn.Module, shape: tuple[int, int, int]) -> str:
-    """Parameters, MACs, bytes and receptive field by layer, in Markdown."""
-    layers = counting.layers(net, shape)
-    rows = [layer_record(layer, shape, "fp32") for layer in [*layers, counting.total(layers)]]
-    return markdown("Cost by layer, an image in fp32", LAYER_COLUMNS, rows)
 
 
 def grid(images: Tensor, columns: int = 8, side: int = 64) -> Tensor:
