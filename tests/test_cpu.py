@@ -1,8 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import nn
 
+from sepconv import InputError
+from sepconv.benchmark import cpu_layers
+from sepconv.config import TrainerConfig
 from sepconv.networks.cpu import DepthwiseConv2d, Flatten, GlobalAvgPool, HalvingMaxPool
 
 
@@ -91,3 +97,31 @@ def test_halving_max_pool(ceil_mode: bool, sides: tuple[int, int], memory_format
         module(leaf).float().square().sum().backward()
         gradients.append(leaf.grad)
     assert torch.equal(*gradients)
+
+
+def test_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer beside torch's own, which computes the same, in both precisions."""
+    small = {name: case._replace(shape=(2, *case.shape[1:])) for name, case in cpu_layers.CASES.items()}
+    for case in small.values():
+        layer, stock = case.layer(), case.stock()
+        stock.load_state_dict(layer.state_dict())
+        images = torch.randn(case.shape)
+        torch.testing.assert_close(layer(images), stock(images), rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(cpu_layers, "CASES", small)
+    monkeypatch.setattr("sepconv.benchmark.networks.TURN", 0.001)
+    config = SimpleNamespace(rounds=3, trainer=TrainerConfig(accelerator="cpu"))
+    record = cpu_layers.measure(config)  # type: ignore[arg-type]
+    assert [(row["layer"], row["precision"]) for row in record["layers"]] == [
+        (name, precision) for name in small for precision in ("fp32", "bf16")
+    ]
+    for row in record["layers"]:
+        times = (row["milliseconds"][key]["turns"] for key in ("layer", "torch"))
+        ratio = row["times_as_fast"]
+        assert ratio["turns"] == [b / a for a, b in zip(*times, strict=True)]
+        assert ratio["quartiles"][0] <= ratio["median"] <= ratio["quartiles"][1]
+    console = Console(width=200, record=True)
+    console.print(cpu_layers.table(record))
+    assert console.export_text().count("HalvingMaxPool") == 2
+    monkeypatch.setattr(cpu_layers, "find_device", lambda trainer: torch.device("cuda"))
+    with pytest.raises(InputError, match="suite=cpu_layers measures a CPU, and trainer means cuda: give trainer=cpu"):
+        cpu_layers.measure(config)  # type: ignore[arg-type]

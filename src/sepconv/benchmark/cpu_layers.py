@@ -1,0 +1,121 @@
+"""The layers of networks/cpu.py against those of torch that they stand for, on a CPU."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from sepconv import InputError
+from sepconv.benchmark.loop import spread
+from sepconv.benchmark.networks import rate_of
+from sepconv.config import BenchmarkConfig
+from sepconv.devices import find_device, keep_freed_memory, resolve_precision
+from sepconv.networks import cpu
+from sepconv.terminal import CONSOLE
+
+
+class Case(NamedTuple):
+    """A layer, torch's own for it, and a use of both."""
+
+    layer: Callable[[], nn.Module]
+    stock: Callable[[], nn.Module]
+    shape: tuple[int, int, int, int]  # of the input maps (B, C, H, W)
+    backward: bool = True  # else no gradient goes through
+    before: type[nn.Module] = nn.Identity  # a layer before, which works on the gradient's layout
+
+
+STRIDED: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 64, "bias": False}
+DOUBLED: dict[str, Any] = {"kernel_size": 3, "groups": 32, "bias": False}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CASES = {
+    "depthwise, stride 2": Case(
+        partial(cpu.DepthwiseConv2d, 64, 64, **STRIDED), partial(nn.Conv2d, 64, 64, **STRIDED), (128, 64, 14, 14)
+    ),
+    "depthwise, two filters a channel": Case(
+        partial(cpu.DepthwiseConv2d, 32, 64, **DOUBLED), partial(nn.Conv2d, 32, 64, **DOUBLED), (128, 32, 13, 13)
+    ),
+    "ReLU and GlobalAvgPool": Case(
+        cpu.GlobalAvgPool, partial(nn.AdaptiveAvgPool2d, 1), (128, 128, 7, 7), before=nn.ReLU
+    ),
+    "ReLU and Flatten": Case(cpu.Flatten, nn.Flatten, (128, 64, 5, 5), before=nn.ReLU),
+    "HalvingMaxPool": Case(cpu.HalvingMaxPool, partial(nn.MaxPool2d, 2), (128, 32, 26, 26), backward=False),
+}
+
+
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
+    """The time of each case's layer and of torch's own, in fp32 and bf16, on maps in channels-last form.
+
+    The two take turns, `config.rounds` each of half a second or more, after one that is left out.
+
+    Returns:
+        For each case and precision: milliseconds of a call and the ratios of torch's to the layer's, of each turn;
+        and the precision that trainings have on this CPU unless they are told another.
+
+    Raises:
+        InputError: for a trainer that is not the CPU.
+    """
+    device = find_device(config.trainer)
+    if device.type != "cpu":
+        raise InputError(f"suite=cpu_layers measures a CPU, and trainer means {device.type}: give trainer=cpu")
+    keep_freed_memory()  # as the trainer does
+    rows = []
+    for name, case in CASES.items():
+        for precision, dtype in PRECISIONS.items():
+            maps = torch.randn(case.shape).to(dtype, memory_format=torch.channels_last)
+            calls = {key: use(case, make(), maps) for key, make in (("layer", case.layer), ("torch", case.stock))}
+            times: dict[str, list[float]] = {key: [] for key in calls}
+            for turn in range(config.rounds + 1):
+                for key, call in calls.items():
+                    rate = rate_of(call, device)
+                    if turn > 0:
+                        times[key].append(1000 / rate)
+            ratio = spread([b / a for a, b in zip(times["layer"], times["torch"], strict=True)])
+            rows.append({
+                "layer": name,
+                "input": " x ".join(map(str, case.shape)),
+                "pass": "forward and backward" if case.backward else "forward",
+                "precision": precision,
+                "milliseconds": {key: spread(values) for key, values in times.items()},
+                "times_as_fast": ratio,
+            })  # fmt: skip
+            CONSOLE.print(f"{name}, {precision}: {ratio['median']:.2f} times as fast as torch's own", soft_wrap=True)
+    return {"suite": "cpu_layers", "auto_precision": resolve_precision("auto", device), "layers": rows}
+
+
+def use(case: Case, layer: nn.Module, maps: Tensor) -> Callable[[], None]:
+    """A call that runs `layer` on `maps` (B, C, H, W) as a network would, and backward where the case says so."""
+    net = nn.Sequential(case.before(), layer).to(memory_format=torch.channels_last)
+    inputs = maps.clone().requires_grad_(case.backward)
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=maps.dtype == torch.bfloat16)
+    with autocast():
+        gradient = torch.randn_like(net(inputs))
+
+    def call() -> None:
+        with autocast():
+            output = net(inputs)
+        if case.backward:
+            inputs.grad = None
+            net.zero_grad()
+            output.backward(gradient)
+
+    return call
+
+
+def table(record: dict[str, Any]) -> Table:
+    """A row a case and precision."""
+    table = Table(title="layers on a CPU", title_justify="left", caption_justify="left")
+    table.caption = f"trainings take {record['auto_precision']} here, unless they are told another"
+    for column in ("layer", "input", "pass", "precision"):
+        table.add_column(column)
+    for column in ("ms", "torch's ms", "times as fast", "quartiles"):
+        table.add_column(column, justify="right")
+    for row in record["layers"]:
+        milliseconds = (f"{row['milliseconds'][key]['median']:.3f}" for key in ("layer", "torch"))
+        ratio = row["times_as_fast"]
+        low, high = ratio["quartiles"]
+        table.add_row(row["layer"], row["input"], row["pass"], row["precision"], *milliseconds,
+                      f"{ratio['median']:.2f}", f"{low:.2f} to {high:.2f}")  # fmt: skip
+    return table
