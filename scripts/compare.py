@@ -7,9 +7,9 @@ from sepconv.config import CompareConfig
 @command("compare", CompareConfig, positional="runs")
 def main(config: CompareConfig, overrides: list[str], started: float) -> None:
     from sepconv.study.compare import compare
-    from sepconv.study.report import report
+    from sepconv.study.report import report_comparison
 
-    report(compare(config), config, overrides)
+    report_comparison(compare(config), config, overrides)
 
 
 if __name__ == "__main__":

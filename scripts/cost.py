@@ -6,9 +6,9 @@ from sepconv.config import CostConfig
 
 @command("cost", CostConfig)
 def main(config: CostConfig, overrides: list[str], started: float) -> None:
-    from sepconv.costs.report import report, show  # torch loads only here, so that --help does not wait for it
+    from sepconv.costs.report import count_costs, show  # torch loads only here, so that --help does not wait for it
 
-    show(report(config), config.format)
+    show(count_costs(config), config.format)
 
 
 if __name__ == "__main__":

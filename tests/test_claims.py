@@ -3,18 +3,21 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 
 from sepconv.config import ClaimsConfig, TrainConfig, read
 from sepconv.data.datasets import load
 from sepconv.data.module import ImageData
-from sepconv.study import claims
-from sepconv.study.claims import CLAIMS, judge
-from sepconv.study.compare import paired
+from sepconv.study.claims import CLAIMS, lab, sentence
+from sepconv.study.claims.finding import judge
+from sepconv.study.claims.report import claims_page
+from sepconv.study.statistics import Difference
 
 
 def test_closed_forms(command: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -55,9 +58,9 @@ def test_depth_and_stem_claims_from_trained_networks(command: Callable[..., Outc
 
 
 def test_verdicts() -> None:
-    better = paired([0.99, 0.98, 0.985], [0.97, 0.961, 0.964])
-    worse = paired([0.97, 0.961, 0.964], [0.99, 0.98, 0.985])
-    alike = paired([0.97, 0.98, 0.99], [0.98, 0.97, 0.99])
+    better = Difference.between([0.99, 0.98, 0.985], [0.97, 0.961, 0.964])
+    worse = Difference.between([0.97, 0.961, 0.964], [0.99, 0.98, 0.985])
+    alike = Difference.between([0.97, 0.98, 0.99], [0.98, 0.97, 0.99])
     assert judge({"a": better, "b": better}) == "true"
     assert judge({"a": better, "b": alike}) == "true when a; not shown when b: the interval holds 0"
     assert judge({"a": worse}) == "false when a"
@@ -81,16 +84,21 @@ def test_parts_of_the_images_get_as_many_steps(monkeypatch: pytest.MonkeyPatch, 
         config = read(ClaimsConfig, compose("claims", ["trainer=cpu", f"runs={tmp_path}"]))
     trained: list[TrainConfig] = []
 
-    def train(wanted: TrainConfig, *_: Any) -> tuple[Path, dict[str, float]]:
-        trained.append(wanted)
-        return tmp_path, {"test_accuracy": 0.0}
+    def train(config: TrainConfig, *_: Any) -> tuple[Path, SimpleNamespace]:
+        trained.append(config)
+        return tmp_path, SimpleNamespace(test_accuracy=0.0)
 
-    monkeypatch.setattr(claims, "train", train)
-    lab = claims.Lab(config, load(config.data))
+    monkeypatch.setattr(lab, "train", train)
+    subject = lab.Lab(config, load(config.data))
     for size in (50, 150, 450, None):
-        lab.train({"name": "separable"}, 0, size=size)
-    steps = {ImageData(load(run.data), run.recipe).steps * run.recipe.epochs for run in trained}
+        subject.train({"name": "separable"}, 0, size=size)
+    steps = {ImageData(load(run.data), run.recipe, torch.device("cpu")).steps * run.recipe.epochs for run in trained}
     assert len(steps) == 1
+
+
+def test_page_is_written_from_the_findings_alone() -> None:
+    sentences = {name: sentence(test) for name, test in CLAIMS.items()}
+    assert claims_page(REPOSITORY / "docs", sentences) == (REPOSITORY / "docs/claims.md").read_text()
 
 
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def make(tmp_path: Path) -> Callable[..., Path]:
             figures = {
                 "model": model, "data": "mnist", "seed": seed, "parameters": MACS[model] // 20, "macs": MACS[model],
                 "test_accuracy": accuracy, "val_accuracy": accuracy, "fit_seconds": 60.0 + seed, "epochs": 2,
+                "test_loss": 0.1, "batch_size": 128, "dashboard_seconds": 0.1, "seconds_to_first_step": 5.0,
+                "test_seconds": 0.5,
                 "images": {"train": 55_000, "validation": 5_000, "test": 10_000},
                 "history": [
                     {"epoch": 1, "seconds": 30.0 + seed, "val_loss": 0.1, "val_accuracy": accuracy - 0.01},

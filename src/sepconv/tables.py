@@ -40,6 +40,15 @@ class Table:
         """Of each column, whether it is set to the left."""
         return [place == 0 or column.left for place, column in enumerate(self.columns)]
 
+    def transposed(self) -> "Table":
+        """The same table with a column for each record, headed by the record's first cell."""
+        first, *others = self.columns
+
+        def column(record: Any) -> Column:
+            return Column(first.cell(record), lambda row: row.cell(record))
+
+        return Table(self.title, [Column("", lambda row: row.heading), *map(column, self.records)], others)
+
     def markdown(self) -> list[str]:
         """The lines of the table in Markdown, without the title."""
         return markdown_table(self.headings, self.rows, ["---" if left else "---:" for left in self.left])

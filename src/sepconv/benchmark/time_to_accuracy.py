@@ -24,8 +24,7 @@ from sepconv import InputError
 from sepconv.benchmark.loop import spread
 from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig
 from sepconv.data.datasets import Dataset, load
-from sepconv.study.compare import Estimate
-from sepconv.study.report import percent
+from sepconv.study.statistics import Estimate
 from sepconv.terminal import CONSOLE, epochs, hushed
 from sepconv.training.train import train
 
@@ -174,7 +173,7 @@ def accuracy_cells(judged: dict[str, Any], tests: list[str]) -> list[str]:
             continue
         estimate = Estimate(*(judged[test][key] for key in ("n", "mean", "low", "high")))
         reached = "yes" if judged[test]["mean_reaches_target"] else "no"
-        cells += [percent(estimate), f"{judged[test]['share_at_target']:.0%}", reached]
+        cells += [estimate.percent(), f"{judged[test]['share_at_target']:.0%}", reached]
     return cells
 
 

@@ -21,7 +21,7 @@ Record = dict[str, Any]
 Shape = tuple[int, int, int]  # channels, height, width
 
 
-def report(config: CostConfig) -> Record:
+def count_costs(config: CostConfig) -> Record:
     """The figures that `config` asks for, as plain values; its pictures are written.
 
     Raises InputError for a network that cannot be built for these images, a device that is not there, or a picture
@@ -162,7 +162,7 @@ def sweep_record(config: CostConfig, device: torch.device | None) -> Record:
 
 
 def show(result: Record, form: str) -> None:
-    """Prints what `report` gave, as a table, json, csv (the layers, or the sweep, alone) or markdown."""
+    """Prints what `count_costs` gave, as a table, json, csv (the layers, or the sweep, alone) or markdown."""
     if form == "json":
         print(json.dumps(result, indent=2))
         return
@@ -182,7 +182,7 @@ def show(result: Record, form: str) -> None:
 
 
 def tables(result: Record) -> list[Table]:
-    """The tables of what `report` gave."""
+    """The tables of what `count_costs` gave."""
     if "sweep" in result:
         return [sweep_table(result)]
     many = "" if result["batch"] == 1 else f" in a batch of {result['batch']}"

@@ -8,25 +8,23 @@ import glob
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from sepconv import InputError
 from sepconv.config import MADE, CompareConfig, TrainConfig, flatten
+from sepconv.study.statistics import Difference, Estimate
 from sepconv.training import runs
+from sepconv.training.runs import Result
 
-CONFIDENCE = 0.95
-HEADLINE = "test_accuracy"
 # what a network costs, and whether less of it is better: an accuracy is set against each
 COSTS = {"parameters": True, "macs": True, "train_images_per_second": False, "fit_seconds": True}
-# overrides that do not tell networks apart
-APART = {"data", "data.root", "data.download", "model", "seed", "runs", "trainer", "trainer.accelerator"}
-SHOWN = 3  # keys that are named where configurations differ
 TIMES = {"train_images_per_second", "eval_images_per_second", "fit_seconds", "target_seconds", "peak_memory_bytes"}
+# overrides that do not tell networks apart
+NEUTRAL = {"data", "data.root", "data.download", "model", "seed", "runs", "trainer", "trainer.accelerator"}
+NAMED = 3  # keys that are named where configurations differ
 
 
 @dataclass(frozen=True)
@@ -35,37 +33,8 @@ class Run:
 
     path: Path
     config: TrainConfig
-    result: dict[str, Any]
-    overrides: list[str] = field(default_factory=list)  # what was asked for on the command line
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its interval by Student's t; None where one seed tells of no spread."""
-
-    n: int
-    mean: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Estimate":
-        mean = statistics.fmean(values)
-        if len(values) < 2:
-            return cls(len(values), mean, None, None)
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-        return cls(len(values), mean, mean - half, mean + half)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Test accuracy less the reference's over the seeds that both have, and its p-value by the paired t-test.
-
-    The p-value is for one comparison alone; None where one pair, or pairs that all differ alike, give none.
-    """
-
-    estimate: Estimate
-    p: float | None
+    result: Result
+    overrides: list[str] = field(default_factory=list)  # the arguments of its command
 
 
 @dataclass
@@ -81,13 +50,23 @@ class Network:
     front: list[str] = field(default_factory=list)  # costs against which no network is better in both
 
     @property
+    def config(self) -> TrainConfig:
+        """That of one run; the others have another seed, and perhaps another place and machine."""
+        return next(iter(self.runs.values())).config
+
+    @property
     def accuracy(self) -> Estimate:
-        return Estimate.of([run.result[HEADLINE] for run in self.runs.values()])
+        return Estimate.of([run.result.test_accuracy for run in self.runs.values()])
+
+    @property
+    def histories(self) -> list[list[dict[str, Any]]]:
+        """Of each run that was trained, its epochs."""
+        return [run.result.history for run in self.runs.values() if run.result.history]
 
     def values(self, key: str) -> list[float]:
         """A figure of each run, where it has one: a separated network, which was not trained, took 0 s to fit."""
-        found = (run.result.get(key) for run in self.runs.values())
-        return [value for value in found if value is not None and (value or key != "fit_seconds")]
+        values = (getattr(run.result, key) for run in self.runs.values())
+        return [value for value in values if value is not None and (value or key != "fit_seconds")]
 
     def median(self, key: str) -> float | None:
         values = self.values(key)
@@ -104,11 +83,15 @@ class Section:
     reference: Network
     target: float  # validation accuracy whose time is given
     hardware: list[str]  # that runs were on; times are compared only where it is one
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)  # what a reader must know before comparing
 
     @property
     def timed(self) -> bool:
         return len(self.hardware) == 1
+
+    @property
+    def runs(self) -> list[tuple[Network, Run]]:
+        return [(network, run) for network in self.networks for run in network.runs.values()]
 
     def figure(self, network: Network, key: str) -> float | None:
         """A network's `key`, the median over seeds; None for a time where runs were on several machines."""
@@ -133,7 +116,7 @@ def compare(config: CompareConfig) -> Comparison:
         InputError: where there are no finished runs, runs of one data set were split differently, or there is no such
             reference.
     """
-    finished, unfinished = find(config.runs)
+    finished, unfinished = find_runs(config.runs)
     if not finished:
         left = f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise InputError(
@@ -149,45 +132,44 @@ def compare(config: CompareConfig) -> Comparison:
         networks, older = group(by_data[data])
         duplicates += older
         sections.append(make_section(data, networks, config))
-    if config.reference and not any(matches(s.reference, config.reference) for s in sections):
+    if config.reference and not any(is_called(s.reference, config.reference) for s in sections):
         names = sorted({network.label for section in sections for network in section.networks})
         raise InputError(f"unknown reference={config.reference}: choose from {', '.join(names)}")
     return Comparison(sections, unfinished, duplicates)
 
 
-def find(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
-    """The finished runs, and the directories of unfinished ones, at or under `paths`, which may be patterns.
+def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path]]:
+    """The finished runs, and the directories of unfinished ones, at or under paths or patterns of them.
 
     A multirun's folder stands for the runs that it made. Raises InputError for a path that is not there.
     """
     directories: dict[Path, None] = {}  # in order, each once
-    for pattern in paths:
-        found = [Path(path) for path in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
-        if not found:
+    for pattern in patterns:
+        paths = [Path(path) for path in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
+        if not paths:
             raise InputError(f"{pattern} is not there: give run directories, a folder of them, or a pattern")
-        for path in found:
+        for path in paths:
             path = path.parent if path.is_file() else path
-            made = path / MADE
-            listed = [Path(line) for line in made.read_text().splitlines()] if made.is_file() else []
-            for directory in listed or sorted(config.parent for config in path.rglob("config.yaml")):
-                directories[directory.resolve()] = None
+            listed = (path / MADE).read_text().splitlines() if (path / MADE).is_file() else []
+            folders = [Path(line) for line in listed] or sorted(config.parent for config in path.rglob("config.yaml"))
+            directories |= dict.fromkeys(folder.resolve() for folder in folders)
     finished, unfinished = [], []
     for directory in directories:
         if (directory / "result.json").is_file():
-            path, recorded, overrides = runs.read_config(directory)
-            finished.append(Run(path, recorded, runs.read_result(path), overrides))
+            path, config, overrides = runs.read_config(directory)
+            finished.append(Run(path, config, runs.read_result(path), overrides))
         else:
             unfinished.append(directory)
     return finished, unfinished
 
 
-def check_split(data: str, found: list[Run]) -> None:
-    """Raises InputError unless all runs `found` have the same images in the same parts."""
+def check_split(data: str, finished: list[Run]) -> None:
+    """Raises InputError unless all runs have the same images in the same parts."""
     splits: dict[str, Run] = {}
-    for run in found:
+    for run in finished:
         source = run.config.data
         keys = ("image_size", "validation", "test", "split_seed")
-        values = {key: getattr(source, key) for key in keys} | {"images": run.result["images"]}
+        values = {key: getattr(source, key) for key in keys} | {"images": run.result.images}
         if source.name == "folder":
             values["root"] = source.root
         splits.setdefault(", ".join(f"{key} {value}" for key, value in values.items()), run)
@@ -199,158 +181,152 @@ def check_split(data: str, found: list[Run]) -> None:
         )
 
 
-def group(found: list[Run]) -> tuple[list[Network], list[Path]]:
+def group(finished: list[Run]) -> tuple[list[Network], list[Path]]:
     """Networks, with labels that tell them apart, and runs that a later one of the same seed replaces."""
-    by_configuration: dict[str, tuple[dict[str, Any], dict[int, Run]]] = {}
+    by_configuration: dict[str, dict[int, Run]] = {}
     older = []
-    for run in sorted(found, key=lambda run: run.path.name):
-        settings = configuration(run.config)
-        _, seeds = by_configuration.setdefault(repr(sorted(settings.items())), (settings, {}))
+    for run in sorted(finished, key=lambda run: run.path.name):
+        seeds = by_configuration.setdefault(repr(sorted(configuration(run.config).items())), {})
         if run.config.seed in seeds:
             older.append(seeds[run.config.seed].path)
         seeds[run.config.seed] = run
+    labels = make_labels([next(iter(seeds.values())) for seeds in by_configuration.values()])
     networks = [
         Network(label, dict(sorted(seeds.items())))
-        for label, (_, seeds) in zip(labels(list(by_configuration.values())), by_configuration.values(), strict=True)
+        for label, seeds in zip(labels, by_configuration.values(), strict=True)
     ]
     networks.sort(key=lambda network: (network.median("parameters") or 0, network.label))
     return networks, older
 
 
-def labels(networks: list[tuple[dict[str, Any], dict[int, Run]]]) -> list[str]:
-    """A short name for each of `networks`, its settings and runs: its model's, and what tells it from namesakes.
-
-    That is what was asked for on the command line, or, where that is the same, up to SHOWN of the settings that differ.
-    """
-    named = [str(settings["model.name"]) for settings, _ in networks]
-    asked = []
-    for name, (_, seeds) in zip(named, networks, strict=True):
-        overrides = [o for o in next(iter(seeds.values())).overrides if o.lstrip("+~").partition("=")[0] not in APART]
-        overrides = [f"weights={Path(o).name}" if o.startswith("weights=") else o for o in overrides]
-        asked.append(f"{name} ({', '.join(overrides) or 'defaults'})" if named.count(name) > 1 else name)
-    short = []
-    for label, (settings, _) in zip(asked, networks, strict=True):
-        namesakes = [other for its, (other, _) in zip(asked, networks, strict=True) if its == label]
-        keys = sorted({key for other in namesakes for key in other})
-        differing = [key for key in keys if len({repr(other.get(key)) for other in namesakes}) > 1]
-        more = ", ..." if len(differing) > SHOWN else ""
-        told = ", ".join(f"{key}={settings.get(key)}" for key in differing[:SHOWN]) + more
-        short.append(label.replace(" (defaults)", "") + (f" ({told})" if told else ""))
-    return short
-
-
 def configuration(config: TrainConfig) -> dict[str, Any]:
     """What makes two runs those of one network: everything but seed, place and machine, as dotted keys."""
-    kept = {key: value for key, value in asdict(config).items() if key in ("model", "recipe", "weights")}
-    return flatten(kept | {"limit_batches": config.trainer.limit_batches})
+    settings = {key: value for key, value in asdict(config).items() if key in ("model", "recipe", "weights")}
+    return flatten(settings | {"limit_batches": config.trainer.limit_batches})
+
+
+def make_labels(examples: list[Run]) -> list[str]:
+    """A short name for the network of each of these runs: its model's, and what tells it from namesakes.
+
+    That is its command's arguments, or, where those are the same, up to NAMED of the settings that differ.
+    """
+    models = [run.config.model["name"] for run in examples]
+    names = []
+    for model, run in zip(models, examples, strict=True):
+        overrides = [o for o in run.overrides if o.lstrip("+~").partition("=")[0] not in NEUTRAL]
+        overrides = [f"weights={Path(o).name}" if o.startswith("weights=") else o for o in overrides]
+        names.append(f"{model} ({', '.join(overrides) or 'defaults'})" if models.count(model) > 1 else model)
+    settings = [configuration(run.config) for run in examples]
+    labels = []
+    for name, values in zip(names, settings, strict=True):
+        namesakes = [other for label, other in zip(names, settings, strict=True) if label == name]
+        keys = differing_keys(namesakes)
+        more = ", ..." if len(keys) > NAMED else ""
+        text = ", ".join(f"{key}={values.get(key)}" for key in keys[:NAMED]) + more
+        labels.append(name.replace(" (defaults)", "") + (f" ({text})" if text else ""))
+    return labels
+
+
+def differing_keys(settings: Iterable[dict[str, Any]]) -> list[str]:
+    """The keys in which settings differ, sorted."""
+    settings = list(settings)
+    keys = sorted({key for values in settings for key in values})
+    return [key for key in keys if len({repr(values.get(key)) for values in settings}) > 1]
 
 
 def make_section(data: str, networks: list[Network], config: CompareConfig) -> Section:
     """The section of `data`, its figures worked out."""
     reference = find_reference(networks, config.reference)
     every = [run for network in networks for run in network.runs.values()]
-    histories = [run.result["history"] for run in every if run.result.get("history")]
     # by default what all of them reach, to a tenth of a point
-    common = min((max(epoch["val_accuracy"] for epoch in history) for history in histories), default=0.0)
-    target = config.target if config.target is not None else math.floor(common * 1000) / 1000
-    hardware = sorted({describe(run.result["device"]) for run in every})
-    section = Section(data, every[0].result["images"], networks, reference, target, hardware, [])
+    bests = (max(epoch["val_accuracy"] for epoch in history) for network in networks for history in network.histories)
+    target = config.target if config.target is not None else math.floor(min(bests, default=0.0) * 1000) / 1000
+    hardware = sorted({name_hardware(run.result.device) for run in every})
+    section = Section(data, every[0].result.images, networks, reference, target, hardware)
     for network in networks:
-        times = [time_to(target, history) for run in network.runs.values() if (history := run.result.get("history"))]
-        network.telling = len(times)
+        times = [time_to(target, history) for history in network.histories]
         reached = [time for time in times if time is not None]
-        network.reached = len(reached)
+        network.telling, network.reached = len(times), len(reached)
         network.target_seconds = statistics.median(reached) if reached and len(reached) == len(times) else None
         if network is not reference:
             network.difference = difference(network, reference)
     for cost, less in COSTS.items():
         points = [(network, value if less else -value) for network in networks
                   if (value := section.figure(network, cost)) is not None]  # fmt: skip
-        for network, value in points:
-            accuracy = network.accuracy.mean
-            beaten = any(
-                other.accuracy.mean >= accuracy and cost <= value and (other.accuracy.mean, -cost) != (accuracy, -value)
-                for other, cost in points
-            )
-            if not beaten:
-                network.front.append(cost)
-    section.notes = list(notes(section))
+        for network in pareto_front(points):
+            network.front.append(cost)
+    section.notes = list(make_notes(section))
     return section
 
 
-def find_reference(networks: list[Network], wanted: str | None) -> Network:
-    """The network `wanted`, or else the one named baseline, or the one with the most MACs."""
-    named = [network for network in networks if matches(network, wanted or "baseline")]
+def pareto_front(points: list[tuple[Network, float]]) -> Iterator[Network]:
+    """Of networks with their costs, those that no other betters in accuracy or cost and equals in the other."""
+    for network, value in points:
+        accuracy = network.accuracy.mean
+        if not any(
+            other.accuracy.mean >= accuracy and cost <= value and (other.accuracy.mean, cost) != (accuracy, value)
+            for other, cost in points
+        ):
+            yield network
+
+
+def find_reference(networks: list[Network], name: str | None) -> Network:
+    """The network `name`, or else the one named baseline, or the one with the most MACs."""
+    named = [network for network in networks if is_called(network, name or "baseline")]
     return named[0] if named else max(networks, key=lambda network: network.median("macs") or 0)
 
 
-def matches(network: Network, name: str) -> bool:
-    return name in (network.label, next(iter(network.runs.values())).config.model["name"])
+def is_called(network: Network, name: str) -> bool:
+    return name in (network.label, network.config.model["name"])
 
 
 def difference(network: Network, reference: Network) -> Difference | None:
-    """What `network` has over `reference`, by the seeds that both have."""
+    """The test accuracy that `network` has over `reference`, by the seeds that both have."""
     seeds = sorted(network.runs.keys() & reference.runs.keys())
     if not seeds:
         return None
-    ours, theirs = ([n.runs[seed].result[HEADLINE] for seed in seeds] for n in (network, reference))
-    return paired(ours, theirs)
+    accuracies = ([n.runs[seed].result.test_accuracy for seed in seeds] for n in (network, reference))
+    return Difference.between(*accuracies)
 
 
-def paired(ours: list[float], theirs: list[float]) -> Difference:
-    """`ours` less `theirs`, pair by pair."""
-    differences = [round(a - b, 9) for a, b in zip(ours, theirs, strict=True)]  # shares of whole images
-    known = len(set(differences)) > 1
-    p = float(stats.ttest_1samp(differences, 0.0).pvalue) if known else None
-    return Difference(Estimate.of(differences), p)
-
-
-def time_to(target: float, history: list[dict[str, float]]) -> float | None:
+def time_to(target: float, history: list[dict[str, Any]]) -> float | None:
     """Seconds of training until validation first reached `target`, by the epochs' ends; None where it did not."""
     return next((epoch["seconds"] for epoch in history if epoch["val_accuracy"] >= target - 1e-9), None)
 
 
-def describe(device: dict[str, Any]) -> str:
+def name_hardware(device: dict[str, Any]) -> str:
     """A device in a few words."""
     count = device.get("threads")
     threads = "" if count is None else f", {count} thread{'s' * (count != 1)}"
     return f"{device['name']}{threads}"
 
 
-def notes(section: Section) -> Iterable[str]:
+def make_notes(section: Section) -> Iterator[str]:
     """What a reader must know before comparing."""
     if not section.timed:
         yield f"times and memory are not compared: runs were on {'; '.join(section.hardware)}"
-    every = [(network, run) for network in section.networks for run in network.runs.values()]
-    for what, get in DISTINCTIONS.items():
+    for distinction, value_of in DISTINCTIONS.items():
         values: dict[str, set[str]] = defaultdict(set)
-        for network, run in every:
-            values[get(run)].add(network.label)
+        for network, run in section.runs:
+            values[value_of(run.result)].add(network.label)
         if len(values) > 1:
             parts = "; ".join(f"{value}: {', '.join(sorted(labels))}" for value, labels in sorted(values.items()))
-            yield f"{what} differs ({parts})"
-    recipes = {
-        network.label: flatten(asdict(next(iter(network.runs.values())).config.recipe)) for network in section.networks
-    }
-    differing = sorted(
-        key for key in {key for recipe in recipes.values() for key in recipe}
-        if len({repr(recipe.get(key)) for recipe in recipes.values()}) > 1
-    )  # fmt: skip
-    if differing:
-        keys = ", ".join(differing[:SHOWN]) + (f" and {len(differing) - SHOWN} more keys" if differing[SHOWN:] else "")
-        yield f"a difference is of network and recipe together: recipes differ in {keys}"
-    if any(run.config.trainer.limit_batches for _, run in every):
+            yield f"{distinction} differs ({parts})"
+    if keys := differing_keys(flatten(asdict(network.config.recipe)) for network in section.networks):
+        text = ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more keys" if keys[NAMED:] else "")
+        yield f"a difference is of network and recipe together: recipes differ in {text}"
+    if any(run.config.trainer.limit_batches for _, run in section.runs):
         yield "some runs saw a part of the images only (trainer.limit_batches)"
-    if any(run.result["git"]["dirty"] for _, run in every):
+    if any(run.result.git["dirty"] for _, run in section.runs):
         yield "some runs were of code that was not committed"
     sizes = {len(network.runs) for network in section.networks}
     if len({tuple(network.runs) for network in section.networks}) > 1:
         yield f"networks have different seeds ({min(sizes)} to {max(sizes)} runs): differences are over common ones"
 
 
-DISTINCTIONS: dict[str, Callable[[Run], str]] = {
-    "the commit": lambda run: str(run.result["git"]["sha"])[:7],
-    "precision": lambda run: run.result["precision"],
-    "torch": lambda run: run.result["versions"]["torch"],
-    "trainer.step": lambda run: run.result.get("step") or "eager",  # older records and separated networks have none
+DISTINCTIONS: dict[str, Callable[[Result], str]] = {
+    "the commit": lambda result: str(result.git["sha"])[:7],
+    "precision": lambda result: result.precision,
+    "torch": lambda result: str(result.versions["torch"]),
+    "trainer.step": lambda result: result.step or "eager",  # older records and separated networks have none
 }

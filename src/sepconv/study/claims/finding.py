@@ -1,0 +1,46 @@
+"""What the test of a claim finds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from sepconv.study.statistics import Difference, Estimate
+
+
+@dataclass
+class Finding:
+    """What was found about one claim on one data set."""
+
+    how: str  # it was tested
+    headings: list[str]
+    rows: list[list[str]]
+    verdict: str
+    plot: Figure | None = None
+
+
+def share(values: Sequence[float]) -> str:
+    """A mean of shares with its interval, in percent."""
+    return Estimate.of(values).percent()
+
+
+def points(difference: Difference) -> str:
+    """A paired difference in percentage points, with its interval and p-value."""
+    return f"{difference.estimate.points()}, p {difference.p_value()}"
+
+
+def judge(cases: dict[str, Difference]) -> str:
+    """The verdict where the claim says that each difference is above 0: by their 95 % intervals."""
+    above = [case for case, d in cases.items() if (d.estimate.low or 0) > 0]
+    below = [case for case, d in cases.items() if (d.estimate.high or 0) < 0]
+    neither = [case for case in cases if case not in above + below]
+    if len(above) == len(cases):
+        return "true"
+    parts = []
+    if above:
+        parts.append(f"true when {', when '.join(above)}")
+    if below:
+        parts.append(f"{'false' if not above else 'the opposite'} when {', when '.join(below)}")
+    if neither:
+        parts.append(f"not shown when {', when '.join(neither)}: the interval holds 0")
+    return "; ".join(parts)

@@ -1,0 +1,109 @@
+"""The networks that claims are tested on: built, matched in cost, and trained or found among the runs of before."""
+
+import json
+import math
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sepconv import networks, terminal
+from sepconv.config import Augment, ClaimsConfig, TrainConfig, complete, read
+from sepconv.costs import counting
+from sepconv.costs.closed_forms import Cost
+from sepconv.data.datasets import Dataset
+from sepconv.data.module import count_images
+from sepconv.devices import find_device
+from sepconv.study.compare import Run, find_runs
+from sepconv.training.train import train
+
+WIDTHS = [i / 8 for i in range(1, 65)]  # tried to match one network's cost to another's
+
+
+def separable_model(**options: Any) -> dict[str, Any]:
+    """The configuration of the network that most claims are tested on, with options."""
+    return {"name": "separable", "width": 1.0, "resolution": 1.0, "depth": 1, "residual": False, "stem": "standard",
+            "conv": "separable"} | options  # fmt: skip
+
+
+class Lab:
+    """Trains on the data of a configuration, a seed at a time, and remembers."""
+
+    def __init__(self, config: ClaimsConfig, dataset: Dataset) -> None:
+        self.config, self.dataset = config, dataset
+        self.device = find_device(config.trainer)
+        self.cost_by_model: dict[str, Cost] = {}
+        self.runs: dict[str, Run] = {}  # finished ones, by what their figures depend on
+        self.used: list[Run] = []
+        if Path(config.runs).expanduser().is_dir():
+            finished, _ = find_runs([config.runs])
+            self.runs = {self.identity(run.config): run for run in finished}
+
+    @staticmethod
+    def identity(config: TrainConfig) -> str:
+        """What a run's figures depend on."""
+        settings = asdict(read(TrainConfig, asdict(config)))  # as it is once read back: 0.0 where 0 was given
+        settings["model"] = complete(settings["model"])
+        for key in ("root", "download"):
+            del settings["data"][key]
+        keys = ("data", "model", "recipe", "trainer", "seed")
+        return json.dumps({key: settings[key] for key in keys}, sort_keys=True)
+
+    def train(self, model: dict[str, Any], seed: int, size: int | None = None, plain: bool = False) -> Run:
+        """A run of `model`; on `size` training images over as many steps; `plain` with nothing against overfitting."""
+        recipe, data = self.config.recipe, self.config.data
+        if size is not None:
+            steps = math.ceil(count_images(self.dataset, recipe) / recipe.batch_size)  # of an epoch
+            data, batch_size = replace(data, train=size), min(recipe.batch_size, size)
+            recipe = replace(recipe, batch_size=batch_size, epoch_images=steps * batch_size)
+        if plain:
+            optimizer = without_weight_decay(recipe.optimizer)
+            recipe = replace(recipe, augment=Augment(), label_smoothing=0.0, optimizer=optimizer)
+        config = TrainConfig(data=data, model=model, recipe=recipe, trainer=self.config.trainer, seed=seed,
+                             runs=self.config.runs)  # fmt: skip
+        key = self.identity(config)
+        if key not in self.runs:
+            with terminal.hushed():
+                path, result = train(config, [], time.time())
+            self.runs[key] = Run(path, config, result)
+            options = " ".join(f"{k}={v}" for k, v in model.items() if k != "name")
+            part = "" if size is None else f" on {size} images"
+            terminal.CONSOLE.print(
+                f"  {model['name']} {options} seed={seed}{part}: {result.test_accuracy:.2%}", soft_wrap=True
+            )
+        self.used.append(self.runs[key])
+        return self.runs[key]
+
+    def accuracies(self, model: dict[str, Any]) -> list[float]:
+        """Test accuracy of `model` for each seed."""
+        return [self.train(model, seed).result.test_accuracy for seed in self.config.seeds]
+
+    def build(self, model: dict[str, Any]) -> nn.Module:
+        """A network with new weights for these images."""
+        return networks.build(shape=self.dataset.shape, classes=len(self.dataset.classes), **model)
+
+    def cost(self, model: dict[str, Any]) -> Cost:
+        """Parameters and MACs of a network."""
+        key = repr(model)
+        if key not in self.cost_by_model:
+            with torch.device("meta"):
+                net = self.build(model)
+            self.cost_by_model[key] = Cost(counting.parameters(net), counting.macs(net, self.dataset.shape))
+        return self.cost_by_model[key]
+
+    def match(self, model: dict[str, Any], target: Cost, by: str) -> dict[str, Any]:
+        """`model` at the width whose `by` (parameters, macs) is nearest to that of `target`."""
+
+        def distance(width: float) -> float:
+            return abs(math.log(getattr(self.cost(model | {"width": width}), by) / getattr(target, by)))
+
+        return model | {"width": min(WIDTHS, key=distance)}
+
+
+def without_weight_decay(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` of an optimizer, and of `others` and `biases` in it, without weight decay."""
+    inner = {key: without_weight_decay(value) for key, value in options.items() if isinstance(value, dict)}
+    return options | {"weight_decay": 0.0} | inner

@@ -1,0 +1,154 @@
+"""Claims C8, C11 and C12, of layers by themselves: timed, and what they see of an image."""
+
+import statistics
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from sepconv.costs import counting, effective_receptive_field, roofline
+from sepconv.costs.effective_receptive_field import MASS, effective_side, spatial_layers
+from sepconv.costs.roofline import DTYPES, OUT_CHANNELS, REPEATS
+from sepconv.devices import describe_device
+from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
+from sepconv.study.claims.finding import Finding
+from sepconv.study.claims.lab import Lab, separable_model
+from sepconv.study.compare import name_hardware
+from sepconv.study.plots import finish, make_panel
+
+CHANNELS = (8, 16, 32, 64, 128, 256, 512)  # in and out, of the layers of claim C12
+SIDE = 16  # of their maps
+
+
+def few_input_channels(lab: Lab) -> Finding:
+    """With few input channels a separable layer has little advantage."""
+    batch, dtype = (128, "bf16") if lab.device.type == "cuda" else (8, "fp32")
+    rows, gains = [], {}
+    for row in roofline.sweep(lab.device, dtype, batch):
+        assert row.standard_seconds is not None
+        assert row.separable_seconds is not None
+        gains[row.in_channels] = row.standard_seconds / row.separable_seconds
+        rows.append([str(row.in_channels), f"{row.standard.macs / row.separable.macs:.2f}",
+                     f"{(row.standard.macs - row.separable.macs) / 1e6:,.1f}", f"{1e3 * row.standard_seconds:.2f}",
+                     f"{1e3 * row.separable_seconds:.2f}", f"{gains[row.in_channels]:.2f}"])  # fmt: skip
+    few, many = (statistics.median(gains[c] for c in channels) for channels in ((1, 3), (64, 128, 256, 512)))
+    figure, axes = make_panel(6, 4)
+    axes.plot(list(gains), list(gains.values()), "o-", label="times faster")
+    axes.axhline(float(rows[-1][1]), color="C1", linestyle="--", label="times fewer MACs")
+    axes.axhline(1, color="0.5", linewidth=1)
+    axes.set(
+        xscale="log",
+        xlabel="input channels",
+        ylabel="standard over separable",
+        title=f"3 x 3 to {OUT_CHANNELS} channels, {name_hardware(describe_device(lab.device))}, {dtype}",
+    )
+    finish(axes)
+    return Finding(
+        f"One 3 x 3 layer of {roofline.SIDE} x {roofline.SIDE} positions to {OUT_CHANNELS} channels, "
+        f"standard and separable, forward, {dtype}, batch {batch}, empty caches, medians of {REPEATS}.",
+        ["C_in", "times fewer MACs", "million MACs saved", "standard ms", "separable ms", "times faster"], rows,
+        ("true" if few < 0.5 * many else "false") + f" of time: {few:.2f} times as fast at 1 and 3 channels, "
+        f"{many:.2f} from 64 on; false of the ratio of MACs, which C_in does not change",
+        figure,
+    )  # fmt: skip
+
+
+def stacked_receptive_field(lab: Lab) -> Finding:
+    """Stacked separable convolutions enlarge the receptive field."""
+    torch.manual_seed(lab.config.seeds[0])
+    shape = lab.dataset.shape
+    net = lab.build(separable_model(depth=2)).eval()
+    layers = counting.layers(net, shape)
+    maps = effective_receptive_field.gradient_maps(net, layers)
+    rows = [
+        (layer, min(layer.receptive_field(shape)), effective_side(maps[layer.name], layer))
+        for layer in spatial_layers(layers)
+        if layer.name in maps
+    ]
+    theory, effective = [row[1] for row in rows], [row[2] for row in rows]
+    dense = counting.layers(lab.build(separable_model(depth=2, conv="dense")), shape)
+    dense_theory = [min(layer.receptive_field(shape)) for layer in spatial_layers(dense)]
+    figure, axes = make_panel(6, 4)
+    depths = range(1, len(rows) + 1)
+    axes.plot(depths, theory, "o-", label="theoretical")
+    axes.plot(depths, effective, "s--", label=f"effective, {MASS:.0%} of the gradient")
+    axes.axhline(shape[1], color="0.5", linewidth=1, label="the image")
+    axes.set(xlabel="3 x 3 layers", ylabel="side of the receptive field (pixels)")
+    finish(axes)
+    grows = all(a < b for a, b in pairwise(theory)) and effective[-1] > effective[0]
+    verdict = "true" if grows else "false"
+    if dense_theory == theory:
+        verdict += "; as much as dense layers of the same kernels do: pointwise steps add nothing"
+    return Finding(
+        "The separable network, each block twice, with initial weights: the theoretical receptive field from kernels "
+        "and strides, the effective one from the gradient of the central output.",
+        ["layer", "kind", "theoretical side", "effective side"],
+        [[layer.name, layer.kind, f"{in_theory:g}", f"{in_effect}"] for layer, in_theory, in_effect in rows],
+        verdict, figure,
+    )  # fmt: skip
+
+
+def speed_in_training(lab: Lab) -> Finding:
+    """Separable convolution does not suit a GPU: two steps in series, and an intermediate map to move."""
+    batch, dtype = (128, "bf16") if lab.device.type == "cuda" else (32, "fp32")
+    machine = roofline.measure_machine(lab.device)
+    rows, gains, macs = [], {}, {}
+    for channels in CHANNELS:
+        nets: dict[str, nn.Module] = {
+            "dense": ConvNormActivation(channels, channels, norm_layer=None, activation_layer=None),
+            "separable": depthwise_separable(channels, channels, norm_layer=None, activation_layer=None, between=False),
+        }
+        seconds, traffic, flops = {}, {}, {}
+        for name, net in nets.items():
+            total = counting.total(counting.layers(net, (channels, SIDE, SIDE), batch))
+            training = training_pass(net, channels, batch, dtype, lab.device)
+            seconds[name] = roofline.median_seconds(training, lab.device)
+            flops[name] = 2 * (total.macs + total.macs_backward)
+            # forward: the maps read and written; backward: those again and their gradients
+            traffic[name] = 3 * total.bytes(dtype)
+        gains[channels], macs[channels] = seconds["dense"] / seconds["separable"], flops["dense"] / flops["separable"]
+        rows.append([
+            str(channels), *(f"{1e3 * seconds[name]:.2f}" for name in nets), f"{gains[channels]:.2f}",
+            f"{macs[channels]:.2f}", f"{traffic['separable'] / traffic['dense']:.2f}",
+            *(f"{flops[name] / seconds[name] / machine.flops[dtype]:.0%}" for name in nets),
+            *(f"{traffic[name] / seconds[name] / machine.bandwidth:.0%}" for name in nets),
+        ])  # fmt: skip
+    figure, axes = make_panel(6, 4)
+    axes.plot(CHANNELS, list(gains.values()), "o-", label="times faster")
+    axes.plot(CHANNELS, list(macs.values()), "s--", label="times fewer MACs")
+    axes.axhline(1, color="0.5", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="channels in and out", ylabel="dense over separable",
+             title=f"{machine.device['name']}, {dtype}, batch {batch}")  # fmt: skip
+    finish(axes)
+    slower = [c for c in CHANNELS if gains[c] < 1]
+    faster = [c for c in CHANNELS if c > max(slower, default=0)]  # from where on it never is slower
+    here = f"it is faster from {min(faster)} channels on" if faster else f"it is slower at {max(slower)} channels"
+    here = f"{here}{', slower below' if slower and faster else ''}, by less than its MACs are fewer" + (
+        "" if all(gains[c] < macs[c] for c in CHANNELS) else " at most widths"
+    )
+    verdict = "not yet measured on this hardware (no GPU); on this CPU: " if lab.device.type != "cuda" else (
+        f"true when there are {max(slower)} channels or fewer: " if slower else "false: ")  # fmt: skip
+    return Finding(
+        f"One 3 x 3 layer of {SIDE} x {SIDE} positions, dense and separable with nothing between its steps, forward "
+        f"and backward, {dtype}, batch {batch}, stock kernels, medians of {REPEATS}; shares of the "
+        f"machine's measured peaks ({machine.flops[dtype] / 1e9:,.0f} GFLOP/s, {machine.bandwidth / 1e9:,.1f} GB/s); "
+        "bytes are those of maps and weights read and written once a pass, by count.",
+        ["channels", "dense ms", "separable ms", "times faster", "times fewer MACs", "bytes, separable over dense",
+         "of peak, dense", "separable", "of bandwidth, dense", "separable"], rows, verdict + here, figure,
+    )  # fmt: skip
+
+
+def training_pass(net: nn.Module, channels: int, batch: int, dtype: str, device: torch.device) -> Callable[[], Any]:
+    """A call of a layer's forward and backward pass."""
+    net = net.to(device, DTYPES[dtype]).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, channels, SIDE, SIDE, device=device, dtype=DTYPES[dtype])
+    images = images.to(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn_like(images)
+
+    def call() -> None:
+        with torch.enable_grad():
+            torch.autograd.grad(net(images), [images, *net.parameters()], gradient)
+
+    return call

@@ -1,0 +1,171 @@
+"""The pictures of a comparison, and the style of every picture of a study."""
+
+import math
+import statistics
+import textwrap
+from itertools import cycle, zip_longest
+from typing import Literal
+
+import matplotlib
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from sepconv.study.compare import COSTS, TIMES, Network, Section
+
+STYLE = "petroff10"  # colours that the colour-blind tell apart (Petroff, arXiv 2107.02270); markers differ too
+MARKERS = "osD^vPX*<>"
+AXIS_LABELS = {
+    "parameters": "parameters",
+    "macs": "MACs an image",
+    "train_images_per_second": "images/s in training (median over seeds)",
+    "fit_seconds": "seconds of training (median over seeds)",
+}
+WORST = 1e-4  # share of errors below which an axis that is logarithmic in them ends
+
+
+def draw_section(section: Section) -> dict[str, Figure]:
+    """By name: accuracy against each cost, learning curves where there are some, throughput where it is compared."""
+    with style.context(STYLE):
+        figures = {"accuracy": draw_accuracy(section), "curves": draw_curves(section)}
+        if section.timed:
+            figures["throughput"] = draw_throughput(section)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def make_panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one panel, in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def finish(axes: Axes, grid: Literal["both", "x"] = "both", title: str | None = None) -> None:
+    """A legend with its title, and a grid behind what is drawn."""
+    axes.legend(title=title, frameon=False)
+    axes.grid(axis=grid, alpha=0.3)
+
+
+def looks(section: Section) -> list[tuple[Network, str, str, str]]:
+    """Each network with its label in legends, colour and marker."""
+    colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    return [
+        (network, f"{network.label} (n = {len(network.runs)})", color, marker)
+        for network, color, marker in zip(section.networks, cycle(colors), cycle(MARKERS), strict=False)
+    ]
+
+
+def draw_accuracy(section: Section) -> Figure:
+    """Test accuracy against each cost, with 95 % intervals; a line joins the networks on the front."""
+    costs = [cost for cost in COSTS if any(section.figure(network, cost) is not None for network in section.networks)]
+    columns, rows = min(2, len(costs)), (len(costs) + 1) // 2
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, cost in zip(panels, costs, strict=False):
+        front = []
+        for network, label, color, marker in looks(section):
+            value, accuracy = section.figure(network, cost), network.accuracy
+            if value is None:
+                continue
+            half = None if accuracy.half is None else 100 * accuracy.half
+            axes.errorbar(value, 100 * accuracy.mean, half, fmt=marker, color=color, label=label, capsize=3)
+            if cost in network.front:
+                front.append((value, 100 * accuracy.mean))
+        axes.plot(*zip(*sorted(front), strict=True), color="0.6", linewidth=1, zorder=0, label="Pareto front")
+        axes.set(xlabel=AXIS_LABELS[cost], ylabel="test accuracy (%)")
+        if cost in TIMES:
+            axes.set_xlim(left=0)
+        else:
+            plain_log(axes)
+        axes.grid(alpha=0.3)
+    add_legend(figure, panels[0])
+    figure.suptitle(f"{section.data}: test accuracy, mean and 95 % interval")
+    return figure
+
+
+def draw_curves(section: Section) -> Figure | None:
+    """Validation accuracy against epochs and against seconds: the mean over seeds, and the range as a band."""
+    trained = [look for look in looks(section) if look[0].histories]
+    if not trained:
+        return None
+    x_labels = ["epochs", *(["seconds of training (median over seeds)"] if section.timed else [])]
+    figure = Figure(figsize=(9.2 if section.timed else 5, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(x_labels), sharey=True, squeeze=False)[0]
+    for network, label, color, marker in trained:
+        epochs = [[epoch for epoch in column if epoch] for column in zip_longest(*network.histories)]
+        errors = [[100 * max(WORST, 1 - epoch["val_accuracy"]) for epoch in column] for column in epochs]
+        mean = [statistics.fmean(column) for column in errors]
+        numbers = [column[0]["epoch"] for column in epochs]
+        seconds = [statistics.median(epoch["seconds"] for epoch in column) for column in epochs]
+        for axes, x in zip(panels, (numbers, seconds), strict=False):
+            axes.plot(x, mean, marker=marker, markersize=4, color=color, label=label)
+            axes.fill_between(x, *zip(*((min(c), max(c)) for c in errors), strict=True), color=color, alpha=0.2, lw=0)
+    for axes, x_label in zip(panels, x_labels, strict=True):
+        axes.set(xlabel=x_label)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel="validation accuracy (%)")
+    accuracy_by_error(panels[0])
+    add_legend(figure, panels[0])
+    figure.suptitle(f"{section.data}: learning curves, mean and range over seeds")
+    return figure
+
+
+def draw_throughput(section: Section) -> Figure:
+    """Images a second in training and in evaluation, the median over seeds; whiskers from the lowest to the highest."""
+    figure, axes = make_panel(8, 1.6 + 0.5 * len(section.networks))
+    labels = [textwrap.fill(f"{network.label} (n = {len(network.runs)})", 36) for network in section.networks]
+    for place, (key, name) in enumerate(
+        (("train_images_per_second", "training"), ("eval_images_per_second", "evaluation"))
+    ):
+        for row, network in enumerate(section.networks):
+            if values := network.values(key):
+                middle = statistics.median(values)
+                axes.barh(
+                    row + 0.4 * place - 0.2, middle, 0.38, xerr=[[middle - min(values)], [max(values) - middle]],
+                    color=f"C{place}", hatch="" if place == 0 else "//", edgecolor="white", capsize=3,
+                    label=name if row == 0 else None,
+                )  # fmt: skip
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set(
+        xlabel="images/s (median over seeds, lowest to highest)",
+        title=f"{section.data}: throughput, {section.hardware[0]}",
+    )
+    finish(axes, grid="x")
+    return figure
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """What is in `axes`, below all panels; the figure grows by the lines that it takes."""
+    handles, names = axes.get_legend_handles_labels()
+    names = [name if len(name) <= 80 else f"{name[:77]}..." for name in names]
+    beside = 2 if max(map(len, names)) <= 40 else 1
+    figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(names) / beside))
+    figure.legend(handles, names, loc="outside lower center", ncols=beside, frameon=False)
+
+
+def plain_log(axes: Axes) -> None:
+    """A logarithmic x axis, with plain numbers on it."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(LogLocator(subs=tuple(range(1, 10))))
+    axes.tick_params(axis="x", labelsize="small")
+
+
+def accuracy_by_error(axes: Axes) -> None:
+    """A y axis that is logarithmic in percent of errors, and reads as percent of accuracy."""
+    axes.set_yscale("log")
+    axes.invert_yaxis()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def short(value: float) -> str:
+    """A number in a few characters: 2.5 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
