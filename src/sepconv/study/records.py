@@ -21,8 +21,9 @@ from matplotlib.ticker import LogLocator
 
 from sepconv import InputError
 from sepconv.config import RecordsConfig
-from sepconv.study.compare import Estimate, describe, paired
-from sepconv.study.report import p_value, percent, plain_log, signed
+from sepconv.study.compare import name_hardware
+from sepconv.study.plots import plain_log
+from sepconv.study.statistics import Difference, Estimate
 from sepconv.tables import markdown_table
 from sepconv.terminal import CONSOLE
 
@@ -35,9 +36,23 @@ KINDS = {
     "separable": ("#0072B2", "o"),
     "dense": ("#D55E00", "s"),
 }  # colour (Okabe and Ito, for the colour-blind), marker
+VIEWS = "test_accuracy_tta"  # the test with several views of each image
 COMMIT = 7  # characters of a commit's hash that are shown
 # headings of columns of words, which are aligned to the left
-WORDS = {"network", "compared with", "training", "start", "layer", "precision", "hardware", "torch", "date", "commit"}
+WORDS = {
+    "network",
+    "compared with",
+    "training",
+    "start",
+    "layer",
+    "input",
+    "pass",
+    "precision",
+    "hardware",
+    "torch",
+    "date",
+    "commit",
+}
 
 INTRODUCTION = """\
 The figures that are kept in `benchmarks/`. `python scripts/records.py` writes this page from the files there alone, and
@@ -47,7 +62,7 @@ there took turns on one machine."""
 
 TRAININGS = """\
 Test accuracies of trained networks, with their parameters and multiply-accumulates (MACs). The test images are used
-once, at the end of each training. A row is one network at one commit. Its name has the options of the command line,
+once, at the end of each training. A row is one network at one commit. Its name has the options of the command line only
 where another network of the file has the same name. A network is compared with its dense twin of the same width, or
 else with `baseline`, where both were trained at the same commit: the difference is in percentage points, paired by
 seed, with its 95 % interval and the p-value of the paired t-test. The files do not say what else ran on the machine, so
@@ -148,6 +163,9 @@ class Group:
         """By seed, shares of 1; none where the runs have no such `test`."""
         return {int(run["seed"]): float(run[test]) for run in self.runs if run.get(test)}
 
+    def estimate(self, test: str = "test_accuracy") -> Estimate:
+        return Estimate.of(list(self.accuracies(test).values()))
+
     def reference(self, groups: list["Group"]) -> "Group | None":
         """What this network is compared with: the dense one of the same width, or the one named baseline."""
         for label in (self.label.replace("conv=separable", "conv=dense"), "baseline"):
@@ -166,9 +184,8 @@ def group_runs(runs: list[Row]) -> list[Group]:
         raise ValueError("it lists no runs")
     groups: dict[tuple[str, ...], list[Row]] = {}
     for run in runs:
-        groups.setdefault(tuple(run[key] for key in ("network", "commit", "device", "torch", "precision")), []).append(
-            run
-        )
+        key = tuple(run[column] for column in ("network", "commit", "device", "torch", "precision"))
+        groups.setdefault(key, []).append(run)
     return sorted(
         (Group(label, members) for (label, *_), members in groups.items()),
         key=lambda group: (int(group.runs[0]["parameters"]), group.label),
@@ -177,35 +194,26 @@ def group_runs(runs: list[Row]) -> list[Group]:
 
 def training_lines(groups: list[Group], source: str) -> list[str]:
     """A line with what all groups have in common, and a table with a row for each."""
-    common = [key for key, value in groups[0].source.items() if all(group.source[key] == value for group in groups)]
+    first = groups[0].source
+    common = {key: value for key, value in first.items() if all(group.source[key] == value for group in groups)}
     rows = []
     for group in groups:
-        accuracies, views = group.accuracies(), group.accuracies("test_accuracy_tta")
+        accuracies, reference = group.accuracies(), group.reference(groups)
         row = {
             "network": group.label,
             "n": str(len(accuracies)),
-            "test accuracy": percent(Estimate.of(list(accuracies.values()))),
-            "with test-time views": percent(Estimate.of(list(views.values()))) if views else "",
+            "test accuracy": group.estimate().percent(),
+            "with test-time views": group.estimate(VIEWS).percent() if group.accuracies(VIEWS) else "",
             "parameters": integer(group.runs[0]["parameters"]),
             "MACs": integer(group.runs[0]["macs"]),
         }
-        reference = group.reference(groups)
-        pairs = (
-            [(accuracies[seed], accuracy) for seed, accuracy in reference.accuracies().items() if seed in accuracies]
-            if reference
-            else []
-        )
-        if reference and pairs:
-            difference = paired(*map(list, zip(*pairs, strict=True)))
-            row |= {
-                "compared with": reference.label,
-                "difference": signed(difference.estimate),
-                "p": p_value(difference),
-            }
+        references = reference.accuracies() if reference else {}
+        if reference and (seeds := sorted(accuracies.keys() & references.keys())):
+            difference = Difference.between([accuracies[s] for s in seeds], [references[s] for s in seeds])
+            row["compared with"] = reference.label
+            row["difference"], row["p"] = difference.estimate.points(), difference.p_value()
         rows.append(row | {key: value for key, value in group.source.items() if key not in common})
-    facts = [
-        f"{key} {groups[0].source[key]}" if key in ("torch", "commit") else groups[0].source[key] for key in common
-    ]
+    facts = (f"{key} {value}" if key in ("torch", "commit") else value for key, value in common.items())
     return [f"{source}: {'; '.join(facts)}", "", *table(rows)]
 
 
@@ -218,9 +226,8 @@ def draw(groups: list[Group]) -> Figure:
             for kind, (color, marker) in KINDS.items():
                 points = [group for group in groups if f"conv={kind}" in group.label]
                 costs = [int(group.runs[0][cost]) for group in points]
-                estimates = [Estimate.of([100 * value for value in group.accuracies().values()]) for group in points]
-                means = [estimate.mean for estimate in estimates]
-                halves = [0 if estimate.high is None else estimate.high - estimate.mean for estimate in estimates]
+                means = [100 * group.estimate().mean for group in points]
+                halves = [100 * (group.estimate().half or 0) for group in points]
                 axes.errorbar(costs, means, halves, fmt=f"{marker}-", color=color, capsize=4, label=kind)
                 offset, align = ((-6, 6), "right") if kind == "separable" else ((6, -14), "left")
                 for group, x, y in zip(points, costs, means, strict=True):
@@ -239,7 +246,7 @@ def draw(groups: list[Group]) -> Figure:
 def origin(record: Record, source: str) -> list[str]:
     """What a suite was measured on, when, at which commit and by which command."""
     state = ", with changes that are not committed" if record["git"]["dirty"] else ""
-    facts = [record.get("data"), record.get("precision"), describe(record["device"]),
+    facts = [record.get("data"), record.get("precision"), name_hardware(record["device"]),
              f"torch {record['versions']['torch']}", record["date"],
              f"commit {record['git']['sha'][:COMMIT]}{state}"]  # fmt: skip
     return [f"{source}: {'; '.join(filter(None, facts))}", "", "```", record["command"], "```", ""]
@@ -259,9 +266,9 @@ def spread(values: Record, digits: int = 2) -> str:
 def accuracy(part: Record, target: float) -> Row:
     """The mean test accuracy of `part`, plain and with views, and how many of its trainings reached `target`."""
     row = {"n": str(part["test_accuracy"]["n"])}
-    for heading, test in (("test accuracy", "test_accuracy"), ("with test-time views", "test_accuracy_tta")):
+    for heading, test in (("test accuracy", "test_accuracy"), ("with test-time views", VIEWS)):
         if estimate := part.get(test):
-            row[heading] = percent(Estimate(*(estimate[key] for key in ("n", "mean", "low", "high"))))
+            row[heading] = Estimate(*(estimate[key] for key in ("n", "mean", "low", "high"))).percent()
     return row | {f"trainings at {100 * target:g} %": f"{100 * part['test_accuracy']['share_at_target']:.0f} %"}
 
 
@@ -352,7 +359,8 @@ SUITES: dict[str, tuple[str, str, Callable[[Record], list[Row]]]] = {
     ),
     "cpu_layers": (
         "Layers on a CPU",
-        "How many times as fast the layers of `src/sepconv/networks/cpu.py` are as torch's own.",
+        "The layers of `src/sepconv/networks/cpu.py` beside torch's own, which compute the same: the milliseconds of a "
+        "call, and how many times as fast they are.",
         layers,
     ),
     "peers": (
