@@ -211,7 +211,8 @@ def test_autocast_keeps_no_weights_within_a_step(train: Train, monkeypatch: pyte
     forward = nn.Conv2d.forward
 
     def look(self: nn.Conv2d, maps: Tensor) -> Tensor:
-        cached.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+        if self.training:
+            cached.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
         return forward(self, maps)
 
     monkeypatch.setattr(nn.Conv2d, "forward", look)

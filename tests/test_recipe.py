@@ -14,12 +14,14 @@ from sepconv.costs import counting
 from sepconv.data.datasets import load, sample
 from sepconv.data.module import ImageData
 from sepconv.networks import build
-from sepconv.networks.blocks import DepthwiseConv2d, Resize
-from sepconv.study import claims
+from sepconv.networks.blocks import Resize
+from sepconv.networks.cpu import DepthwiseConv2d
+from sepconv.study.claims.lab import without_weight_decay
 from sepconv.study.separate import scale_rates
 from sepconv.training.classifier import ImageClassifier
-from sepconv.training.recipe import build_optimizer, build_schedule, initialize, stem, whiten
+from sepconv.training.recipe import build_optimizer, build_schedule, initialize
 from sepconv.training.train import check_trainable
+from sepconv.training.whitening import find_stem, whiten_stem
 
 
 @pytest.mark.parametrize(("channels", "filters", "pairs"), [(1, 32, 9), (3, 24, 12)])
@@ -28,7 +30,7 @@ def test_whitening_filters(channels: int, filters: int, pairs: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(channels, filters, 3))
     images = F.avg_pool2d(torch.randn(200, channels, 20, 20), 3, 1)  # neighbours correlate
-    whiten(net, 5 * images, 0.5)
+    whiten_stem(net, 5 * images, 0.5)
     with torch.no_grad():
         responses = net(5 * images).transpose(0, 1).flatten(1)
     correlation = torch.corrcoef(responses[: 2 * pairs])
@@ -49,14 +51,14 @@ def test_a_whitening_layer_is_not_trained(train: Callable[..., Path]) -> None:
     states = [
         torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for name in ("best", "last")
     ]
-    one, other = (state["net.0.0.weight"] for state in states)
+    one, other = (state["net.conv1.conv.weight"] for state in states)
     assert torch.equal(one, other)
     net = build("baseline", dataset.shape, len(dataset.classes))
     torch.manual_seed(0)
     mean, deviation = dataset.statistics()
     images = (dataset[sample(dataset.train, 500)][0] / 255 - mean[0]) / deviation[0]
-    whiten(net, images, 0.5)
-    ours, theirs = (filters[:18].flatten(1) for filters in (one, stem(net).weight.detach()))  # but for signs
+    whiten_stem(net, images, 0.5)
+    ours, theirs = (filters[:18].flatten(1) for filters in (one, find_stem(net).weight.detach()))  # but for signs
     torch.testing.assert_close(ours.T @ ours, theirs.T @ theirs, rtol=1e-3, atol=1e-3)
     assert f'"parameters": {counting.parameters(net)},' in (run / "result.json").read_text()  # frozen ones too
 
@@ -65,7 +67,7 @@ def test_whitening_of_what_the_convolution_sees() -> None:
     """Behind a resize, and by images of all classes where these come one after another."""
     net = nn.Sequential(Resize(10), nn.Sequential(nn.Conv2d(1, 18, 3)))
     images = 5 * F.avg_pool2d(torch.randn(200, 1, 22, 22), 3, 1)
-    whiten(net, images, 0.5)
+    whiten_stem(net, images, 0.5)
     with torch.no_grad():
         responses = net(images).transpose(0, 1).flatten(1)
     torch.testing.assert_close(responses.std(1), torch.full((18,), 0.5), rtol=0.15, atol=0)
@@ -79,7 +81,7 @@ def test_a_depthwise_convolution_is_not_whitened() -> None:
     recipe = read(RecipeConfig, {**keys, "augment": {}, "whiten": 0.5})
     images = {"shape": [3, 16, 16], "classes": 10, "mean": [0.5] * 3, "deviation": [1.0] * 3}
     classifier = ImageClassifier({"name": "separable", "stem": "separable"}, asdict(recipe), images)
-    data = ImageData(load(data_config("digits")), recipe)
+    data = ImageData(load(data_config("digits")), recipe, torch.device("cpu"))
     with pytest.raises(InputError, match="needs a standard first convolution"):
         check_trainable(classifier, data)
 
@@ -126,16 +128,16 @@ def test_linear_schedule(warmup: float) -> None:
 def test_options_of_biases_and_norms() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
     options = {"name": "SGD", "lr": 0.1, "momentum": 0.5, "weight_decay": 0.2}
-    plain = build_optimizer([net], options).param_groups
-    own = build_optimizer([net], options | {"biases": {"lr": 3.0, "weight_decay": 0.01}}).param_groups
+    plain = build_optimizer(net, options).param_groups
+    own = build_optimizer(net, options | {"biases": {"lr": 3.0, "weight_decay": 0.01}}).param_groups
     assert [(group["lr"], group["weight_decay"]) for group in plain] == [(0.1, 0.2), (0.1, 0.0)]
     assert [(group["lr"], group["weight_decay"]) for group in own] == [(0.1, 0.2), (3.0, 0.01)]
     assert {weight.ndim for weight in own[0]["params"]} == {2, 4}
     assert {weight.ndim for weight in own[1]["params"]} == {1}
     with pytest.raises(InputError, match=r"unknown recipe\.optimizer\.biases\.speed"):
-        build_optimizer([net], options | {"biases": {"speed": 3}})
+        build_optimizer(net, options | {"biases": {"speed": 3}})
     nested = {"name": "Muon", "lr": 0.02, "others": options | {"biases": {"lr": 3.0, "weight_decay": 0.01}}}
-    scaled, undecayed = scale_rates(nested, 0.1), claims.undecayed(nested)
+    scaled, undecayed = scale_rates(nested, 0.1), without_weight_decay(nested)
     assert (scaled["lr"], scaled["others"]["lr"], scaled["others"]["biases"]["lr"]) == (0.002, 0.01, 0.3)
     assert scaled["others"]["name"] == "SGD"
     assert (undecayed["others"]["weight_decay"], undecayed["others"]["biases"]["weight_decay"]) == (0, 0)

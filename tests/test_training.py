@@ -1,33 +1,26 @@
 """Runs from the command line to their records, on scikit-learn's digits."""
 
-import copy
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import REPOSITORY, SLIM, Outcome, data_config, real, refused
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
-from torch.nn.functional import cross_entropy
 
-from sepconv.config import TrainConfig, read
 from sepconv.costs import counting
 from sepconv.data.datasets import load
-from sepconv.data.module import ImageData
 from sepconv.data.transforms import normalize_moments
-from sepconv.networks import NETWORKS, build
+from sepconv.networks import build, names
+from sepconv.training.callbacks import Stopwatch
 from sepconv.training.classifier import ImageClassifier
-from sepconv.training.stopwatch import Stopwatch
-from sepconv.training.train import describe_images
+from sepconv.training.step import TrainingStep
 
 Train = Callable[..., Path]
 SHORT = ["recipe.epochs=2", "trainer.limit_batches=4"]
@@ -100,7 +93,7 @@ def test_experiments_of_a_size_keep_to_it(
 
 @pytest.mark.parametrize(
     ("model", "recipe"),
-    [("separable", "muon"), *((model, recipe) for model in NETWORKS for recipe in ("fast", "keras"))],
+    [("separable", "muon"), *((model, recipe) for model in names() for recipe in ("fast", "keras"))],
 )
 def test_run_record(train: Train, model: str, recipe: str) -> None:
     slim = [f"model.{key}={value}" for key, value in SLIM.get(model, {}).items()]
@@ -218,57 +211,6 @@ def test_several_views_of_a_test_image(train: Train) -> None:
     assert result(plain)["test_accuracy_tta"] is None
 
 
-def test_training_on_the_hardest_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both networks step by the gradients of the half of a batch that the proxy, as it trains, does worst on."""
-    arguments = ["recipe.hardest=0.5", "recipe.proxy={name: tiny, stem: 4}", "recipe.augment={rotate: 0, shift: 0}"]
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        config = read(TrainConfig, compose("train", ["model=baseline_separable", *arguments]))
-    dataset = load(config.data)
-    torch.manual_seed(0)
-    classifier = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset)).train()
-    data = ImageData(dataset, config.recipe)
-    monkeypatch.setattr(ImageClassifier, "data", data)
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=1.0)
-    monkeypatch.setattr(ImageClassifier, "optimizer", optimizer)
-    before, after = copy.deepcopy(classifier), classifier
-    rows = dataset.train[:61]
-    images, labels = dataset[rows]
-    inputs = before.standardize(images)
-    assert before.proxy is not None
-    losses = cross_entropy(before.proxy(inputs), labels, reduction="none")
-    hardest = losses.argsort()[-30:]  # round(61 / 2), to even
-    assert losses.detach().argmax() in hardest
-    _, hits = after.update(rows, data.generator)
-    for name in ("net", "proxy"):
-        net: nn.Module = getattr(before, name)
-        logits = net(inputs[hardest])
-        cross_entropy(logits, labels[hardest], label_smoothing=config.recipe.label_smoothing).backward()
-        for key, weight in net.named_parameters():
-            assert weight.grad is not None
-            changed = getattr(after, name).get_parameter(key)
-            torch.testing.assert_close(changed, weight - weight.grad, atol=1e-5, rtol=1e-4)
-        if name == "net":
-            assert hits == (logits.argmax(1) == labels[hardest]).sum()
-    assert after.count_hardest(61) == 30
-
-
-def test_a_run_with_a_proxy(train: Train, command: Callable[..., Outcome]) -> None:
-    """It counts the network alone, which goes on without the proxy where its weights are taken."""
-    proxy = ["recipe.hardest=0.25", "recipe.proxy={name: tiny, stem: 4}", "recipe.whiten=1"]
-    run = train("model=baseline", *proxy, "recipe.epochs=8")
-    assert result(run)["test_accuracy"] > 0.6
-    assert result(run)["parameters"] == counting.parameters(build("baseline", (1, 16, 16), 10))
-    accuracies = EventAccumulator(str(run)).Reload().Scalars("accuracy/train")
-    assert 0.05 < accuracies[-1].value <= 1
-    outcome = command("evaluate", f"run={run}")
-    assert f"{result(run)['test_accuracy']:.2%}" in outcome.out
-    again = train(f"weights={run}", "recipe.epochs=1", "recipe.optimizer.lr=1e-9")
-    assert result(again)["test_accuracy"] == pytest.approx(result(run)["test_accuracy"], abs=0.05)
-    filters = weights(train(f"weights={run}", *proxy, "seed=1", "recipe.epochs=1", "trainer.limit_batches=1"))
-    kept = [key for key in filters if key.endswith("weight") and torch.equal(filters[key], weights(run)[key])]
-    assert {key.partition(".")[0] for key in kept} == {"net", "proxy"}  # the whitening filters of both
-
-
 def test_resume_continues_a_stopped_run(
     train: Train, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,12 +221,12 @@ def test_resume_continues_a_stopped_run(
     steps = 0
     training_step = ImageClassifier.training_step
 
-    def stopping(self: ImageClassifier, rows: torch.Tensor, batch_idx: int) -> None:
+    def stopping(self: ImageClassifier, rows: torch.Tensor, batch_idx: int) -> Any:
         nonlocal steps
         steps += 1
         if steps == 13:
             raise RuntimeError("the power went")
-        training_step(self, rows, batch_idx)
+        return training_step(self, rows, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageClassifier, "training_step", stopping)
@@ -317,12 +259,10 @@ def test_a_moved_run_is_resumed_where_it_is(
         log_dict(self, values, **options)
 
     monkeypatch.setattr(ImageClassifier, "log_dict", scripted)
-    on_train_epoch_start = ImageClassifier.on_train_epoch_start
 
     def stopping(self: ImageClassifier) -> None:
         if self.current_epoch == 2:
             raise RuntimeError("the power went")
-        on_train_epoch_start(self)
 
     def ending(self: ImageClassifier) -> None:
         raise RuntimeError("the power went")
@@ -347,14 +287,14 @@ def test_a_moved_run_is_resumed_where_it_is(
 def test_the_first_step_is_timed_at_its_end(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at the end of the group of steps that Lightning's loop makes at a time."""
     ended: list[float] = []
-    step = ImageClassifier.step
+    step = TrainingStep.__call__
 
-    def noting(self: ImageClassifier, *arguments: Any) -> Any:
-        made = step(self, *arguments)
+    def noting(self: TrainingStep, rows: torch.Tensor) -> Any:
+        figures = step(self, rows)
         ended.append(time.time())
-        return made
+        return figures
 
-    monkeypatch.setattr(ImageClassifier, "step", noting)
+    monkeypatch.setattr(TrainingStep, "__call__", noting)
     noted: list[Stopwatch] = []
     on_train_start = Stopwatch.on_train_start
 
@@ -465,7 +405,7 @@ def test_a_gpus_experiment_for_some_steps(train: Train) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("model", NETWORKS)
+@pytest.mark.parametrize("model", names())
 def test_gpu(command: Callable[..., Outcome], tmp_path: Path, model: str) -> None:
     outcome = command("train", "trainer=gpu", f"model={model}", f"runs={tmp_path}", "recipe.epochs=10")
     assert outcome.status == 0, outcome.err
