@@ -1,4 +1,4 @@
-"""What a run measures of itself: time, throughput, memory, and on what."""
+"""What a run computes on: the device, its precision and its memory."""
 
 import contextlib
 import ctypes

@@ -16,38 +16,57 @@ from sepconv.training.muon import Muon
 
 
 def initialize(net: nn.Module, scheme: str) -> None:
-    """Draws the initial weights of every convolution and dense layer of `net`, in place.
+    """Draws the initial weights of every convolution and dense layer of `net`, in place, with biases of 0.
 
     Args:
-        scheme: `torch` (each layer's own); `glorot_uniform`, zero biases (Keras's default: Glorot and Bengio 2010,
-            equation 16); `kaiming_normal` by fan-out (He et al. 2015), zero biases, dense layers N(0, 0.01²), as
-            torchvision's MobileNets, but with a depthwise layer's fan counted per group: torch's own count makes
-            its outputs so small that a batch norm's running variance, which starts at 1, takes long to get there;
-            `dirac`: torch's own, but for the first filters of each convolution that is not depthwise, one for each
-            input channel, which pass that channel on, and dense layers N(0, 1/in²), zero biases (Jordan, arXiv
-            2404.00498, section 3.3, and airbench94_muon's last layer).
+        scheme: of INITIALIZERS; or `torch`, which leaves each layer as torch made it, biases too.
     """
     if scheme == "torch":
         return
     for layer in net.modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
-        if scheme == "glorot_uniform":
-            # A depthwise kernel's fans are swapped between Keras and torch; their sum, which counts, is the same.
-            nn.init.xavier_uniform_(layer.weight)
-        elif scheme == "dirac":
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=1 / layer.in_features)
-            elif layer.groups == 1:
-                nn.init.dirac_(layer.weight[: layer.in_channels])
-        elif isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-            with torch.no_grad():
-                layer.weight.mul_(layer.groups**0.5)
-        else:
-            nn.init.normal_(layer.weight, std=0.01)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            INITIALIZERS[scheme](layer)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def glorot_uniform(layer: nn.Conv2d | nn.Linear) -> None:
+    """Keras's default (Glorot and Bengio 2010, equation 16)."""
+    # a depthwise kernel's fans are swapped between Keras and torch; their sum, which counts, is the same
+    nn.init.xavier_uniform_(layer.weight)
+
+
+def kaiming_normal(layer: nn.Conv2d | nn.Linear) -> None:
+    """By fan-out (He et al. 2015), dense layers N(0, 0.01²), as torchvision's MobileNets; but by the fan of a group.
+
+    torch's own count makes a depthwise layer's outputs so small that a batch norm's running variance, which starts at
+    1, takes long to get there.
+    """
+    if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=0.01)
+    else:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+        with torch.no_grad():
+            layer.weight.mul_(layer.groups**0.5)
+
+
+def dirac(layer: nn.Conv2d | nn.Linear) -> None:
+    """The first filters of each convolution that is not depthwise pass an input channel on, one each.
+
+    The other filters are torch's; dense layers N(0, 1/in²). Source: Jordan, arXiv 2404.00498, section 3.3, and
+    airbench94_muon's last layer.
+    """
+    if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=1 / layer.in_features)
+    elif layer.groups == 1:
+        nn.init.dirac_(layer.weight[: layer.in_channels])
+
+
+INITIALIZERS: dict[str, Callable[[nn.Conv2d | nn.Linear], None]] = {
+    "glorot_uniform": glorot_uniform,
+    "kaiming_normal": kaiming_normal,
+    "dirac": dirac,
+}
 
 
 def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
