@@ -25,7 +25,7 @@ from sepconv.networks.cpu import DepthwiseConv2d
 from sepconv.networks.lowrank import METHODS, Decomposition, find_separable, full_rank, make_factors
 from sepconv.study.separate import Row, last_above, spread
 from sepconv.training.classifier import ImageClassifier
-from sepconv.training.recipe import stem
+from sepconv.training.whitening import find_stem
 
 Command = Callable[..., Outcome]
 
@@ -496,7 +496,7 @@ def test_weights_of_other_code(original: Path, tmp_path: Path, command: Command)
 def test_what_is_not_trained_is_not_separated() -> None:
     net = build("baseline", (1, 16, 16), 10)
     assert [len(find_separable(net, method)) for method in METHODS] == [2, 2, 2]
-    stem(net).requires_grad_(False)
+    find_stem(net).requires_grad_(False)
     assert [list(find_separable(net, method)) for method in METHODS] == [["conv2.conv"]] * 3
 
 
