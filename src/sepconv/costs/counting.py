@@ -26,7 +26,7 @@ aten = torch.ops.aten
 BYTES = {"fp32": 4, "bf16": 2}  # of one element
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layer:
     """A layer's cost, for a batch: a module without children, or an operation between modules, such as an addition.
 
@@ -35,18 +35,18 @@ class Layer:
 
     name: str  # of the module; an operation's own after that of the module that it is in
     kind: str  # standard, depthwise, pointwise, grouped, linear, or a class's or an operation's name
-    input: tuple[int, ...]
-    output: tuple[int, ...]
-    kernel: tuple[int, int] | None  # of a convolution or a pooling
-    stride: tuple[int, int] | None
-    parameters: int  # those of a module that is called twice count the first time
-    macs: int
-    macs_data_gradient: int  # none where nothing before the layer learns, as in the first
-    macs_weight_gradient: int
-    read: int  # elements of its input maps
-    written: int  # elements of its output maps
-    weights: int  # elements of its parameters and buffers
-    sees: Field  # what a position of its output sees of the image
+    input: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
+    kernel: tuple[int, int] | None = None  # of a convolution or a pooling
+    stride: tuple[int, int] | None = None
+    parameters: int = 0  # those of a module that is called twice count the first time
+    macs: int = 0
+    macs_data_gradient: int = 0  # none where nothing before the layer learns, as in the first
+    macs_weight_gradient: int = 0
+    read: int = 0  # elements of its input maps
+    written: int = 0  # elements of its output maps
+    weights: int = 0  # elements of its parameters and buffers
+    sees: Field = IMAGE  # what a position of its output sees of the image
     # places in the list of the convolutions before it, with nothing but per-position layers between
     fed_by: frozenset[int] = frozenset()
     call: Any = field(default=None, repr=False)  # the operation; None for a module
@@ -113,7 +113,7 @@ def total(rows: Sequence[Layer]) -> Layer:
     names = ("parameters", "macs", "macs_data_gradient", "macs_weight_gradient", "read", "written", "weights")
     sums = {name: sum(getattr(layer, name) for layer in rows) for name in names}
     first, last = rows[0], rows[-1]
-    return Layer("total", "", first.input, last.output, None, None, **sums, sees=last.sees)
+    return Layer("total", "", first.input, last.output, **sums, sees=last.sees)
 
 
 @dataclass
@@ -126,24 +126,6 @@ class _State:
     weight: Tensor | None = None  # the parameter or buffer that it is a view of
 
 
-@dataclass
-class _Open:
-    """The layer that runs now."""
-
-    name: str
-    kind: str
-    call: Any
-    arguments: tuple[Any, ...]
-    weights: list[Tensor]
-    fed_by: frozenset[int]
-    moves: bool = False
-    macs: int = 0
-    macs_data_gradient: int = 0
-    macs_weight_gradient: int = 0
-    kernel: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
-
-
 class _Recorder(TorchDispatchMode):
     """Follows every operation of a network, and puts each to the layer that it belongs to."""
 
@@ -154,7 +136,9 @@ class _Recorder(TorchDispatchMode):
         self.states[images] = _State(IMAGE, learns=False)
         self.counted: set[int] = set()  # parameters, by id
         self.path = [""]
-        self.open: _Open | None = None
+        self.open: Layer | None = None  # the layer that runs now
+        self.weights: list[Tensor] = []  # its parameters and buffers
+        self.moves = False  # whether it moves data
         for name, module in net.named_modules():
             module.register_forward_pre_hook(partial(self.enter, name), with_kwargs=True)
             module.register_forward_hook(self.leave)
@@ -173,41 +157,26 @@ class _Recorder(TorchDispatchMode):
 
     def begin(self, name: str, kind: str, call: Any, arguments: tuple[Any, ...], weights: list[Tensor]) -> None:
         fed_by = frozenset[int]().union(*(self.state(tensor).fed_by for tensor in tensors_in(arguments)))
-        self.open = _Open(name, kind, call, arguments, weights, fed_by)
+        self.open = Layer(name, kind, fed_by=fed_by, call=call, arguments=arguments)
+        self.weights, self.moves = weights, False
 
     def end(self, out: Any) -> None:
         """Closes the open layer, and adds it to the list if it moves data."""
         layer, self.open = self.open, None
         assert layer is not None
-        if not layer.moves:
+        if not self.moves:
             return
         maps = [tensor for tensor in tensors_in(layer.arguments) if self.state(tensor).field is not None]
-        written = tensors_in(out)
-        field = self.state(written[0]).field
-        assert field is not None
-        parameters = [p for p in layer.weights if isinstance(p, nn.Parameter) and id(p) not in self.counted]
+        outputs = tensors_in(out)
+        sees = self.state(outputs[0]).field
+        assert sees is not None
+        parameters = [p for p in self.weights if isinstance(p, nn.Parameter) and id(p) not in self.counted]
         self.counted |= {id(p) for p in parameters}
-        self.layers.append(
-            Layer(
-                layer.name,
-                layer.kind,
-                tuple(maps[0].shape),
-                tuple(written[0].shape),
-                layer.kernel,
-                layer.stride,
-                parameters=sum(p.numel() for p in parameters),
-                macs=layer.macs,
-                macs_data_gradient=layer.macs_data_gradient,
-                macs_weight_gradient=layer.macs_weight_gradient,
-                read=sum(tensor.numel() for tensor in maps),
-                written=sum(tensor.numel() for tensor in written),
-                weights=sum(tensor.numel() for tensor in layer.weights),
-                sees=field,
-                fed_by=layer.fed_by,
-                call=layer.call,
-                arguments=layer.arguments,
-            )
-        )
+        layer.input, layer.output, layer.sees = tuple(maps[0].shape), tuple(outputs[0].shape), sees
+        layer.parameters = sum(p.numel() for p in parameters)
+        layer.read, layer.written = (sum(tensor.numel() for tensor in tensors) for tensors in (maps, outputs))
+        layer.weights = sum(tensor.numel() for tensor in self.weights)
+        self.layers.append(layer)
 
     def state(self, tensor: Tensor) -> _State:
         return self.states.get(tensor) or _State(None, learns=tensor.requires_grad, weight=tensor)
@@ -234,7 +203,7 @@ class _Recorder(TorchDispatchMode):
             name = operation.__name__.strip("_")
             self.begin(f"{self.path[-1]}.{name}".lstrip("."), name, func, (args, kwargs), weights)
         if self.open is not None:
-            self.open.moves |= not func.is_view
+            self.moves |= not func.is_view
             self.count(operation, arguments, out)
         fed_by = self.feeds(operation, pointwise, func.is_view, before)
         for tensor in tensors_in(out):

@@ -10,8 +10,9 @@ from torch import nn
 
 from sepconv import InputError, networks
 from sepconv.config import CostConfig
-from sepconv.costs import counting, effective_receptive_field, roofline, twin
+from sepconv.costs import counting, roofline, twin
 from sepconv.costs.counting import Layer
+from sepconv.costs.effective_receptive_field import effective_side, gradient_maps, spatial_layers
 from sepconv.data.datasets import image_shape
 from sepconv.devices import describe_device
 from sepconv.tables import Column, Table, as_csv
@@ -100,13 +101,12 @@ def add_effective_sides(
     result: Record, net: nn.Module, layers: list[Layer], device: torch.device, picture: str
 ) -> None:
     """Adds each layer's effective receptive field, None where it has none, and draws them in the file `picture`."""
-    if not effective_receptive_field.spatial_layers(layers):
+    if not spatial_layers(layers):
         raise InputError("receptive_field= has nothing to draw: every map has one position; choose larger images")
-    maps = effective_receptive_field.gradient_maps(net, layers, device=device)
+    maps = gradient_maps(net, layers, device=device)
     for layer, row in zip(layers, result["layers"], strict=True):
-        known = layer.call is None and layer.name in maps
-        side = effective_receptive_field.effective_side(maps[layer.name], layer) if known else None
-        row["effective_receptive_field"] = side
+        mass = maps.get(layer.name) if layer.call is None else None
+        row["effective_receptive_field"] = None if mass is None else effective_side(mass, layer)
     from sepconv.costs import plots  # here: without a picture, nothing waits for matplotlib
 
     plots.save(plots.draw_receptive_fields(maps, layers), picture, "receptive_field")

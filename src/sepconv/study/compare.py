@@ -44,8 +44,7 @@ class Network:
     label: str
     runs: dict[int, Run]
     target_seconds: float | None = None  # the median over seeds; None where not each reached the target
-    reached: int = 0  # runs that reached the target, of those that tell
-    telling: int = 0  # runs with a history
+    reached: int = 0  # runs that reached the target, of those with a history
     difference: Difference | None = None  # None for the reference, and without common seeds
     front: list[str] = field(default_factory=list)  # costs against which no network is better in both
 
@@ -245,9 +244,9 @@ def make_section(data: str, networks: list[Network], config: CompareConfig) -> S
     section = Section(data, every[0].result.images, networks, reference, target, hardware)
     for network in networks:
         times = [time_to(target, history) for history in network.histories]
-        reached = [time for time in times if time is not None]
-        network.telling, network.reached = len(times), len(reached)
-        network.target_seconds = statistics.median(reached) if reached and len(reached) == len(times) else None
+        seconds = [time for time in times if time is not None]
+        network.reached = len(seconds)
+        network.target_seconds = statistics.median(seconds) if seconds and len(seconds) == len(times) else None
         if network is not reference:
             network.difference = difference(network, reference)
     for cost, less in COSTS.items():

@@ -75,7 +75,8 @@ def section_table(section: Section) -> Table:
         seconds = section.figure(network, "target_seconds")
         if seconds is not None:
             return f"{seconds:,.1f} s"
-        return f"{network.reached} of {network.telling} runs" if section.timed and network.telling else "-"
+        trainings = len(network.histories)
+        return f"{network.reached} of {trainings} runs" if section.timed and trainings else "-"
 
     images = section.images
     sizes = f"{images['train']:,} train, {images['validation']:,} validation, {images['test']:,} test images"
@@ -184,11 +185,6 @@ def page(comparison: Comparison, figures: Figures, folder: Path, command: str) -
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sepconv.study", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    configurations = {
-        run.path: os.path.relpath(run.path / "config.yaml", folder.resolve())
-        for section in comparison.sections
-        for _, run in section.runs
-    }
     return environment.get_template("report.html").render(
         command=command,
         date=time.strftime("%Y-%m-%d"),
@@ -197,7 +193,7 @@ def page(comparison: Comparison, figures: Figures, folder: Path, command: str) -
             (section, section_table(section), [svg(figure) for figure in figures[section.data].values()])
             for section in comparison.sections
         ],
-        configurations=configurations,
+        relative=lambda path: os.path.relpath(path, folder.resolve()),
         environment=environment_values,
         left_out=list(left_out(comparison)),
     )

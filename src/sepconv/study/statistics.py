@@ -63,6 +63,10 @@ class Difference:
         t = estimate.mean / (statistics.stdev(differences) / len(differences) ** 0.5)
         return cls(estimate, float(2 * special.stdtr(len(differences) - 1, -abs(t))))
 
+    def points(self) -> str:
+        """The difference of shares with its interval, in percentage points, and its p-value."""
+        return f"{self.estimate.points()}, p {self.p_value()}"
+
     def p_value(self) -> str:
         if self.p is None:
             return "-"

@@ -19,14 +19,9 @@ class Finding:
     plot: Figure | None = None
 
 
-def share(values: Sequence[float]) -> str:
-    """A mean of shares with its interval, in percent."""
-    return Estimate.of(values).percent()
-
-
-def points(difference: Difference) -> str:
-    """A paired difference in percentage points, with its interval and p-value."""
-    return f"{difference.estimate.points()}, p {difference.p_value()}"
+def mean_percent(shares: Sequence[float]) -> str:
+    """The mean of shares with its interval, in percent."""
+    return Estimate.of(shares).percent()
 
 
 def judge(cases: dict[str, Difference]) -> str:

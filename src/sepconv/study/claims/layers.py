@@ -6,10 +6,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
-from sepconv.costs import counting, effective_receptive_field, roofline
-from sepconv.costs.effective_receptive_field import MASS, effective_side, spatial_layers
+from sepconv.costs import counting, roofline
+from sepconv.costs.effective_receptive_field import MASS, effective_side, gradient_maps, spatial_layers
 from sepconv.costs.roofline import DTYPES, OUT_CHANNELS, REPEATS
 from sepconv.devices import describe_device
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
@@ -25,26 +26,18 @@ SIDE = 16  # of their maps
 def few_input_channels(lab: Lab) -> Finding:
     """With few input channels a separable layer has little advantage."""
     batch, dtype = (128, "bf16") if lab.device.type == "cuda" else (8, "fp32")
-    rows, gains = [], {}
+    rows, gains, macs = [], {}, {}
     for row in roofline.sweep(lab.device, dtype, batch):
         assert row.standard_seconds is not None
         assert row.separable_seconds is not None
         gains[row.in_channels] = row.standard_seconds / row.separable_seconds
-        rows.append([str(row.in_channels), f"{row.standard.macs / row.separable.macs:.2f}",
+        macs[row.in_channels] = row.standard.macs / row.separable.macs
+        rows.append([str(row.in_channels), f"{macs[row.in_channels]:.2f}",
                      f"{(row.standard.macs - row.separable.macs) / 1e6:,.1f}", f"{1e3 * row.standard_seconds:.2f}",
                      f"{1e3 * row.separable_seconds:.2f}", f"{gains[row.in_channels]:.2f}"])  # fmt: skip
     few, many = (statistics.median(gains[c] for c in channels) for channels in ((1, 3), (64, 128, 256, 512)))
-    figure, axes = make_panel(6, 4)
-    axes.plot(list(gains), list(gains.values()), "o-", label="times faster")
-    axes.axhline(float(rows[-1][1]), color="C1", linestyle="--", label="times fewer MACs")
-    axes.axhline(1, color="0.5", linewidth=1)
-    axes.set(
-        xscale="log",
-        xlabel="input channels",
-        ylabel="standard over separable",
-        title=f"3 x 3 to {OUT_CHANNELS} channels, {name_hardware(describe_device(lab.device))}, {dtype}",
-    )
-    finish(axes)
+    title = f"3 x 3 to {OUT_CHANNELS} channels, {name_hardware(describe_device(lab.device))}, {dtype}"
+    figure = draw_gains(gains, macs, xlabel="input channels", ylabel="standard over separable", title=title)
     return Finding(
         f"One 3 x 3 layer of {roofline.SIDE} x {roofline.SIDE} positions to {OUT_CHANNELS} channels, "
         f"standard and separable, forward, {dtype}, batch {batch}, empty caches, medians of {REPEATS}.",
@@ -55,13 +48,24 @@ def few_input_channels(lab: Lab) -> Finding:
     )  # fmt: skip
 
 
+def draw_gains(gains: dict[int, float], macs: dict[int, float], **options: str) -> Figure:
+    """How many times as fast, and as few MACs, by channels."""
+    figure, axes = make_panel(6, 4)
+    axes.plot(list(gains), list(gains.values()), "o-", label="times faster")
+    axes.plot(list(macs), list(macs.values()), "s--", label="times fewer MACs")
+    axes.axhline(1, color="0.5", linewidth=1)
+    axes.set(xscale="log", **options)
+    finish(axes)
+    return figure
+
+
 def stacked_receptive_field(lab: Lab) -> Finding:
     """Stacked separable convolutions enlarge the receptive field."""
     torch.manual_seed(lab.config.seeds[0])
     shape = lab.dataset.shape
     net = lab.build(separable_model(depth=2)).eval()
     layers = counting.layers(net, shape)
-    maps = effective_receptive_field.gradient_maps(net, layers)
+    maps = gradient_maps(net, layers)
     rows = [
         (layer, min(layer.receptive_field(shape)), effective_side(maps[layer.name], layer))
         for layer in spatial_layers(layers)
@@ -115,13 +119,8 @@ def speed_in_training(lab: Lab) -> Finding:
             *(f"{flops[name] / seconds[name] / machine.flops[dtype]:.0%}" for name in nets),
             *(f"{traffic[name] / seconds[name] / machine.bandwidth:.0%}" for name in nets),
         ])  # fmt: skip
-    figure, axes = make_panel(6, 4)
-    axes.plot(CHANNELS, list(gains.values()), "o-", label="times faster")
-    axes.plot(CHANNELS, list(macs.values()), "s--", label="times fewer MACs")
-    axes.axhline(1, color="0.5", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="channels in and out", ylabel="dense over separable",
-             title=f"{machine.device['name']}, {dtype}, batch {batch}")  # fmt: skip
-    finish(axes)
+    figure = draw_gains(gains, macs, yscale="log", xlabel="channels in and out", ylabel="dense over separable",
+                        title=f"{machine.device['name']}, {dtype}, batch {batch}")  # fmt: skip
     slower = [c for c in CHANNELS if gains[c] < 1]
     faster = [c for c in CHANNELS if c > max(slower, default=0)]  # from where on it never is slower
     here = f"it is faster from {min(faster)} channels on" if faster else f"it is slower at {max(slower)} channels"

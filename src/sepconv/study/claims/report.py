@@ -25,7 +25,6 @@ INTRODUCTION = (
 
 def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]) -> dict[str, Any]:
     """A finding, and what it rests on: the runs that `lab` used, the machine, the command."""
-    trained = bool(lab.used)
     return {
         "how": finding.how,
         "headings": finding.headings,
@@ -33,8 +32,8 @@ def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]
         "verdict": finding.verdict,
         "plot": finding.plot is not None,
         "scale": lab.config.scale,
-        "seeds": len(lab.config.seeds) if trained else None,
-        "epochs": lab.config.recipe.epochs if trained else None,
+        "seeds": len(lab.config.seeds) if lab.used else None,
+        "epochs": lab.config.recipe.epochs if lab.used else None,
         "commits": sorted({str(run.result.git["sha"]) for run in lab.used}),
         "seconds": round(seconds, 1),
         "date": time.strftime("%Y-%m-%d"),

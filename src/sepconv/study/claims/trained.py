@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sepconv.data.datasets import load
 from sepconv.networks.lowrank import Decomposition, find_separable
 from sepconv.networks.separable import TABLE
-from sepconv.study.claims.finding import Finding, judge, points, share
+from sepconv.study.claims.finding import Finding, judge, mean_percent
 from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.compare import Run
 from sepconv.study.plots import finish, make_panel
@@ -31,7 +31,7 @@ def depth_at_equal_cost(lab: Lab) -> Finding:
     dense = separable_model(conv="dense", width=0.5)
     dense_cost, dense_accuracies = lab.cost(dense), lab.accuracies(dense)
     rows = [["dense, as deep as the table", f"{dense['width']:g}", f"{dense_cost.parameters:,}",
-             f"{dense_cost.macs:,}", share(dense_accuracies), "-"]]  # fmt: skip
+             f"{dense_cost.macs:,}", mean_percent(dense_accuracies), "-"]]  # fmt: skip
     arms: dict[str, tuple[dict[str, Any], list[str]]] = {}  # a network that is matched in both is one arm
     for by in ("parameters", "macs"):
         for depth, residual in ((1, False), (3, False), (3, True)):
@@ -45,7 +45,7 @@ def depth_at_equal_cost(lab: Lab) -> Finding:
         deep = "as deep" if model["depth"] == 1 else f"{model['depth']} times as deep"
         deep += ", with residuals" if model["residual"] else ""
         rows.append([f"separable, {as_many}, {deep}", f"{model['width']:g}", f"{cost.parameters:,}", f"{cost.macs:,}",
-                     share(accuracies), points(difference)])  # fmt: skip
+                     mean_percent(accuracies), difference.points()])  # fmt: skip
         if model["depth"] > 1:
             cases[f"it has {as_many} and is {deep}"] = difference
         strips[rows[-1][0]] = accuracies
@@ -87,7 +87,7 @@ def residual_connections(lab: Lab) -> Finding:
         for name, flow in norms.items():
             places = [i / (len(flow) - 1) for i in range(len(flow))]
             axes.plot(places, flow, marker=next(markers), markersize=4, label=f"{name}, {layers} convolutions")
-        rows.append([str(layers), *(share(values) for values in accuracies.values()), points(difference),
+        rows.append([str(layers), *(mean_percent(values) for values in accuracies.values()), difference.points(),
                      *(f"{flow[0] / flow[-1]:.2g}" for flow in norms.values())])  # fmt: skip
     axes.set(
         yscale="log",
@@ -130,21 +130,21 @@ def overfitting_and_storage(lab: Lab) -> Finding:
     models = {conv: separable_model(conv=conv) for conv in ("dense", "separable")}
     costs = {conv: lab.cost(model) for conv, model in models.items()}
     gaps: dict[str, list[list[float]]] = {conv: [] for conv in models}
-    stored: dict[str, int] = {}
+    storage: dict[str, int] = {}
     for size in sizes:
         accuracies = {}
         for conv, model in models.items():
             part = None if size == everything else size
-            trained = [lab.train(model, seed, size=part, plain=True) for seed in lab.config.seeds]
-            stored[conv] = weight_bytes(trained[0])
-            accuracies[conv] = [run.result.test_accuracy for run in trained]
-            gaps[conv].append([train_accuracy(lab, run) - run.result.test_accuracy for run in trained])
+            trainings = [lab.train(model, seed, size=part, plain=True) for seed in lab.config.seeds]
+            storage[conv] = weight_bytes(trainings[0])
+            accuracies[conv] = [run.result.test_accuracy for run in trainings]
+            gaps[conv].append([train_accuracy(lab, run) - run.result.test_accuracy for run in trainings])
         difference = Difference.between(gaps["dense"][-1], gaps["separable"][-1])
         cases[f"there are {size:,} training images"] = difference
-        rows.append([f"{size:,}", *(share(values) for values in accuracies.values()),
-                     *(share(values[-1]) for values in gaps.values()), points(difference)])  # fmt: skip
+        rows.append([f"{size:,}", *(mean_percent(values) for values in accuracies.values()),
+                     *(mean_percent(values[-1]) for values in gaps.values()), difference.points()])  # fmt: skip
     rows.append(["parameters", *(f"{cost.parameters:,}" for cost in costs.values()), "", "", ""])
-    rows.append(["bytes of the weights", *(f"{size:,}" for size in stored.values()), "", "", ""])
+    rows.append(["bytes of the weights", *(f"{size:,}" for size in storage.values()), "", "", ""])
     figure, axes = make_panel(6, 4)
     for (conv, values), marker in zip(gaps.items(), "Do", strict=True):
         estimates = [Estimate.of(gap) for gap in values]
@@ -154,7 +154,7 @@ def overfitting_and_storage(lab: Lab) -> Finding:
     seeds = len(lab.config.seeds)
     axes.set(xscale="log", xlabel="training images", ylabel=f"train less test accuracy (points), n = {seeds}")
     finish(axes)
-    less = "true" if stored["separable"] < stored["dense"] else "false"
+    less = "true" if storage["separable"] < storage["dense"] else "false"
     return Finding(
         "The same table of blocks at the same widths, separable and dense, trained on parts of the training set over "
         "as many steps, with no augmentation, label smoothing or weight decay; gap: accuracy on the training images "
@@ -163,7 +163,7 @@ def overfitting_and_storage(lab: Lab) -> Finding:
          "dense less separable (points)"],
         rows,
         f"less overfitting: {judge(cases)}; "
-        f"storage: {less}, {stored['dense'] / stored['separable']:.1f} times fewer bytes",
+        f"storage: {less}, {storage['dense'] / storage['separable']:.1f} times fewer bytes",
         figure,
     )  # fmt: skip
 
@@ -194,7 +194,7 @@ def rank_one_kernels(lab: Lab) -> Finding:
     dense, spatial = separable_model(conv="dense"), separable_model(conv="spatial")
     dense_accuracies = lab.accuracies(dense)
     rows = [["random kernels of rank 1, as K x 1 and 1 x K", "-", f"{difference:.0e} of the output", "-", "-"],
-            ["trained dense network", "-", share(dense_accuracies), "-", "100 %"]]  # fmt: skip
+            ["trained dense network", "-", mean_percent(dense_accuracies), "-", "100 %"]]  # fmt: skip
     errors: dict[int, list[float]] = {rank: [] for rank in (3, 2, 1)}
     accuracies: dict[int, list[float]] = {rank: [] for rank in errors}
     for seed in lab.config.seeds:
@@ -210,11 +210,11 @@ def rank_one_kernels(lab: Lab) -> Finding:
             accuracies[rank].append(measure_accuracy(classifier, lab.dataset, lab.config.trainer))
     for rank, values in accuracies.items():
         rows.append([f"trained dense network, rank {rank}, not trained further",
-                     f"{statistics.fmean(errors[rank]):.1%}", share(values),
-                     points(Difference.between(values, dense_accuracies)), "-"])  # fmt: skip
+                     f"{statistics.fmean(errors[rank]):.1%}", mean_percent(values),
+                     Difference.between(values, dense_accuracies).points(), "-"])  # fmt: skip
     from_scratch = lab.accuracies(spatial)
-    rows.append(["spatially separable, trained from scratch", "-", share(from_scratch),
-                 points(Difference.between(from_scratch, dense_accuracies)),
+    rows.append(["spatially separable, trained from scratch", "-", mean_percent(from_scratch),
+                 Difference.between(from_scratch, dense_accuracies).points(),
                  f"{lab.cost(spatial).macs / lab.cost(dense).macs:.1%} of the dense MACs"])  # fmt: skip
     verdict = "true of kernels of rank 1" if difference < 1e-12 else "false"
     verdict += f"; trained kernels are not of rank 1 (they change by {statistics.fmean(errors[1]):.1%} of their norm)"
@@ -244,9 +244,9 @@ def first_layer(lab: Lab) -> Finding:
     for stem in ("standard", "separable"):
         model = separable_model(stem=stem)
         cost, accuracies[stem] = lab.cost(model), lab.accuracies(model)
-        rows.append([stem, f"{cost.parameters:,}", f"{cost.macs:,}", share(accuracies[stem]), "-"])
+        rows.append([stem, f"{cost.parameters:,}", f"{cost.macs:,}", mean_percent(accuracies[stem]), "-"])
     difference = Difference.between(accuracies["standard"], accuracies["separable"])
-    rows[0][-1] = points(difference)
+    rows[0][-1] = difference.points()
     return Finding(
         "The separable network with a standard first layer and with a separable one; seeds paired.",
         ["first layer", "parameters", "MACs", "test accuracy", "standard less separable (points)"], rows,
