@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from torchvision.models._utils import _make_divisible
 from torchvision.ops import SqueezeExcitation, misc
 
-from sepconv import InputError
 from sepconv.config import check
 from sepconv.networks.cpu import DepthwiseConv2d, HalvingMaxPool
 
@@ -94,16 +93,6 @@ def pair(name: str, value: Size, least: int) -> tuple[int, int]:
     return sizes
 
 
-def keeps_shape(
-    in_channels: int, out_channels: int, kernel_size: Size, stride: Size, padding: Size | None = None
-) -> bool:
-    """Whether a block with these arguments gives feature maps of its input's shape, whatever their size."""
-    kernel = pair("kernel_size", kernel_size, least=1)
-    paddings = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if padding is None else pair("padding", padding, least=0)
-    sides = all(2 * paddings[i] == kernel[i] - 1 for i in range(2))
-    return sides and in_channels == out_channels and pair("stride", stride, least=1) == (1, 1)
-
-
 def depthwise(
     in_channels: int,
     out_channels: int,
@@ -149,7 +138,6 @@ def depthwise_separable(
     bias: bool | None = None,
     between: bool = True,
     depth_multiplier: int = 1,
-    residual: bool = False,
 ) -> nn.Sequential:
     """A depthwise convolution, one filter per channel, then a pointwise (1 x 1) one that mixes channels.
 
@@ -161,32 +149,21 @@ def depthwise_separable(
         between: normalise and activate between the two steps too, as MobileNet does. Else nothing comes between
             them, and the depthwise step has no bias, as in Keras's SeparableConv2D.
         depth_multiplier: filters of the depthwise step on each channel.
-        residual: add the input to the output.
 
     Raises:
-        InputError: as ConvNormActivation; a depth multiplier below 1; a residual around a block whose output has
-            another shape than its input.
+        InputError: as ConvNormActivation; a depth multiplier below 1.
     """
     check(depth_multiplier >= 1, "depth_multiplier", depth_multiplier, "1 or more")
     hidden = in_channels * depth_multiplier
-    block = sequential(
+    return sequential(
         # Copies of the maps one after the other, where one convolution with several filters a channel would interleave
-        # its outputs: the pointwise step takes them in any order, and a CPU makes them in half the time.
+        # its outputs: the pointwise step takes them in any order, and a CPU makes them faster.
         repeat=Repeat(depth_multiplier) if depth_multiplier > 1 else None,
         depthwise=depthwise(
             hidden, hidden, kernel_size, stride, padding, **first_step(between, norm_layer, activation_layer)
         ),
         pointwise=pointwise(hidden, out_channels, norm_layer=norm_layer, activation_layer=activation_layer, bias=bias),
     )
-    if not residual:
-        return block
-    if not keeps_shape(in_channels, out_channels, kernel_size, stride, padding):
-        raise InputError(
-            f"residual=True needs an output of the input's shape, not {in_channels} to {out_channels} channels with "
-            f"kernel_size={kernel_size}, stride={stride}, padding={padding}: keep the channels, stride 1 and an odd "
-            "kernel padded by half"
-        )
-    return Residual(block)
 
 
 def spatially_separable(
@@ -262,7 +239,9 @@ def inverted_residual(
         squeeze=excitation(expanded, _make_divisible(expanded // 4, 8)) if squeeze else None,
         projection=pointwise(expanded, out_channels, norm_layer=norm_layer, activation_layer=None),
     )
-    return Residual(block) if keeps_shape(in_channels, out_channels, kernel_size, stride) else block
+    odd = all(side % 2 == 1 for side in pair("kernel_size", kernel_size, least=1))  # an even kernel shrinks the map
+    same = odd and in_channels == out_channels and pair("stride", stride, least=1) == (1, 1)
+    return Residual(block) if same else block
 
 
 def conv_pool_norm_activation(
@@ -296,11 +275,11 @@ def conv_pool_norm_activation(
 
 
 class Residual(nn.Sequential):
-    """The parts of a block one after the other, a shortcut around them, added, and an activation of the sum.
+    """The parts of a block one after the other, the output of a shortcut around them added, an activation of the sum.
 
     Args:
-        block: becomes this one: its parts keep their names.
-        shortcut: None for the identity.
+        block: gives its parts, which keep their names.
+        shortcut: from the block's input to its output's shape; None for the identity.
         activation: None leaves it out.
     """
 
