@@ -92,20 +92,22 @@ def test_every_layer_is_timed() -> None:
 def test_sweep_of_input_channels() -> None:
     """The ratio of MACs is the same throughout (C4); a separable layer always moves more bytes of maps (C8)."""
     rows = sweep(None, "fp32", batch=2)
-    assert [row.in_channels for row in rows] == list(IN_CHANNELS)
-    more = []
+    assert [row["in_channels"] for row in rows] == list(IN_CHANNELS)
     for row in rows:
-        sides = (SIDE, SIDE)
-        standard = closed_forms.standard(row.in_channels, OUT_CHANNELS, 3, sides, padding=1)
-        separable = closed_forms.separable(row.in_channels, OUT_CHANNELS, 3, sides, padding=1)
-        assert (row.standard.parameters, row.standard.macs) == (standard.parameters, 2 * standard.macs)
-        assert (row.separable.parameters, row.separable.macs) == (separable.parameters, 2 * separable.macs)
-        assert row.separable.macs / row.standard.macs == pytest.approx(1 / OUT_CHANNELS + 1 / 9)
-        assert row.standard_seconds is row.separable_seconds is None
-        more.append(row.separable.activation_bytes("fp32") - row.standard.activation_bytes("fp32"))
-        assert more[-1] == 2 * 4 * 2 * row.in_channels * SIDE**2  # the map between, written and read
+        channels, sides = row["in_channels"], (SIDE, SIDE)
+        costs = {
+            "standard": closed_forms.standard(channels, OUT_CHANNELS, 3, sides, padding=1),
+            "separable": closed_forms.separable(channels, OUT_CHANNELS, 3, sides, padding=1),
+        }
+        for name, cost in costs.items():
+            assert (row[f"{name}_parameters"], row[f"{name}_macs"]) == (cost.parameters, 2 * cost.macs)
+        assert row["macs_ratio"] == pytest.approx(1 / OUT_CHANNELS + 1 / 9)
+        assert row["standard_seconds"] is row["separable_seconds"] is None
+        maps = {name: row[f"{name}_bytes"] - 4 * cost.parameters for name, cost in costs.items()}
+        # the map between, written and read
+        assert maps["separable"] - maps["standard"] == 2 * 4 * 2 * channels * SIDE**2
     timed = sweep(CPU, "bf16", batch=1)
-    assert all(row.standard_seconds and row.separable_seconds for row in timed)
+    assert all(row["standard_seconds"] and row["separable_seconds"] for row in timed)
 
 
 def test_picture() -> None:

@@ -30,7 +30,14 @@ def count_costs(config: CostConfig) -> Record:
     """
     device = roofline.check_device(config.device) if config.device else None
     if config.sweep:
-        return sweep_record(config, device)
+        return {
+            "out_channels": roofline.OUT_CHANNELS,
+            "side": roofline.SIDE,
+            "batch": config.batch,
+            "dtype": config.dtype,
+            "device": device and describe_device(device),
+            "sweep": roofline.sweep(device, config.dtype, config.batch),
+        }
     shape, classes = image(config)
     torch.manual_seed(0)  # of the weights that the gradients of the effective receptive field go through
     net = networks.build(shape=shape, classes=classes, **config.model)
@@ -131,34 +138,6 @@ def add_times(result: Record, net: nn.Module, layers: list[Layer], device: torch
         from sepconv.costs import plots  # here: without a picture, nothing waits for matplotlib
 
         plots.save(plots.draw_roofline(machine, layers, seconds, config.dtype), config.plot, "plot")
-
-
-def sweep_record(config: CostConfig, device: torch.device | None) -> Record:
-    """A standard and a separable layer side by side, by input channels."""
-    rows = []
-    for row in roofline.sweep(device, config.dtype, config.batch):
-        record: Record = {"in_channels": row.in_channels}
-        for name, layer, time in (("standard", row.standard, row.standard_seconds),
-                                  ("separable", row.separable, row.separable_seconds)):  # fmt: skip
-            record |= {
-                f"{name}_parameters": layer.parameters,
-                f"{name}_macs": layer.macs,
-                f"{name}_bytes": layer.bytes(config.dtype),
-                f"{name}_flop_per_byte": layer.intensity(config.dtype),
-                f"{name}_seconds": time,
-            }
-        for figure in ("macs", "bytes", "seconds"):
-            standard, separable = record[f"standard_{figure}"], record[f"separable_{figure}"]
-            record[f"{figure}_ratio"] = separable / standard if standard else None
-        rows.append(record)
-    return {
-        "out_channels": roofline.OUT_CHANNELS,
-        "side": roofline.SIDE,
-        "batch": config.batch,
-        "dtype": config.dtype,
-        "device": device and describe_device(device),
-        "sweep": rows,
-    }
 
 
 def show(result: Record, form: str) -> None:

@@ -20,7 +20,7 @@ from sepconv import InputError
 from sepconv.costs import counting
 from sepconv.costs.counting import Layer
 from sepconv.devices import describe_device, free_memory
-from sepconv.networks.blocks import ConvNormActivation
+from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPEATS = 11  # of each measurement, whose median counts
@@ -52,17 +52,6 @@ class Machine:
     def bound(self, layer: Layer, dtype: str) -> str:
         """What limits a layer: memory, or arithmetic from the intensity on at which the two lines meet."""
         return "arithmetic" if layer.intensity(dtype) >= self.flops[dtype] / self.bandwidth else "memory"
-
-
-@dataclass(frozen=True)
-class SweepRow:
-    """A standard and a separable 3 x 3 convolution, no norm or activation, at some number of input channels."""
-
-    in_channels: int
-    standard: Layer  # the sum of its layers
-    separable: Layer
-    standard_seconds: float | None
-    separable_seconds: float | None
 
 
 def check_device(kind: str) -> torch.device:
@@ -152,25 +141,37 @@ def isolated(net: nn.Module, layer: Layer, device: torch.device, dtype: torch.dt
     return lambda: module(*args, **kwargs)
 
 
-def sweep(device: torch.device | None, dtype: str, batch: int) -> list[SweepRow]:
-    """A standard and a separable layer as the input channels grow (claim C8): costs, and times where there is a device.
+def sweep(device: torch.device | None, dtype: str, batch: int) -> list[dict[str, Any]]:
+    """A standard and a separable 3 x 3 convolution, no norm or activation, as the input channels grow (claim C8).
 
     The output has OUT_CHANNELS channels, so that the ratio of MACs is the same throughout; the map's side is SIDE.
+
+    Returns:
+        For each of IN_CHANNELS the costs of both, their names led by `standard_` and `separable_`, with times where
+        there is a device, and the ratios of the second to the first.
     """
-    convolution = partial(ConvNormActivation, norm_layer=None, activation_layer=None, bias=False)
-    rows = []
+    records = []
     for channels in IN_CHANNELS:
         shape = (channels, SIDE, SIDE)
-        nets: list[nn.Module] = [
-            convolution(channels, OUT_CHANNELS),
-            nn.Sequential(
-                convolution(channels, channels, groups=channels), convolution(channels, OUT_CHANNELS, kernel_size=1)
-            ),
-        ]
-        totals = [counting.total(counting.layers(net, shape, batch)) for net in nets]
-        times = [None if device is None else time_network(net, shape, batch, device, dtype) for net in nets]
-        rows.append(SweepRow(channels, totals[0], totals[1], times[0], times[1]))
-    return rows
+        record: dict[str, Any] = {"in_channels": channels}
+        for name, layer in (
+            ("standard", ConvNormActivation),
+            ("separable", partial(depthwise_separable, between=False)),
+        ):
+            net = layer(channels, OUT_CHANNELS, norm_layer=None, activation_layer=None, bias=False)
+            total = counting.total(counting.layers(net, shape, batch))
+            record |= {
+                f"{name}_parameters": total.parameters,
+                f"{name}_macs": total.macs,
+                f"{name}_bytes": total.bytes(dtype),
+                f"{name}_flop_per_byte": total.intensity(dtype),
+                f"{name}_seconds": None if device is None else time_network(net, shape, batch, device, dtype),
+            }
+        for figure in ("macs", "bytes", "seconds"):
+            standard, separable = record[f"standard_{figure}"], record[f"separable_{figure}"]
+            record[f"{figure}_ratio"] = separable / standard if standard else None
+        records.append(record)
+    return records
 
 
 def time_network(net: nn.Module, shape: tuple[int, int, int], batch: int, device: torch.device, dtype: str) -> float:
@@ -179,7 +180,15 @@ def time_network(net: nn.Module, shape: tuple[int, int, int], batch: int, device
     Raises InputError where the device's memory does not hold that.
     """
     check_memory(counting.layers(net, shape, batch), device)
-    layout = torch.channels_last
-    module = copy.deepcopy(net).to(device, DTYPES[dtype]).to(memory_format=layout).eval()
-    images = torch.randn(batch, *shape, device=device).to(DTYPES[dtype]).to(memory_format=layout)
-    return median_seconds(lambda: module(images), device)
+    net, images = place(net, shape, batch, device, dtype)
+    net.eval()
+    return median_seconds(lambda: net(images), device)
+
+
+def place(
+    net: nn.Module, shape: tuple[int, int, int], batch: int, device: torch.device, dtype: str
+) -> tuple[nn.Module, Tensor]:
+    """A copy of a network and random images for it (B, C, H, W), on `device` and channels last."""
+    images = torch.randn(batch, *shape, device=device).to(DTYPES[dtype])
+    net = copy.deepcopy(net).to(device, DTYPES[dtype])
+    return net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)

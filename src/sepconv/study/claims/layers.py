@@ -11,7 +11,7 @@ from torch import nn
 
 from sepconv.costs import counting, roofline
 from sepconv.costs.effective_receptive_field import MASS, effective_side, gradient_maps, spatial_layers
-from sepconv.costs.roofline import DTYPES, OUT_CHANNELS, REPEATS
+from sepconv.costs.roofline import OUT_CHANNELS, REPEATS
 from sepconv.devices import describe_device
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
 from sepconv.study.claims.finding import Finding
@@ -28,14 +28,14 @@ def few_input_channels(lab: Lab) -> Finding:
     batch, dtype = (128, "bf16") if lab.device.type == "cuda" else (8, "fp32")
     rows, gains, macs = [], {}, {}
     for row in roofline.sweep(lab.device, dtype, batch):
-        assert row.standard_seconds is not None
-        assert row.separable_seconds is not None
-        gains[row.in_channels] = row.standard_seconds / row.separable_seconds
-        macs[row.in_channels] = row.standard.macs / row.separable.macs
-        rows.append([str(row.in_channels), f"{macs[row.in_channels]:.2f}",
-                     f"{(row.standard.macs - row.separable.macs) / 1e6:,.1f}", f"{1e3 * row.standard_seconds:.2f}",
-                     f"{1e3 * row.separable_seconds:.2f}", f"{gains[row.in_channels]:.2f}"])  # fmt: skip
-    few, many = (statistics.median(gains[c] for c in channels) for channels in ((1, 3), (64, 128, 256, 512)))
+        channels = row["in_channels"]
+        gains[channels] = row["standard_seconds"] / row["separable_seconds"]
+        macs[channels] = row["standard_macs"] / row["separable_macs"]
+        rows.append([str(channels), f"{macs[channels]:.2f}",
+                     f"{(row['standard_macs'] - row['separable_macs']) / 1e6:,.1f}",
+                     f"{1e3 * row['standard_seconds']:.2f}", f"{1e3 * row['separable_seconds']:.2f}",
+                     f"{gains[channels]:.2f}"])  # fmt: skip
+    few, many = (statistics.median(gains[c] for c in group) for group in ((1, 3), (64, 128, 256, 512)))
     title = f"3 x 3 to {OUT_CHANNELS} channels, {name_hardware(describe_device(lab.device))}, {dtype}"
     figure = draw_gains(gains, macs, xlabel="input channels", ylabel="standard over separable", title=title)
     return Finding(
@@ -141,9 +141,8 @@ def speed_in_training(lab: Lab) -> Finding:
 
 def training_pass(net: nn.Module, channels: int, batch: int, dtype: str, device: torch.device) -> Callable[[], Any]:
     """A call of a layer's forward and backward pass."""
-    net = net.to(device, DTYPES[dtype]).to(memory_format=torch.channels_last)
-    images = torch.randn(batch, channels, SIDE, SIDE, device=device, dtype=DTYPES[dtype])
-    images = images.to(memory_format=torch.channels_last).requires_grad_()
+    net, images = roofline.place(net, (channels, SIDE, SIDE), batch, device, dtype)
+    images.requires_grad_()
     gradient = torch.randn_like(images)
 
     def call() -> None:

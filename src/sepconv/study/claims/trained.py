@@ -181,9 +181,7 @@ def train_accuracy(lab: Lab, run: Run) -> float:
 
 def weight_bytes(run: Run) -> int:
     """Bytes of the weights that a run's checkpoint holds."""
-    path = runs.read_checkpoint(run.path, "best", run.config)
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return sum(tensor.nbytes for tensor in best_classifier(run).state_dict().values())
 
 
 def rank_one_kernels(lab: Lab) -> Finding:
