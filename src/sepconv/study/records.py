@@ -32,27 +32,10 @@ Record = dict[str, Any]
 
 WIDTHS = "mnist_widths-runs.csv"  # the runs that PICTURE shows
 PICTURE = "accuracy-cost.png"
-KINDS = {
-    "separable": ("#0072B2", "o"),
-    "dense": ("#D55E00", "s"),
-}  # colour (Okabe and Ito, for the colour-blind), marker
+KINDS = {"separable": ("#0072B2", "o"), "dense": ("#D55E00", "s")}  # colours by Okabe and Ito
 VIEWS = "test_accuracy_tta"  # the test with several views of each image
 COMMIT = 7  # characters of a commit's hash that are shown
-# headings of columns of words, which are aligned to the left
-WORDS = {
-    "network",
-    "compared with",
-    "training",
-    "start",
-    "layer",
-    "input",
-    "pass",
-    "precision",
-    "hardware",
-    "torch",
-    "date",
-    "commit",
-}
+NUMBER = r"[-+<\d][\d.,]*( .*)?"  # a cell that is set to the right
 
 INTRODUCTION = """\
 The figures that are kept in `benchmarks/`. `python scripts/records.py` writes this page from the files there alone, and
@@ -132,8 +115,9 @@ def reading(path: Path) -> Iterator[None]:
 def table(rows: list[Row]) -> list[str]:
     """The lines of a table and an empty one; a column without any cell is left out."""
     headings = [heading for heading in dict.fromkeys(chain(*rows)) if any(row.get(heading) for row in rows)]
-    align = ["---" if heading in WORDS else "---:" for heading in headings]
-    return [*markdown_table(headings, ([row.get(key) or "-" for key in headings] for row in rows), align), ""]
+    columns = [[row.get(heading) or "-" for row in rows] for heading in headings]
+    align = ["---:" if all(re.fullmatch(NUMBER, cell) for cell in column) else "---" for column in columns]
+    return [*markdown_table(headings, zip(*columns, strict=True), align), ""]
 
 
 @dataclass(frozen=True)
@@ -323,8 +307,9 @@ def peers(record: Record) -> list[Row]:
 
 
 def time_to_accuracy(record: Record) -> list[Row]:
+    costs = {"parameters": integer(record["parameters"]), "MACs": integer(record["macs"])}
     warm, cold = (
-        {"training": record["training"], "start": start, **accuracy(record[start], record["target"]),
+        {"training": record["training"], "start": start, **costs, **accuracy(record[start], record["target"]),
          "fit (s)": spread(record[start]["fit_seconds"])}
         for start in ("warm", "cold")
     )  # fmt: skip
@@ -333,9 +318,7 @@ def time_to_accuracy(record: Record) -> list[Row]:
         "to the first step (s)": spread(record["start"]["seconds_to_first_step"]),
         "over `import lightning`": spread(record["start"]["ratio"]),
     }
-    return [
-        row | {"parameters": integer(record["parameters"]), "MACs": integer(record["macs"])} for row in (warm, cold)
-    ]
+    return [warm, cold]
 
 
 def loop(record: Record) -> list[Row]:
