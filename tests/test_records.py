@@ -4,11 +4,12 @@ import csv
 import json
 import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Outcome, refused
 from PIL import Image
 
 from sepconv import InputError
@@ -154,13 +155,13 @@ def test_broken_files_are_refused(records: Path, tmp_path: Path, name: str, cont
     assert name in str(error.value)
 
 
-def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="missing is not there"):
-        page(tmp_path / "missing", tmp_path / "docs")
+def test_folders(command: Callable[..., Outcome], records: Path, tmp_path: Path) -> None:
+    refused(command("records", f"records={tmp_path}/missing"), "records=", "missing is not there")
     (tmp_path / "file").write_text("")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="cannot write to"):
-        page(tmp_path / "empty", tmp_path / "file")
+    refused(command("records", f"records={records}", f"output={tmp_path}/file"), "cannot write to", "output=")
+    outcome = command("records", f"records={records}", f"output={tmp_path}/docs")
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "docs/records.md").read_text().startswith("# Records\n")
 
 
 def test_page_of_this_repository_is_that_of_its_records(tmp_path: Path) -> None:
