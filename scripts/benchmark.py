@@ -4,7 +4,7 @@ from sepconv.cli import command
 from sepconv.config import BenchmarkConfig
 
 
-@command("benchmark", BenchmarkConfig)
+@command("benchmark")
 def main(config: BenchmarkConfig, overrides: list[str], started: float) -> None:
     from sepconv.benchmark import benchmark
 

@@ -4,7 +4,7 @@ from sepconv.cli import command
 from sepconv.config import ClaimsConfig
 
 
-@command("claims", ClaimsConfig)
+@command("claims")
 def main(config: ClaimsConfig, overrides: list[str], started: float) -> None:
     from sepconv.study.claims import verify
 

@@ -4,7 +4,7 @@ from sepconv.cli import command
 from sepconv.config import CompareConfig
 
 
-@command("compare", CompareConfig, positional="runs")
+@command("compare", positional="runs")
 def main(config: CompareConfig, overrides: list[str], started: float) -> None:
     from sepconv.study.compare import compare
     from sepconv.study.report import report_comparison

@@ -4,7 +4,7 @@ from sepconv.cli import command
 from sepconv.config import CostConfig
 
 
-@command("cost", CostConfig)
+@command("cost")
 def main(config: CostConfig, overrides: list[str], started: float) -> None:
     from sepconv.costs.report import count_costs, show  # torch loads only here, so that --help does not wait for it
 

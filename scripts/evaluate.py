@@ -4,7 +4,7 @@ from sepconv.cli import command
 from sepconv.config import EvaluateConfig
 
 
-@command("evaluate", EvaluateConfig)
+@command("evaluate")
 def main(config: EvaluateConfig, overrides: list[str], started: float) -> None:
     from sepconv.training.evaluate import evaluate
 

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# What there is to measure on one GPU, in six parts (not yet tried on one: how long they take there is a guess):
+# What there is to measure on one GPU, in five parts (not yet tried on one: how long they take there is a guess):
 #
 #   bash scripts/gpu.sh PART DATA OUT   # a part, in at most 9 minutes
-#   bash scripts/gpu.sh all DATA OUT    # parts 1 to 5 one after another, with less time each, in at most 25
+#   bash scripts/gpu.sh all DATA OUT    # parts 1 to 4 one after another, with less time each, in at most 25
 #
 # PART is 1 (tests, trainings, our loop against a bare one), 2 (94 % on CIFAR-10 against airbench), 3 and 4 (time to
-# accuracy; networks against their dense twins; claims C8 and C12), 5 (96 % against airbench) or 6 (accuracy by size:
-# five seeds of each of four networks, which takes several calls: each goes on where the last one stopped).
+# accuracy; networks against their dense twins; claims C8 and C12) or 5 (accuracy by size: five seeds of each of four
+# networks, which takes several calls: each goes on where the last one stopped).
 # DATA holds MNIST and CIFAR-10 in torchvision's layout; OUT takes each record, as JSON with hardware and versions, as
 # soon as it is there, and under runs/ the runs of the trainings. AIRBENCH names a checkout of
-# https://github.com/KellerJordan/cifar10-airbench; without it the comparisons with airbench are left out. It needs no
+# https://github.com/KellerJordan/cifar10-airbench; without it part 2 is left out. It needs no
 # installation, only the dependencies.
 #
 # A command has what those before it left of its part's time, and is then ended; those that make many turns make fewer.
 set -euo pipefail
-[[ $# == 3 && $1 =~ ^([1-6]|all)$ ]] || { echo "usage: bash scripts/gpu.sh 1|2|3|4|5|6|all DATA OUT" >&2; exit 2; }
+[[ $# == 3 && $1 =~ ^([1-5]|all)$ ]] || { echo "usage: bash scripts/gpu.sh 1|2|3|4|5|all DATA OUT" >&2; exit 2; }
 data=$(realpath -m "$2") out=$(realpath -m "$3") airbench=${AIRBENCH:+$(realpath -m "$AIRBENCH")}
 # seconds of each part; what is left of the minutes is for what does not end at once
-parts=("$1") seconds=([1]=525 525 525 525 525 525)
-[[ $1 == all ]] && parts=(1 2 3 4 5) seconds=([1]=390 330 330 285 150)
+parts=("$1") seconds=([1]=525 525 525 525 525)
+[[ $1 == all ]] && parts=(1 2 3 4) seconds=([1]=390 330 330 285)
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
@@ -60,18 +60,6 @@ benchmark() { # benchmark OPTION...: a suite's record
   limited "$python" scripts/benchmark.py data.root="$data" trainer=gpu output="$out" "$@"
 }
 
-against_airbench() { # against_airbench SCRIPT EXPERIMENT OPTION...: a record, in a folder of the script's name
-  local script=$1 experiment=$2 out=$out/${1%.py}
-  shift 2
-  if [[ -z $airbench ]]; then
-    echo "AIRBENCH is not set: $experiment is not compared with $script" >&2
-    return
-  fi
-  # both compiled; the rest of the time is to start, and for a turn that has begun
-  benchmark suite=peers 'peers=[airbench,ours]' airbench="$airbench" airbench_script="$script" \
-    experiment="$experiment" "experiments=[$experiment]" trainer.step=compiled_graph seconds="$(left 80)" "$@"
-}
-
 measure() { # measure PART
   case $1 in
   1)
@@ -90,7 +78,13 @@ measure() { # measure PART
     benchmark suite=loop data=cifar10 model=separable steps=300
     ;;
   2)
-    against_airbench airbench94_muon.py sprint_cifar10 rounds=50 target=0.94
+    if [[ -z $airbench ]]; then
+      echo "AIRBENCH is not set: ours is not compared with airbench" >&2
+      return
+    fi
+    # both compiled; the rest of the time is to start, and for a turn that has begun
+    benchmark suite=peers 'peers=[airbench,ours]' airbench="$airbench" experiment=sprint_cifar10 \
+      'experiments=[sprint_cifar10]' rounds=50 target=0.94 trainer.step=compiled_graph seconds="$(left 80)"
     ;;
   3)
     benchmark suite=time_to_accuracy experiment=sprint_separable_cifar10 rounds=20 cold_rounds=1 target=0.94 \
@@ -101,14 +95,9 @@ measure() { # measure PART
     benchmark suite=time_to_accuracy experiment=sprint_cifar10 rounds=2 cold_rounds=3 target=0.94
     benchmark suite=networks data=cifar10 'batch_sizes=[128,1024]' rounds=3
     limited "$python" scripts/claims.py scale=full data.root="$data" trainer=gpu output="$out" 'only=[C8,C12]'
-    benchmark suite=time_to_accuracy experiment=sprint_long_mnist rounds=20 cold_rounds=1 target=0.994 \
-      seconds="$(left 50)"
     benchmark suite=networks data=mnist 'batch_sizes=[128,1024]' rounds=3
     ;;
   5)
-    against_airbench airbench96_faster.py sprint96_cifar10 rounds=3 target=0.96
-    ;;
-  6)
     for seed in 0 1 2 3 4; do
       for size in 022 040 079 170; do
         train "size_$size-seed$seed" experiment="size_${size}_cifar10" seed="$seed"

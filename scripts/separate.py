@@ -4,7 +4,7 @@ from sepconv.cli import command
 from sepconv.config import SeparateConfig
 
 
-@command("separate", SeparateConfig)
+@command("separate")
 def main(config: SeparateConfig, overrides: list[str], started: float) -> None:
     from sepconv.study.separate import separate
 

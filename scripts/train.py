@@ -6,7 +6,7 @@ from sepconv.cli import command
 from sepconv.config import TrainConfig
 
 
-@command("train", TrainConfig)
+@command("train")
 def main(config: TrainConfig, overrides: list[str], started: float) -> Path:
     from sepconv.training.train import (
         train,  # torch and Lightning load only here, so that --help does not wait for them

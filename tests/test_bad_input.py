@@ -23,7 +23,19 @@ Command = Callable[..., Outcome]
         ("trainer=nonsense", ["unknown trainer=nonsense", "cpu"]),
         ("recipe.batchsize=3", ["recipe.batchsize", "did you mean recipe.batch_size"]),
         ("+recipe.batchsize=3", ["recipe.batchsize", "did you mean recipe.batch_size"]),
-        ("nonsense=3", ["unknown key nonsense"]),
+        ("nonsense=3", ["unknown key nonsense: choose from data, model"]),
+        ("+nonsense=3", ["unknown key nonsense: choose from data, model"]),
+        ("suite=loop", ["suite is no choice of this command", "--help"]),
+        ("TrainConfig=x", ["unknown key TrainConfig"]),
+        ("model=3", ["must be a string"]),
+        ("model=[tiny,resnet]", ["model"]),
+        ("model.expansion=3", ["unknown key model.expansion", "width", "resolution"]),
+        ("recipe.optimizer.speed=3", ["unknown key recipe.optimizer.speed", "betas", "+recipe.optimizer.speed=..."]),
+        ("~recipe.batch_size", ["recipe.batch_size cannot be left out"]),
+        ("~recipe.batchsize", ["recipe.batchsize", "does not exist"]),
+        ("recipe.epochs=null", ["recipe.epochs", "not Optional"]),
+        ("recipe.epochs=${data.epoch}", ["data.epoch"]),
+        ("recipe.optimizer=3", ["recipe.optimizer"]),
         ("+model.expansion=3", ["unknown key model.expansion", "width", "resolution"]),
         ("model.width=wide", ["model.width", "wide", "Float"]),
         ("model.depth=0", ["model.depth=0", "1 to 64"]),
@@ -56,7 +68,9 @@ Command = Callable[..., Outcome]
         ("recipe.label_smoothing=1", ["recipe.label_smoothing=1"]),
         ("recipe.initialization=luck", ["recipe.initialization=luck", "glorot_uniform"]),
         ("recipe.precision=int3", ["recipe.precision=int3", "bf16"]),
-        ("recipe.augment.crop=-1", ["augment.crop=-1"]),
+        ("recipe.augment.crop=-1", ["recipe.augment.crop=-1", "0 or more"]),
+        ("data.augment.crop=-1", ["data.augment.crop=-1", "0 or more"]),
+        ("recipe.augment.crop=2.5", ["recipe.augment.crop", "2.5", "Integer"]),
         ("recipe.augment=3", ["recipe.augment"]),
         ("data.image_size=0", ["data.image_size=0"]),
         ("data.validation=0", ["data.validation=0"]),
@@ -65,9 +79,6 @@ Command = Callable[..., Outcome]
         ("trainer.limit_batches=0", ["trainer.limit_batches=0"]),
         ("trainer.accelerator=abacus", ["trainer.accelerator=abacus", "cpu"]),
         ("recipe/optimizer=x", ["recipe/optimizer=x", "adamw", "muon"]),
-        ("recipe.hardest=0.5", ["recipe.hardest", "recipe.proxy", "together"]),
-        ("recipe.hardest=0", ["recipe.hardest=0"]),
-        ("recipe.proxy={width: 2}", ["recipe.proxy"]),
         ("seed=-1", ["seed=-1"]),
         ("seed=a", ["seed", "Integer"]),
         ("resume=/nowhere", ["/nowhere is no run"]),
@@ -91,11 +102,9 @@ def test_too_small_images(command: Command, tmp_path: Path) -> None:
 
 
 def test_a_last_batch_of_one_image(command: Command, tmp_path: Path) -> None:
-    """Which a batch norm cannot take, nor one left of the hardest; a network without norms can."""
+    """Which a batch norm cannot take; a network without norms can."""
     arguments = [f"runs={tmp_path}", "trainer=cpu", "recipe=keras", "data.train=33", "recipe.epochs=1"]
     refused(command("train", *arguments, "model=tiny"), "a batch of one image", "recipe.drop_last=true")
-    hardest = ["recipe.drop_last=true", "recipe.hardest=0.03", "recipe.proxy={name: tiny}"]
-    refused(command("train", *arguments, "model=tiny", *hardest), "a batch of one image")
     assert not list(tmp_path.rglob("*seed*"))
     for more in (["model=tiny", "recipe.drop_last=true"], ["model=baseline"]):
         outcome = command("train", *arguments, *more)
@@ -111,13 +120,6 @@ def test_an_error_of_ours_keeps_its_traceback(command: Command, monkeypatch: pyt
     monkeypatch.setattr("sepconv.training.train.train", fail)
     with pytest.raises(OSError, match="No space left"):
         command("train", "trainer=cpu")
-
-
-def test_a_proxy_that_is_no_network(command: Command, tmp_path: Path) -> None:
-    arguments = [f"runs={tmp_path}", "recipe.hardest=0.5"]
-    refused(command("train", *arguments, "recipe.proxy={name: nonsense}"), "recipe.proxy", "nonsense", "separable")
-    loop = ["suite=loop", "trainer=cpu", "steps=11", "recipe.batch_size=64", "recipe.proxy={name: tiny}"]
-    refused(command("benchmark", *loop, *arguments[1:], f"output={tmp_path}"), "bare loop", "recipe.proxy")
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU here")
@@ -189,3 +191,17 @@ def test_diverging_loss(command: Command, tmp_path: Path) -> None:
     (run,) = tmp_path.glob("*/*/*")
     assert not (run / "result.json").exists()
     assert not list(run.glob("checkpoints/*"))
+
+
+def test_experiment_file(command: Command, tmp_path: Path) -> None:
+    """Of a mistake in a file of one's own the line names the file."""
+    (tmp_path / "experiment").mkdir()
+    for mistake, words in (
+        ("recipe: {batchsize: 1}", ["unknown key recipe.batchsize", "did you mean recipe.batch_size?"]),
+        ("recipe: {batch_size: many}", ["recipe.batch_size", "many", "Integer"]),
+        ("recipe: 3", ["RecipeConfig"]),
+        ("defaults: [override /nonsense: x]", ["nonsense is no choice of this command"]),
+        ("recipe: [", ["mine.yaml"]),
+    ):
+        (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{mistake}\n")
+        refused(command("train", f"--config-dir={tmp_path}", "experiment=mine"), "experiment/mine", *words)

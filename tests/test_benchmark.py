@@ -3,6 +3,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from sepconv import InputError, networks
 from sepconv.benchmark import peers, template, time_to_accuracy
 from sepconv.benchmark.loop import BareLoop, Turns, train
-from sepconv.config import BenchmarkConfig, TrainConfig, read
+from sepconv.config import LoopConfig, TrainConfig, read
 from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
 from sepconv.training.classifier import ImageClassifier
@@ -31,16 +32,16 @@ def test_both_loops_train_to_the_same_weights(model: str, precision: str) -> Non
     if model == "separable":
         several += ["recipe.augment.flip=true", "recipe.augment.alternate=true"]
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        config = read(BenchmarkConfig, compose("benchmark", [*ARGUMENTS, *several, f"model={model}"]))
+        config = read(LoopConfig, compose("benchmark", [*ARGUMENTS, *several, f"model={model}"]))
     dataset = load(config.data)
     torch.manual_seed(0)
     ours = ImageClassifier(config.model, asdict(config.recipe), describe_images(dataset))
-    theirs = copy.deepcopy(ours)
+    bare = copy.deepcopy(ours)
     before = copy.deepcopy(ours.state_dict())
-    turns = Turns(BareLoop(theirs, dataset, precision, config.recipe, config.steps, config.seed, config.trainer))
+    turns = Turns(BareLoop(bare, dataset, precision, config.steps, config.seed, config.trainer))
     train(ours, dataset, precision, config, turns)
     assert len(turns.rates["ours"]) == len(turns.rates["bare"]) == 11  # of 15 groups, the first 10 steps left out
-    one, other = ours.state_dict(), theirs.state_dict()
+    one, other = ours.state_dict(), bare.state_dict()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert not all(torch.equal(one[key], before[key]) for key in one)
 
@@ -82,7 +83,7 @@ def test_networks_against_their_dense_twins(
 
 def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold and warm, it is the training that the experiment and the arguments describe, to the same weights."""
-    results: dict[str, list[dict[str, Any]]] = {"train_quietly": [], "train_afresh": []}
+    results: dict[str, list[Any]] = {"train_quietly": [], "train_afresh": []}
     for name, kept in results.items():
         make = getattr(time_to_accuracy, name)
         monkeypatch.setattr(time_to_accuracy, name, lambda *a, make=make, kept=kept: kept.append(make(*a)) or kept[-1])
@@ -94,20 +95,20 @@ def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monke
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     record = json.loads((tmp_path / "time_to_accuracy-digits-separable_cifar10-cpu.json").read_text())
-    (warm_up, *warm), (cold,) = results["train_quietly"], results["train_afresh"]
-    assert warm_up["epochs"] == 1
+    (warm_up, *warm), ((cold, _),) = results["train_quietly"], results["train_afresh"]
+    assert warm_up.epochs == 1
     for key in ("test_loss", "parameters", "epochs", "images"):
-        assert cold[key] == warm[0][key]
+        assert getattr(cold, key) == getattr(warm[0], key)
     assert record["model"]["width"] == 2.0
-    accuracies = [result["test_accuracy"] for result in warm]
+    accuracies = [result.test_accuracy for result in warm]
     judged = record["warm"]["test_accuracy"]
     assert judged["turns"] == accuracies
     assert judged["mean"] == pytest.approx(sum(accuracies) / 2)
     assert judged["share_at_target"] == sum(accuracy >= 0.1 for accuracy in accuracies) / 2
-    assert record["warm"]["fit_seconds"]["turns"] == [result["fit_seconds"] for result in warm]
+    assert record["warm"]["fit_seconds"]["turns"] == [result.fit_seconds for result in warm]
     start, seconds = record["start"], record["cold"]["seconds"]["turns"]
-    assert seconds[0] > start["seconds_to_first_step"]["turns"][0] == cold["seconds_to_first_step"]
-    ratio = cold["seconds_to_first_step"] / start["import_lightning_seconds"]["median"]
+    assert seconds[0] > start["seconds_to_first_step"]["turns"][0] == cold.seconds_to_first_step
+    ratio = cold.seconds_to_first_step / start["import_lightning_seconds"]["median"]
     assert start["ratio"]["turns"] == pytest.approx([ratio])
     assert f"{seconds[0]:.2f} s" in outcome.out
 
@@ -149,13 +150,13 @@ def test_experiments_on_the_same_images(
     command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is what train.py makes of that experiment, on this command's data and trainer, but not with its recipe."""
-    asked: list[TrainConfig] = []
+    trainings: list[TrainConfig] = []
 
-    def train_quietly(training: TrainConfig, dataset: Any) -> dict[str, Any]:
-        asked.append(training)
-        figures = dict.fromkeys(("parameters", "macs", "batch_size", "precision"))
+    def train_quietly(training: TrainConfig, dataset: Any) -> SimpleNamespace:
+        trainings.append(training)
+        figures = dict.fromkeys(("parameters", "macs", "batch_size", "precision", "test_accuracy_tta"))
         figures |= {"epochs": training.recipe.epochs, "fit_seconds": 2.0 + training.seed, "test_seconds": 1.0}
-        return figures | {"test_accuracy": 0.9, "test_accuracy_tta": None}
+        return SimpleNamespace(**figures, test_accuracy=0.9)
 
     monkeypatch.setattr(time_to_accuracy, "train_quietly", train_quietly)
     monkeypatch.setattr(peers, "train_quietly", train_quietly)
@@ -163,13 +164,13 @@ def test_experiments_on_the_same_images(
     several = ["data=digits", "data.epochs=4", "data.train=200", "trainer=cpu", f"output={tmp_path}"]
     outcome = command("benchmark", "suite=peers", *arguments, *several)
     assert outcome.status == 0, outcome.err
-    assert [(t.model["name"], t.recipe.batch_size, t.recipe.epochs, t.seed) for t in asked[:2]] == [
+    assert [(t.model["name"], t.recipe.batch_size, t.recipe.epochs, t.seed) for t in trainings[:2]] == [
         ("baseline", 32, 1, 0), ("separable", 128, 1, 0),
     ]  # fmt: skip
-    assert [(t.model["name"], t.recipe.epochs, t.seed) for t in asked[2:]] == [
+    assert [(t.model["name"], t.recipe.epochs, t.seed) for t in trainings[2:]] == [
         ("baseline", 5, 3), ("separable", 4, 3), ("baseline", 5, 4), ("separable", 4, 4),
     ]  # fmt: skip
-    assert {(t.data.name, t.data.train, t.trainer.accelerator) for t in asked} == {("digits", 200, "cpu")}
+    assert {(t.data.name, t.data.train, t.trainer.accelerator) for t in trainings} == {("digits", 200, "cpu")}
     rows = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]
     assert "test_accuracy_tta" not in rows["keras_mnist"]
     assert rows["keras_mnist"]["images_per_second"]["turns"] == [5 * 200 / 5, 5 * 200 / 6]
@@ -254,6 +255,12 @@ def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch:
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:
     refused(command("benchmark", "suite=nonsense"), "unknown suite=nonsense", "loop")
     refused(command("benchmark", "steps=5"), "steps=5", "out of range")
-    refused(command("benchmark", "target=99"), "target=99", "a share")
-    refused(command("benchmark", "cold_rounds=0"), "cold_rounds=0", "1 or more")
+    refused(command("benchmark", "suite=peers", "target=99"), "target=99", "a share")
+    refused(command("benchmark", "suite=time_to_accuracy", "cold_rounds=0"), "cold_rounds=0", "1 or more")
+    refused(command("benchmark", "cold_rounds=3"), "unknown key cold_rounds", "suite=time_to_accuracy")
+    refused(command("benchmark", "suite=networks", "steps=3"), "unknown key steps", "suite=loop")
+    refused(command("benchmark", "suite=cpu_layers", "data=mnist"), "data is no choice of this command")
+    refused(
+        command("benchmark", "suite=networks", "experiment=keras_mnist"), "model is no choice", "experiment/keras_mnist"
+    )
     refused(command("benchmark", *ARGUMENTS, "output=/dev/null/x"), "cannot write", "output=")

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from sepconv.config import BenchmarkConfig, ClaimsConfig, TrainConfig, read
-
-SCHEMAS = {"train": TrainConfig, "benchmark": BenchmarkConfig, "claims": ClaimsConfig}
+from sepconv.config import read
 
 # in Python's place: notes its arguments, and leaves a result where a training would; that of size_079 only begins, and
 # ends when it is resumed
@@ -35,11 +34,11 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["7", "data", "out"], ["1", "data"]])
+@pytest.mark.parametrize("arguments", [[], ["6", "data", "out"], ["1", "data"]])
 def test_usage(arguments: list[str], tmp_path: Path) -> None:
     done = run(*arguments)
     assert done.returncode == 2
-    assert done.stderr == "usage: bash scripts/gpu.sh 1|2|3|4|5|6|all DATA OUT\n"
+    assert done.stderr == "usage: bash scripts/gpu.sh 1|2|3|4|5|all DATA OUT\n"
 
 
 def check_commands(commands: list[list[str]]) -> None:
@@ -47,8 +46,8 @@ def check_commands(commands: list[list[str]]) -> None:
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         for script, *overrides in commands:
             if script != "-m":  # pytest's
-                name = Path(script).stem
-                read(SCHEMAS[name], compose(name, overrides))
+                config = compose(Path(script).stem, overrides)
+                read(OmegaConf.get_type(config), config)
 
 
 def test_programme(tmp_path: Path) -> None:
@@ -65,7 +64,7 @@ def test_programme(tmp_path: Path) -> None:
         *(f"train-cifar10-{model}.json" for model in ("separable", "mobilenet_v2")),
     }
     commands = [shlex.split(line) for line in log.read_text().splitlines()]
-    assert len(commands) == 19
+    assert len(commands) == 17
     check_commands(commands)
     log.unlink()
     done = run("2", tmp_path, out, **given)
@@ -80,13 +79,13 @@ def test_sizes_go_on_where_they_stopped(tmp_path: Path) -> None:
     (tmp_path / "python").chmod(0o755)
     log, out = tmp_path / "log", tmp_path / "out"
     given = {"PYTHON": str(tmp_path / "python"), "LOG": str(log)}
-    assert run("6", tmp_path, out, **given).returncode == 0
+    assert run("5", tmp_path, out, **given).returncode == 0
     began = [shlex.split(line) for line in log.read_text().splitlines()]
     assert len(began) == 20
     check_commands(began)
     assert len(list(out.glob("train-size_*.json"))) == 15
     log.unlink()
-    assert run("6", tmp_path, out, **given).returncode == 0
+    assert run("5", tmp_path, out, **given).returncode == 0
     resumed = [shlex.split(line) for line in log.read_text().splitlines()]
     assert len(resumed) == 5
     for command in resumed:

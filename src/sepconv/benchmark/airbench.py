@@ -1,6 +1,6 @@
-"""Trainings of airbench, which goes for 94 or 96 % on CIFAR-10 in the shortest time on one GPU.
+"""Trainings of airbench, which goes for 94 % on CIFAR-10 in the shortest time on one GPU.
 
-Keller Jordan's script (https://github.com/KellerJordan/cifar10-airbench, described in arXiv:2404.00498) runs
+Keller Jordan's script (https://github.com/KellerJordan/cifar10-airbench, described in arXiv 2404.00498) runs
 unmodified from its own checkout, in a process of its own, which makes 200 trainings one after another and prints a row
 an epoch. The first training, on which compilation falls, is left out; those after it are read as they are printed, and
 once there are enough of them the process is ended.
@@ -21,28 +21,23 @@ from typing import Any
 from torchvision.datasets import CIFAR10
 
 from sepconv import InputError
-from sepconv.config import BenchmarkConfig
+from sepconv.config import PeersConfig
 from sepconv.data.datasets import Dataset
 from sepconv.devices import find_device
 from sepconv.training import runs
 
 SOURCE = "https://github.com/KellerJordan/cifar10-airbench"
+SCRIPT = "airbench94_muon.py"
 IMAGES = 50_000  # of an epoch
-
-# what the scripts do not print, as their source has it
-SCRIPTS = {
-    "airbench94_muon.py": {"batch_size": 2000, "parameters": 1_972_792},
-    # half of each batch, those that a smaller network finds hardest, train the network
-    "airbench96_faster.py": {"batch_size": 1024, "parameters": 9_918_776},
-}
+FIGURES = {"batch_size": 2000, "parameters": 1_972_792, "precision": "fp16"}  # as its source has them: not printed
 
 
-def check(config: BenchmarkConfig) -> None:
+def check(config: PeersConfig) -> None:
     """Raises InputError unless the script is there, and can run on this device and on these images."""
     script = locate(config)
     if not script.is_file():
-        found = "airbench is not set" if config.airbench is None else f"{script} does not exist"
-        raise InputError(f"{found}: git clone {SOURCE} and give airbench=PATH, or leave it out of peers=")
+        reason = "airbench is not set" if config.airbench is None else f"{script} does not exist"
+        raise InputError(f"{reason}: git clone {SOURCE} and give airbench=PATH, or leave it out of peers=")
     data = config.data
     if (data.name, data.train, data.image_size) != ("cifar10", None, None):
         raise InputError("the airbench peer trains on all of CIFAR-10 as it is: give data=cifar10, with neither "
@@ -51,26 +46,25 @@ def check(config: BenchmarkConfig) -> None:
         raise InputError("the airbench peer needs CUDA: give trainer=gpu where there is one, or leave it out of peers=")
 
 
-def locate(config: BenchmarkConfig) -> Path:
+def locate(config: PeersConfig) -> Path:
     """The script's path."""
-    return Path(config.airbench or "").expanduser().resolve() / config.airbench_script
+    return Path(config.airbench or "").expanduser().resolve() / SCRIPT
 
 
-def describe(config: BenchmarkConfig) -> dict[str, Any]:
+def describe(config: PeersConfig) -> dict[str, Any]:
     """What shows that the script is as published: its SHA-256, the checkout's commit, and whether it was changed."""
     script = locate(config)
     digest = hashlib.sha256(script.read_bytes()).hexdigest()
     return {"source": SOURCE, "script": script.name, "sha256": digest, "git": runs.git_state(script.parent, [])}
 
 
-def train(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:
+def train(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:
     """`config.rounds` trainings by one process of the script, on its 50,000 images and seeds of its own.
 
     `dataset` and `seed` are therefore not used. Raises InputError where the script fails or ends before.
     """
-    script = locate(config)
-    for figures in follow(script, Path(config.data.root).expanduser().resolve(), config.rounds):
-        yield {**figures, **SCRIPTS[script.name], "images": figures["epochs"] * IMAGES, "precision": "fp16"}
+    for figures in follow(locate(config), Path(config.data.root).expanduser().resolve(), config.rounds):
+        yield {**figures, **FIGURES, "images": figures["epochs"] * IMAGES}
 
 
 def follow(script: Path, root: Path, count: int) -> Iterator[dict[str, Any]]:
@@ -86,23 +80,23 @@ def follow(script: Path, root: Path, count: int) -> Iterator[dict[str, Any]]:
             [sys.executable, "-u", str(script)], cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process:
             assert process.stdout is not None
-            made = 0
+            trainings = 0
             try:
-                for made, figures in enumerate(islice(read(process.stdout), count + 1)):
-                    if made > 0:
+                for trainings, figures in enumerate(islice(parse(process.stdout), count + 1)):
+                    if trainings > 0:
                         yield figures
-                if made == count:
+                if trainings == count:
                     return
                 process.wait()
             finally:
                 process.kill()
         errors.seek(0)
         reason = (errors.read().strip() or f"status {process.returncode}").splitlines()[-1]
-        raise InputError(f"{script.name} ended after {made} of {count} trainings ({reason})")
+        raise InputError(f"{script.name} ended after {trainings} of {count} trainings ({reason})")
 
 
-def read(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Epochs, seconds and test accuracies (shares of 1) of each training in a table as the scripts print it.
+def parse(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Epochs, seconds and test accuracies (shares of 1) of each training in a table as the script prints it.
 
     The table has a row an epoch, and one with `eval` in the epoch's place that ends a training; lines that are not of
     it are passed over. Raises InputError for a table with other columns or cells.
@@ -121,10 +115,9 @@ def read(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             if row["epoch"] != "eval":
                 epochs = int(row["epoch"]) + 1
                 continue
-            (seconds,) = (float(row[name]) for name in columns if name.endswith("time_seconds"))
             figures = {
                 "epochs": epochs,
-                "fit_seconds": seconds,
+                "fit_seconds": float(row["time_seconds"]),
                 "test_accuracy": float(row["val_acc"]),  # after the last epoch
                 "test_accuracy_tta": float(row["tta_val_acc"]),
             }

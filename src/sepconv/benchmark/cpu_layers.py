@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sepconv import InputError
 from sepconv.benchmark.loop import spread
 from sepconv.benchmark.networks import rate_of
-from sepconv.config import BenchmarkConfig
+from sepconv.config import CpuLayersConfig
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision
 from sepconv.networks import cpu
 from sepconv.terminal import CONSOLE
@@ -45,7 +45,7 @@ CASES = {
 }
 
 
-def measure(config: BenchmarkConfig) -> dict[str, Any]:
+def measure(config: CpuLayersConfig) -> dict[str, Any]:
     """The time of each case's layer and of torch's own, in fp32 and bf16, on maps in channels-last form.
 
     The two take turns, `config.rounds` each of half a second or more, after one that is left out.

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sepconv import InputError
-from sepconv.config import BenchmarkConfig, TrainerConfig
+from sepconv.config import LoopConfig, TrainerConfig
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, count_images
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
@@ -34,7 +34,7 @@ from sepconv.training.whitening import Whitening, find_stem, whiten
 WARM_UP = 10  # steps left out of a round's rate
 
 
-def measure(config: BenchmarkConfig) -> dict[str, Any]:
+def measure(config: LoopConfig) -> dict[str, Any]:
     """Training images/s of our loop and of a bare PyTorch one: same images, network, recipe, precision.
 
     The bare loop is what one would write by hand over tensors in memory: no Lightning, no log, no checkpoint. The
@@ -167,7 +167,7 @@ class Turns(Callback):
 
 
 def train(
-    classifier: ImageClassifier, dataset: Dataset, precision: str, config: BenchmarkConfig, callback: Callback
+    classifier: ImageClassifier, dataset: Dataset, precision: str, config: LoopConfig, callback: Callback
 ) -> None:
     """One epoch of `config.steps` steps of our trainer, logs, checkpoints and all."""
     device = find_device(config.trainer)

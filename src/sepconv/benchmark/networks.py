@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sepconv import InputError
 from sepconv.benchmark.loop import BareLoop, quartiles
-from sepconv.config import BenchmarkConfig
+from sepconv.config import NetworksConfig
 from sepconv.costs import counting
 from sepconv.data.datasets import load
 from sepconv.devices import find_device, resolve_precision, synchronize
@@ -23,7 +23,7 @@ from sepconv.training.train import describe_images, make_classifier
 TURN = 0.5  # seconds, at least, of a turn
 
 
-def measure(config: BenchmarkConfig) -> dict[str, Any]:
+def measure(config: NetworksConfig) -> dict[str, Any]:
     """Images/s of `config.networks` and of their dense twins, in training and in evaluation, over batch sizes.
 
     Training is the bare loop's step with the recipe, in the form that `config.trainer` means. Evaluation is op by op,

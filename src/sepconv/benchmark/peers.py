@@ -4,7 +4,7 @@ Keras and the template train the network of the Keras MNIST example (`configs/mo
 
 - `keras`: that example, `config.peer_epochs` epochs of batches of 32, by Keras on TensorFlow, on the CPU, each in a
   process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
-- `airbench`: a script of its checkout as it is, on CUDA, on all 50,000 training images of CIFAR-10; its seconds have
+- `airbench`: the script of its checkout as it is, on CUDA, on all 50,000 training images of CIFAR-10; its seconds have
   the whitening and a test with test-time augmentation in them, and leave out what it evaluates after each epoch. Ours
   are set against them with our test's added
 - `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
@@ -53,8 +53,8 @@ from sepconv.benchmark.time_to_accuracy import (
     train_quietly,
     warm_up,
 )
-from sepconv.cli import explain_hydra
-from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig, check, flatten, read
+from sepconv.cli import explain_composition
+from sepconv.config import REPOSITORY, PeersConfig, TrainConfig, check, flatten, read
 from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import count_images, evaluation_batch
@@ -72,7 +72,7 @@ REFERENCES = {"keras": "Keras", "airbench": "airbench"}  # peers that the others
 Turn = dict[str, Any]
 
 
-def measure(config: BenchmarkConfig) -> dict[str, Any]:
+def measure(config: PeersConfig) -> dict[str, Any]:
     """Fit seconds and test accuracy of `config.peers`, taking turns.
 
     Ours and the bare loop have `config.rounds` trainings, Keras and the template, which take longer,
@@ -131,7 +131,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
                     break
         except InputError as error:  # the others' turns are not lost
             failed[name] = str(error)
-    rows = {name: summary(done, config.target) for name, done in turns.items() if done}
+    rows = {name: summary(trained, config.target) for name, trained in turns.items() if trained}
     if not rows:
         raise InputError("; ".join(failed.values()))
     for reference in [name for name in REFERENCES if name in rows]:
@@ -168,39 +168,39 @@ def summary(turns: list[Turn], target: float) -> dict[str, Any]:
     }
 
 
-def ours(config: BenchmarkConfig) -> dict[str, TrainConfig]:
+def ours(config: PeersConfig) -> dict[str, TrainConfig]:
     """Our trainings by name: those of `config.experiments`, on this command's data and trainer, or its own."""
     if not config.experiments:
         return {"ours": configured(config)}
     shared = [o for o in arguments() if re.match(r"[+~]*(data|trainer)[.=]", o)]
-    found = {}
+    trainings = {}
     for name in config.experiments:
         try:
             training = read(TrainConfig, compose("train", [f"experiment={name}", *shared]))
         except HydraException as error:
-            raise InputError(explain_hydra(error, TrainConfig)) from error
-        theirs, here = (flatten(asdict(data), "data.") for data in (training.data, config.data))
-        changes = [f"{key}={theirs.get(key, 'null')}" for key in theirs | here if theirs.get(key) != here.get(key)]
+            raise InputError(explain_composition(error)) from error
+        data, here = (flatten(asdict(data), "data.") for data in (training.data, config.data))
+        changes = [f"{key}={data.get(key, 'null')}" for key in data | here if data.get(key) != here.get(key)]
         if changes:
             raise InputError(f"experiments has {name}, which changes the images: the peers would train on others; "
                              f"give {' '.join(changes)} to this command too")  # fmt: skip
-        found[name] = training
-    return found
+        trainings[name] = training
+    return trainings
 
 
 def train_ours(training: TrainConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training of ours in this process."""
     result = train_quietly(replace(training, seed=seed), dataset)
-    kept = ("fit_seconds", "test_seconds", "test_accuracy", "test_accuracy_tta", "epochs", "batch_size", "parameters",
-            "macs", "precision")  # fmt: skip
+    figures = ("fit_seconds", "test_seconds", "test_accuracy", "test_accuracy_tta", "epochs", "batch_size",
+               "parameters", "macs", "precision")  # fmt: skip
     yield {
-        **{key: result[key] for key in kept},
-        "images": result["epochs"] * count_images(dataset, training.recipe),
+        **{name: getattr(result, name) for name in figures},
+        "images": result.epochs * count_images(dataset, training.recipe),
         "model": training.model,
     }
 
 
-def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
+def train_bare(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training by the bare loop, and the test at its end."""
     recipe, device = config.recipe, find_device(config.trainer)
     L.seed_everything(seed, verbose=False)
@@ -232,7 +232,7 @@ def train_bare(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator
     }
 
 
-def train_template(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
+def train_template(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training as Lightning templates set it up."""
     L.seed_everything(seed, verbose=False)
     net = networks.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)
@@ -249,7 +249,7 @@ def train_template(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iter
     }
 
 
-def train_keras(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
+def train_keras(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """The Keras example in a process of its own, on as many threads as torch has here."""
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npz")
@@ -257,15 +257,15 @@ def train_keras(config: BenchmarkConfig, dataset: Dataset, seed: int) -> Iterato
         script = str(Path(__file__).with_name("keras_example.py"))
         numbers = [config.peer_epochs, torch.get_num_threads(), seed]
         # -P: the modules beside the script are not TensorFlow's to import
-        done = subprocess.run(
+        process = subprocess.run(
             [str(KERAS / "bin" / "python"), "-P", script, str(images), *map(str, numbers)],
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
             capture_output=True, text=True,
         )  # fmt: skip
-    if done.returncode != 0:
-        reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+    if process.returncode != 0:
+        reason = (process.stderr.strip() or f"status {process.returncode}").splitlines()[-1]
         raise InputError(f"the Keras example failed ({reason}): delete {KERAS} and run make peers")
-    figures = json.loads(done.stdout.splitlines()[-1])
+    figures = json.loads(process.stdout.splitlines()[-1])
     yield figures | {"images": config.peer_epochs * len(dataset.train), "epochs": config.peer_epochs}
 
 
@@ -278,7 +278,7 @@ def hand_over(dataset: Dataset, path: Path) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
-PEERS: dict[str, Callable[[BenchmarkConfig, Dataset, int], Iterator[Turn]]] = {
+PEERS: dict[str, Callable[[PeersConfig, Dataset, int], Iterator[Turn]]] = {
     "keras": train_keras,
     "airbench": airbench.train,
     "template": train_template,
@@ -291,17 +291,17 @@ def table(record: dict[str, Any]) -> Table:
     rows = record["trainings"]
     references = [name for name in REFERENCES if name in rows]
     tests = [test for test in TESTS if any(test in row for row in rows.values())]
-    shown = Table(title=f"the same {record['images']['train']:,} images of {record['data']}", title_justify="left",
+    table = Table(title=f"the same {record['images']['train']:,} images of {record['data']}", title_justify="left",
                   caption_justify="left")  # fmt: skip
     if "airbench" in record:
-        shown.caption = f"airbench is {record['airbench']['script']}, on {airbench.IMAGES:,} images"
+        table.caption = f"airbench is {record['airbench']['script']}, on {airbench.IMAGES:,} images"
     faster = [f"times as fast\nas {REFERENCES[name]}" for name in references]
-    shown.add_column()
+    table.add_column()
     for column in ("epochs", "batch", "fit", "images/s", *faster, "n"):
-        shown.add_column(column, justify="right")
-    add_accuracy_columns(shown, tests, record["target"])
+        table.add_column(column, justify="right")
+    add_accuracy_columns(table, tests, record["target"])
     for name, row in rows.items():
-        shown.add_row(
+        table.add_row(
             name,
             *(str(row["turns"][0][key]) for key in ("epochs", "batch_size")),
             seconds_cell(row["fit_seconds"]),
@@ -310,4 +310,4 @@ def table(record: dict[str, Any]) -> Table:
             str(len(row["turns"])),
             *accuracy_cells(row, tests),
         )
-    return shown
+    return table

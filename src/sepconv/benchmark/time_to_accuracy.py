@@ -6,7 +6,6 @@ and checkpoints, not the loading of the data. A cold training is a process of it
 from its start to its end, with everything in it.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -22,17 +21,18 @@ from rich.table import Table
 
 from sepconv import InputError
 from sepconv.benchmark.loop import spread
-from sepconv.config import REPOSITORY, BenchmarkConfig, TrainConfig
+from sepconv.config import REPOSITORY, TimeToAccuracyConfig, TrainConfig, Training
 from sepconv.data.datasets import Dataset, load
 from sepconv.study.statistics import Estimate
 from sepconv.terminal import CONSOLE, epochs, hushed
+from sepconv.training.runs import Result, read_result
 from sepconv.training.train import train
 
 TESTS = {"test_accuracy": "test accuracy", "test_accuracy_tta": "with test-time\naugmentation"}
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile leaves what it made
 
 
-def measure(config: BenchmarkConfig) -> dict[str, Any]:
+def measure(config: TimeToAccuracyConfig) -> dict[str, Any]:
     """Test accuracy and time of the configuration's training, warm (`config.rounds`) and cold (`config.cold_rounds`).
 
     Both have the seeds seed, seed + 1, ... A cold training takes turns with a process that does nothing but import
@@ -50,46 +50,49 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     started = time.perf_counter()
     training, dataset = configured(config), load(config.data)
     warm_up(training, dataset)
-    given = arguments()
-    cold, imports = [], []
+    overrides = arguments()
+    cold: list[Result] = []
+    processes, imports = [], []  # seconds
     for seed in range(config.seed, config.seed + config.cold_rounds):
-        cold.append(result := train_afresh([*given, f"seed={seed}"]))
+        result, seconds = train_afresh([*overrides, f"seed={seed}"])
+        cold.append(result)
+        processes.append(seconds)
         imports.append(process_seconds(["-c", "import lightning"]))
-        CONSOLE.print(f"cold, seed {seed}: {result['seconds']:.2f} s, {result['test_accuracy']:.2%}")
-    warm: list[dict[str, Any]] = []
+        CONSOLE.print(f"cold, seed {seed}: {seconds:.2f} s, {result.test_accuracy:.2%}")
+    warm: list[Result] = []
     for seed in range(config.seed, config.seed + config.rounds):
         if warm and config.seconds is not None and time.perf_counter() - started > config.seconds:
             break
         warm.append(result := train_quietly(replace(training, seed=seed), dataset))
-        CONSOLE.print(f"warm, seed {seed}: {result['fit_seconds']:.2f} s, {result['test_accuracy']:.2%}")
-    first_steps = [result["seconds_to_first_step"] for result in cold]
+        CONSOLE.print(f"warm, seed {seed}: {result.fit_seconds:.2f} s, {result.test_accuracy:.2%}")
+    first_steps = [step for result in cold if (step := result.seconds_to_first_step) is not None]
     return {
         "suite": "time_to_accuracy",
         "training": HydraConfig.get().runtime.choices["experiment"] or config.model["name"],
         "model": config.model,
         "data": config.data.name,
         "recipe": asdict(config.recipe),
-        **{key: warm[0][key] for key in ("images", "parameters", "macs", "precision")},
+        **{key: getattr(warm[0], key) for key in ("images", "parameters", "macs", "precision")},
         "target": config.target,
         "seed": config.seed,
         "warm": {
-            **judge_runs(warm, config.target),
-            "fit_seconds": spread([result["fit_seconds"] for result in warm]),
+            **judge_runs([vars(result) for result in warm], config.target),
+            "fit_seconds": spread([result.fit_seconds for result in warm]),
         },
         "cold": {
-            **judge_runs(cold, config.target),
-            "seconds": spread([result["seconds"] for result in cold]),
-            "fit_seconds": spread([result["fit_seconds"] for result in cold]),
+            **judge_runs([vars(result) for result in cold], config.target),
+            "seconds": spread(processes),
+            "fit_seconds": spread([result.fit_seconds for result in cold]),
         },
         "start": {
             "seconds_to_first_step": spread(first_steps),
             "import_lightning_seconds": spread(imports),
-            "ratio": spread([ours / theirs for ours, theirs in zip(first_steps, imports, strict=True)]),
+            "ratio": spread([first / whole for first, whole in zip(first_steps, imports, strict=True)]),
         },
     }
 
 
-def configured(config: BenchmarkConfig) -> TrainConfig:
+def configured(config: Training) -> TrainConfig:
     """The training that the configuration describes."""
     return TrainConfig(data=config.data, model=config.model, recipe=config.recipe, trainer=config.trainer,
                        seed=config.seed, runs="")  # fmt: skip
@@ -100,8 +103,8 @@ def warm_up(training: TrainConfig, dataset: Dataset) -> None:
     train_quietly(replace(training, recipe=replace(training.recipe, epochs=1)), dataset)
 
 
-def train_quietly(training: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """What `result.json` has of a training here, on the images that it describes; its run is not kept."""
+def train_quietly(training: TrainConfig, dataset: Dataset) -> Result:
+    """The figures of a training here, on the images that it describes; its run is not kept."""
     with tempfile.TemporaryDirectory() as folder, hushed():
         _, result = train(replace(training, runs=folder), [], time.time(), dataset)
     return result
@@ -115,27 +118,27 @@ def arguments() -> list[str]:
     return choices + [o for o in command.overrides.task if re.match(r"[+~]*(data|model|recipe|trainer)[./]", o)]
 
 
-def train_afresh(overrides: list[str]) -> dict[str, Any]:
-    """`result.json` of scripts/train.py in a process with an empty compile cache, and the process's `seconds`."""
+def train_afresh(overrides: list[str]) -> tuple[Result, float]:
+    """The figures of scripts/train.py in a process with an empty compile cache, and the process's seconds."""
     with tempfile.TemporaryDirectory() as folder:
         script = str(REPOSITORY / "scripts" / "train.py")
         caches = {cache: f"{folder}/{cache}" for cache in CACHES}
         seconds = process_seconds([script, *overrides, f"runs={folder}/runs"], caches)
         (path,) = Path(folder, "runs").rglob("result.json")
-        return json.loads(path.read_text()) | {"seconds": seconds}
+        return read_result(path.parent), seconds
 
 
 def process_seconds(arguments: list[str], environment: dict[str, str] | None = None) -> float:
     """Seconds of a Python process from its start to its end. Raises InputError for a mistake of the user's in it."""
     started = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *arguments], env=os.environ | (environment or {}), capture_output=True, text=True
     )
     seconds = time.perf_counter() - started
-    if done.returncode == 2:  # as sepconv.cli ends a command
-        raise InputError(done.stderr.strip().removeprefix("error: "))
-    if done.returncode != 0:
-        raise RuntimeError(f"python {' '.join(arguments)} ended with status {done.returncode}: {done.stderr}")
+    if process.returncode == 2:  # as sepconv.cli ends a command
+        raise InputError(process.stderr.strip().removeprefix("error: "))
+    if process.returncode != 0:
+        raise RuntimeError(f"python {' '.join(arguments)} ended with status {process.returncode}: {process.stderr}")
     return seconds
 
 
@@ -148,11 +151,11 @@ def judge_runs(results: list[dict[str, Any]], target: float) -> dict[str, Any]:
 def judge(accuracies: list[float], target: float) -> dict[str, Any]:
     """Accuracies of each run, their mean with its 95 % interval, and which of them come to `target`."""
     estimate = Estimate.of(accuracies)
-    reached = [accuracy >= target - 1e-9 for accuracy in accuracies]
+    successes = [accuracy >= target - 1e-9 for accuracy in accuracies]
     return {
         "turns": accuracies,
         **asdict(estimate),
-        "share_at_target": sum(reached) / len(reached),
+        "share_at_target": sum(successes) / len(successes),
         "mean_reaches_target": estimate.mean >= target - 1e-9,
     }
 
@@ -191,27 +194,27 @@ def table(record: dict[str, Any]) -> Table:
         f"{record['model']['name']} on {record['data']}, {epochs(recipe['epochs'])} of batches of "
         f"{recipe['batch_size']}, {record['precision']}"
     )
-    shown = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left")
     start = record["start"]
-    shown.caption = (
+    table.caption = (
         f"a cold start takes {start['seconds_to_first_step']['median']:.2f} s to the first step: "
         f"{start['ratio']['median']:.2f} times `import lightning`, "
         f"{start['import_lightning_seconds']['median']:.2f} s"
     )
     tests = [kind for kind in TESTS if kind in record["warm"]]
-    shown.add_column()
-    shown.add_column("n", justify="right")
-    add_accuracy_columns(shown, tests, record["target"])
+    table.add_column()
+    table.add_column("n", justify="right")
+    add_accuracy_columns(table, tests, record["target"])
     for column in ("fit", "process"):
-        shown.add_column(column, justify="right")
+        table.add_column(column, justify="right")
     for name in ("warm", "cold"):
         part = record[name]
         whole = seconds_cell(part["seconds"]) if "seconds" in part else "-"
-        shown.add_row(
+        table.add_row(
             name,
             str(part["test_accuracy"]["n"]),
             *accuracy_cells(part, tests),
             seconds_cell(part["fit_seconds"]),
             whole,
         )
-    return shown
+    return table
