@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -249,6 +251,12 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
         assert (out / f"digits-{name}.png").stat().st_size > 10_000
         assert f"digits-{name}.png" in (out / "report.md").read_text()
     assert "baseline" in (out / "report.md").read_text()
+
+
+def test_torch_is_not_waited_for() -> None:
+    code = "import sepconv.study.compare, sepconv.study.report, sys; print({'torch', 'lightning'} & sys.modules.keys())"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "set()"
 
 
 def test_networks_that_were_not_trained(make: Callable[..., Path], tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -492,6 +494,12 @@ def test_command_bad_input(command: Command, arguments: list[str], words: list[s
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_command_without_cuda(command: Command) -> None:
     refused(command("cost", "device=cuda"), "device=cuda", "no CUDA device", "device=cpu")
+
+
+def test_lightning_and_matplotlib_are_not_waited_for() -> None:
+    code = "import sepconv.costs.report, sys; print({'lightning', 'matplotlib', 'scipy'} & sys.modules.keys())"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "set()"
 
 
 def test_help_waits_for_nothing(command: Command) -> None:

@@ -151,7 +151,7 @@ def show(result: Record, form: str) -> None:
         return
     for table in tables(result):
         if form == "markdown":
-            print("\n".join([f"**{table.title}**", "", *table.markdown()]) + "\n")
+            print(as_markdown(table))
         else:
             table.show(CONSOLE)
     if "no_comparison" in result:
@@ -175,11 +175,16 @@ def tables(result: Record) -> list[Table]:
     return [layers, *([blocks] if blocks.records else []), *([roofline_table(result)] if "machine" in result else [])]
 
 
-def layer_table(net: nn.Module, shape: Shape) -> Table:
-    """What each layer of a network costs, for one image in fp32."""
+def as_markdown(table: Table) -> str:
+    """A table in Markdown, under its title."""
+    return "\n".join([f"**{table.title}**", "", *table.markdown()]) + "\n"
+
+
+def layer_markdown(net: nn.Module, shape: Shape) -> str:
+    """What each layer of a network costs, for one image in fp32, as a table in Markdown."""
     layers = counting.layers(net, shape)
     rows = [layer_record(layer, shape, "fp32") for layer in [*layers, counting.total(layers)]]
-    return Table("Cost by layer, an image in fp32", LAYER_COLUMNS, rows)
+    return as_markdown(Table("Cost by layer, an image in fp32", LAYER_COLUMNS, rows))
 
 
 def roofline_table(result: Record) -> Table:
@@ -193,11 +198,10 @@ def roofline_table(result: Record) -> Table:
 
 
 def sweep_table(result: Record) -> Table:
-    side = result["side"]
     device = "" if result["device"] is None else ", " + ", ".join(map(str, result["device"].values()))
     title = (
-        f"3 x 3 convolution of {side} x {side} to {result['out_channels']} channels, separable against standard, "
-        f"batch of {result['batch']}, {result['dtype']}{device}"
+        f"3 x 3 convolution of {result['side']} x {result['side']} to {result['out_channels']} channels, separable "
+        f"against standard, batch of {result['batch']}, {result['dtype']}{device}"
     )
     return Table(title, SWEEP_COLUMNS + (SWEEP_TIMES if result["device"] else []), result["sweep"])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from sepconv.costs.report import layer_table
+from sepconv.costs.report import layer_markdown
 from sepconv.data.datasets import Dataset, sample
 from sepconv.data.transforms import Augmenter
 from sepconv.training.classifier import ImageClassifier
@@ -71,7 +71,7 @@ class Dashboard(Callback):
     def introduce(self, module: ImageClassifier) -> None:
         """What does not change: early in a long training, but not within the time of one that is a single epoch."""
         self.writer.add_custom_scalars(LAYOUT)
-        self.writer.add_text("cost", "\n".join(layer_table(module.net, self.dataset.shape).markdown()))
+        self.writer.add_text("cost", layer_markdown(module.net, self.dataset.shape))
         self.show_batch(module)
 
     def show_batch(self, module: ImageClassifier) -> None:
