@@ -1,6 +1,5 @@
 """What `scripts/separate.py` writes and prints: its networks as JSON, CSV, a plot and a table."""
 
-import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,9 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from rich import box
-from rich.table import Table
 
+from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE
 
 Ranks = dict[str, int]  # of each separated layer, by name; a layer that is not in it stays as it is
@@ -31,11 +29,9 @@ def label(ranks: Ranks, layers: Iterable[str]) -> str:
 def write_report(run: Path, report: dict[str, Any]) -> None:
     """Writes the report into the run's directory: as JSON, its networks as CSV, and as a plot."""
     (run / "separation.json").write_text(json.dumps(report, indent=2) + "\n")
-    with (run / "separation.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(report["networks"][0]))
-        writer.writeheader()
-        for row in report["networks"]:
-            writer.writerow(row | {"ranks": " ".join(f"{name}:{rank}" for name, rank in row["ranks"].items())})
+    ranks = (" ".join(f"{name}:{rank}" for name, rank in row["ranks"].items()) for row in report["networks"])
+    rows = [row | {"ranks": text} for row, text in zip(report["networks"], ranks, strict=True)]
+    (run / "separation.csv").write_text(as_csv(rows))
     plot(report).savefig(run / "separation.png", dpi=150)
 
 
@@ -77,46 +73,34 @@ def plot(report: dict[str, Any]) -> Figure:
 
 def print_report(run: Path, report: dict[str, Any]) -> None:
     """Prints the table of networks, and the test accuracy of the finished ones."""
-    names = list(report["layers"])
-    title = f"{report['model']['name']} on {report['data']}, method={report['method']}"
-    of = f"ranks of {', '.join(names)}" if 1 < len(names) <= 4 else f"{len(names)} layers"
-    table = Table(
-        title=f"{title}, {of}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column("rank")
-    after = ["fine-\ntuned"] if report["finetune_epochs"] > 0 else []
-    for column in (
-        "weight\nerror",
-        "logit\nerror",
-        "thousand\nparams",
-        "million\nMACs",
-        "",
-        "images/s",
-        "vali-\ndation",
-        *after,
-    ):
-        table.add_column(column, justify="right")
-    total = report["networks"][0]["macs"]
-    for place, row in enumerate(report["networks"]):
-        tuned = row["finetuned_accuracy"]
-        table.add_row(
-            label(row["ranks"], names),
-            *(percent(row[error]) if row["ranks"] else "-" for error in ("weight_error", "logit_error")),
-            f"{row['parameters'] / 1e3:,.1f}",
-            f"{row['macs'] / 1e6:,.3f}",
-            f"{row['macs'] / total:.1%}",
-            f"{row['images_per_second']:,.0f}",
-            f"{row['accuracy']:.2%}",
-            *(["-" if tuned is None else f"{tuned:.2%}"] if after else []),
-            style="bold" if place == report["chosen"] else None,
-        )
     CONSOLE.print()
-    CONSOLE.print(table)
+    tabulate(report).show(CONSOLE)
     tested = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in report["test_accuracy"].items())
     CONSOLE.print(f"test accuracy: {tested}", soft_wrap=True)
     CONSOLE.print(f"recorded in {run}", soft_wrap=True)
     if "finetuned_run" in report:
         CONSOLE.print(f"fine-tuned in {report['finetuned_run']}", soft_wrap=True)
+
+
+def tabulate(report: dict[str, Any]) -> Table:
+    """A row for each network, the one that is recorded with a star."""
+    layers, networks = list(report["layers"]), report["networks"]
+    ranks = f"ranks of {', '.join(layers)}" if 1 < len(layers) <= 4 else f"{len(layers)} layers"
+    columns = [
+        Column("rank", lambda row: label(row["ranks"], layers) + " *" * (row is networks[report["chosen"]])),
+        Column("weight error", lambda row: percent(row["weight_error"]) if row["ranks"] else "-"),
+        Column("logit error", lambda row: percent(row["logit_error"]) if row["ranks"] else "-"),
+        Column("parameters", lambda row: f"{row['parameters']:,}"),
+        Column("MACs", lambda row: f"{row['macs']:,}"),
+        Column("of all", lambda row: f"{row['macs'] / networks[0]['macs']:.1%}"),
+        Column("images/s", lambda row: f"{row['images_per_second']:,.0f}"),
+        Column("validation", lambda row: f"{row['accuracy']:.2%}"),
+    ]
+    if report["finetune_epochs"] > 0:
+        accuracy = "finetuned_accuracy"
+        columns += [Column("fine-tuned", lambda row: "-" if row[accuracy] is None else f"{row[accuracy]:.2%}")]
+    title = f"{report['model']['name']} on {report['data']}, method={report['method']}, {ranks}; * is recorded"
+    return Table(title, columns, networks)
 
 
 def percent(share: float) -> str:
