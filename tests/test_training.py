@@ -84,11 +84,8 @@ def test_experiments_of_a_size_keep_to_it(
     model = OmegaConf.to_container(OmegaConf.create(outcome.out).model)
     assert isinstance(model, dict)
     net = build(shape=shape, classes=10, **model)
-    counted = counting.parameters(net), counting.macs(net, shape)
-    assert counted[0] <= parameters
-    assert counted[1] <= macs
-    stated = f"{counted[0]:,} parameters and {counted[1] / 1e6:.1f} M MACs"
-    assert stated in (REPOSITORY / f"configs/experiment/{experiment}.yaml").read_text()
+    assert counting.parameters(net) <= parameters
+    assert counting.macs(net, shape) <= macs
 
 
 @pytest.mark.parametrize(
