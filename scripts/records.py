@@ -6,7 +6,7 @@ from sepconv.config import RecordsConfig
 
 @command("records")
 def main(config: RecordsConfig, overrides: list[str], started: float) -> None:
-    from sepconv.study.records import write
+    from sepconv.benchmark.records import write
 
     write(config)
 

@@ -49,6 +49,11 @@ class Table:
 
         return Table(self.title, [Column("", lambda row: row.heading), *map(column, self.records)], others)
 
+    def filled(self) -> "Table":
+        """The same table without columns that are empty."""
+        columns = [column for column in self.columns if any(map(column.cell, self.records))]
+        return Table(self.title, columns, self.records)
+
     def markdown(self) -> list[str]:
         """The lines of the table in Markdown, without the title."""
         return markdown_table(self.headings, self.rows, ["---" if left else "---:" for left in self.left])

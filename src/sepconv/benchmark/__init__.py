@@ -11,7 +11,6 @@ from typing import Any
 from sepconv import InputError
 from sepconv.config import BenchmarkConfig
 from sepconv.devices import describe_device, find_device
-from sepconv.tables import print_whole
 from sepconv.terminal import CONSOLE
 from sepconv.training import runs
 
@@ -38,7 +37,7 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         "git": runs.git_state(),
         "versions": runs.versions(),
     }
-    print_whole(CONSOLE, suite.table(record))
+    suite.table(record).filled().show(CONSOLE)
     if record["git"]["dirty"]:
         CONSOLE.print("of code that is not committed", soft_wrap=True)
     path = folder / FILES[config.suite].format(**record)

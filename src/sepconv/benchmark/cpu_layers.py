@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from sepconv import InputError
-from sepconv.benchmark.loop import spread
 from sepconv.benchmark.networks import rate_of
 from sepconv.config import CpuLayersConfig
-from sepconv.devices import find_device, keep_freed_memory, resolve_precision
+from sepconv.devices import find_device, keep_freed_memory
 from sepconv.networks import cpu
+from sepconv.study.statistics import spread, write_spread
+from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE
 
 
@@ -51,8 +52,7 @@ def measure(config: CpuLayersConfig) -> dict[str, Any]:
     The two take turns, `config.rounds` each of half a second or more, after one that is left out.
 
     Returns:
-        For each case and precision: milliseconds of a call and the ratios of torch's to the layer's, of each turn;
-        and the precision that trainings have on this CPU unless they are told another.
+        For each case and precision: milliseconds of a call and the ratios of torch's to the layer's, of each turn.
 
     Raises:
         InputError: for a trainer that is not the CPU.
@@ -82,7 +82,7 @@ def measure(config: CpuLayersConfig) -> dict[str, Any]:
                 "times_as_fast": ratio,
             })  # fmt: skip
             CONSOLE.print(f"{name}, {precision}: {ratio['median']:.2f} times as fast as torch's own", soft_wrap=True)
-    return {"suite": "cpu_layers", "auto_precision": resolve_precision("auto", device), "layers": rows}
+    return {"suite": "cpu_layers", "layers": rows}
 
 
 def use(case: Case, layer: nn.Module, maps: Tensor) -> Callable[[], None]:
@@ -106,16 +106,11 @@ def use(case: Case, layer: nn.Module, maps: Tensor) -> Callable[[], None]:
 
 def table(record: dict[str, Any]) -> Table:
     """A row a case and precision."""
-    table = Table(title="layers on a CPU", title_justify="left", caption_justify="left")
-    table.caption = f"trainings take {record['auto_precision']} here, unless they are told another"
-    for column in ("layer", "input", "pass", "precision"):
-        table.add_column(column)
-    for column in ("ms", "torch's ms", "times as fast", "quartiles"):
-        table.add_column(column, justify="right")
-    for row in record["layers"]:
-        milliseconds = (f"{row['milliseconds'][key]['median']:.3f}" for key in ("layer", "torch"))
-        ratio = row["times_as_fast"]
-        low, high = ratio["quartiles"]
-        table.add_row(row["layer"], row["input"], row["pass"], row["precision"], *milliseconds,
-                      f"{ratio['median']:.2f}", f"{low:.2f} to {high:.2f}")  # fmt: skip
-    return table
+    columns = [
+        *(Column(key, itemgetter(key), left=True) for key in ("layer", "input", "pass", "precision")),
+        Column("ms", lambda row: write_spread(row["milliseconds"]["layer"], 3)),
+        Column("torch's ms", lambda row: write_spread(row["milliseconds"]["torch"], 3)),
+        Column("times as fast", lambda row: write_spread(row["times_as_fast"])),
+        Column("turns", lambda row: str(len(row["times_as_fast"]["turns"]))),
+    ]
+    return Table("layers on a CPU", columns, record["layers"])

@@ -15,7 +15,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.table import Table
 from torch import Tensor
 
 from sepconv import InputError
@@ -23,6 +22,8 @@ from sepconv.config import LoopConfig, TrainerConfig
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, count_images
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
+from sepconv.study.statistics import spread, write_spread
+from sepconv.tables import Column, Table
 from sepconv.training.callbacks import Monitor, Stopwatch, make_checkpoints
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.recipe import build_optimizer, build_schedule
@@ -180,30 +181,15 @@ def train(
         make_trainer(config.trainer, precision, callbacks, logger, epochs=1).fit(classifier, data)
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    """The values of each turn, their median and quartiles."""
-    return {"turns": values, "median": statistics.median(values), "quartiles": quartiles(values)}
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """The first and third quartile."""
-    if len(values) < 2:
-        return [values[0], values[0]]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return [low, high]
-
-
 def table(record: dict[str, Any]) -> Table:
-    """Rates of both loops, and their ratio."""
-    ratio = record["ratio"]
-    low, high = ratio["quartiles"]
-    title = f"{record['model']['name']} on {record['data']}, batches of {record['batch_size']}, {record['precision']}"
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.caption = (
-        f"ours / bare: median {ratio['median']:.3f} of {len(ratio['turns'])} turns, quartiles {low:.3f} to {high:.3f}"
-    )
-    for column in ("", "median images/s", "lowest", "highest"):
-        table.add_column(column, justify="right")
-    for name, rates in record["images_per_second"].items():
-        table.add_row(name, *(f"{value:,.0f}" for value in (statistics.median(rates), min(rates), max(rates))))
-    return table
+    """Rates of both loops, and their ratio, pair by pair of turns."""
+    rates = record["images_per_second"]
+    columns = [
+        Column("network", lambda record: record["model"]["name"]),
+        Column("batch size", lambda record: str(record["batch_size"])),
+        Column("ours, images/s", lambda record: f"{statistics.median(rates['ours']):,.0f}"),
+        Column("bare, images/s", lambda record: f"{statistics.median(rates['bare']):,.0f}"),
+        Column("ours / bare", lambda record: write_spread(record["ratio"], 3)),
+        Column("turns", lambda record: str(len(record["ratio"]["turns"]))),
+    ]
+    return Table(f"{record['data']}, {record['precision']}", columns, [record])

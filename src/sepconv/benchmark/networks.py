@@ -1,6 +1,5 @@
 """Networks against their dense twins: how much faster, beside how much less there is to compute."""
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,14 +8,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.table import Table
 
 from sepconv import InputError
-from sepconv.benchmark.loop import BareLoop, quartiles
+from sepconv.benchmark.loop import BareLoop
 from sepconv.config import NetworksConfig
 from sepconv.costs import counting
 from sepconv.data.datasets import load
 from sepconv.devices import find_device, resolve_precision, synchronize
+from sepconv.study.statistics import spread, write_spread
+from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE
 from sepconv.training.train import describe_images, make_classifier
 
@@ -67,8 +67,7 @@ def measure(config: NetworksConfig) -> dict[str, Any]:
                         if turn > 0:
                             rates[conv].append(rate)
                 ratios = [a / b for a, b in zip(rates["separable"], rates["dense"], strict=True)]
-                row[part] = {"images_per_second": rates, "median": statistics.median(ratios),
-                             "quartiles": quartiles(ratios)}  # fmt: skip
+                row[part] = spread(ratios) | {"images_per_second": rates}
             rows.append(row)
             times = ", ".join(f"{part} {row[part]['median']:.2f}" for part in ("training", "evaluation"))
             CONSOLE.print(f"{name}, batches of {batch_size}: separable over dense, {times}", soft_wrap=True)
@@ -89,14 +88,12 @@ def rate_of(call: Callable[[], Any], device: torch.device) -> float:
 
 def table(record: dict[str, Any]) -> Table:
     """A row a network and batch size."""
-    table = Table(title=f"separable and dense on {record['data']}, {record['precision']}", title_justify="left")
-    for column in ("network", "batch", "times fewer\nMACs", "train\nimages/s", "times the\ndense rate",
-                   "eval\nimages/s", "times the\ndense rate"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for row in record["networks"]:
-        cells = [row["network"], str(row["batch_size"]), f"{row['macs']['dense'] / row['macs']['separable']:.2f}"]
-        for part in ("training", "evaluation"):
-            rates = row[part]["images_per_second"]["separable"]
-            cells += [f"{statistics.median(rates):,.0f}", f"{row[part]['median']:.2f}"]
-        table.add_row(*cells)
-    return table
+    columns = [
+        Column("network", lambda row: row["network"]),
+        Column("batch size", lambda row: str(row["batch_size"])),
+        Column("times fewer MACs", lambda row: f"{row['macs']['dense'] / row['macs']['separable']:.1f}"),
+        Column("times as fast in training", lambda row: write_spread(row["training"])),
+        Column("in evaluation", lambda row: write_spread(row["evaluation"])),
+        Column("turns", lambda row: str(len(row["training"]["images_per_second"]["separable"]))),
+    ]
+    return Table(f"separable and dense on {record['data']}, {record['precision']}", columns, record["networks"])

@@ -37,19 +37,15 @@ import numpy as np
 import torch
 from hydra import compose
 from hydra.errors import HydraException
-from rich.table import Table
 
 from sepconv import InputError, networks
 from sepconv.benchmark import airbench, template
-from sepconv.benchmark.loop import BareLoop, spread
+from sepconv.benchmark.loop import BareLoop
 from sepconv.benchmark.time_to_accuracy import (
-    TESTS,
-    accuracy_cells,
-    add_accuracy_columns,
+    accuracy_columns,
     arguments,
     configured,
     judge_runs,
-    seconds_cell,
     train_quietly,
     warm_up,
 )
@@ -59,13 +55,15 @@ from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import count_images, evaluation_batch
 from sepconv.devices import find_device, resolve_precision, synchronize
+from sepconv.study.statistics import spread, write_spread
+from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE
 from sepconv.training.train import make_classifier
 from sepconv.training.whitening import whiten
 
 NETWORK = {"name": "baseline"}  # of the Keras MNIST example
 KERAS = REPOSITORY / ".venv-peers"
-REFERENCES = {"keras": "Keras", "airbench": "airbench"}  # peers that the others' times are set against
+REFERENCES = ("keras", "airbench")  # peers that the others' times are set against
 
 # a training: fit_seconds, test_accuracy, images, epochs, batch_size, parameters, precision; where it has been tested
 # with test-time augmentation too, test_accuracy_tta; of ours, test_seconds
@@ -288,26 +286,22 @@ PEERS: dict[str, Callable[[PeersConfig, Dataset, int], Iterator[Turn]]] = {
 
 def table(record: dict[str, Any]) -> Table:
     """A row a training."""
-    rows = record["trainings"]
-    references = [name for name in REFERENCES if name in rows]
-    tests = [test for test in TESTS if any(test in row for row in rows.values())]
-    table = Table(title=f"the same {record['images']['train']:,} images of {record['data']}", title_justify="left",
-                  caption_justify="left")  # fmt: skip
-    if "airbench" in record:
-        table.caption = f"airbench is {record['airbench']['script']}, on {airbench.IMAGES:,} images"
-    faster = [f"times as fast\nas {REFERENCES[name]}" for name in references]
-    table.add_column()
-    for column in ("epochs", "batch", "fit", "images/s", *faster, "n"):
-        table.add_column(column, justify="right")
-    add_accuracy_columns(table, tests, record["target"])
-    for name, row in rows.items():
-        table.add_row(
-            name,
-            *(str(row["turns"][0][key]) for key in ("epochs", "batch_size")),
-            seconds_cell(row["fit_seconds"]),
-            f"{row['images_per_second']['median']:,.0f}",
-            *(f"{row[f'times_as_fast_as_{reference}']:.2f}" for reference in references),
-            str(len(row["turns"])),
-            *accuracy_cells(row, tests),
-        )
-    return table
+
+    def times_as_fast(reference: str) -> Column:
+        key = f"times_as_fast_as_{reference}"
+        return Column(f"times as fast as {reference}", lambda row: f"{row[key]:.1f}" if key in row else "")
+
+    def of_turn(key: str) -> Column:
+        return Column(key.replace("_", " "), lambda row: f"{row['turns'][0][key]:,}")
+
+    columns = [
+        Column("training", lambda row: row["name"]),
+        *accuracy_columns(record["target"]),
+        Column("fit (s)", lambda row: write_spread(row["fit_seconds"])),
+        *map(times_as_fast, REFERENCES),
+        Column("images/s", lambda row: write_spread(row["images_per_second"], 0)),
+        *map(of_turn, ("epochs", "images", "batch_size", "parameters")),
+        Column("precision", lambda row: row["turns"][0]["precision"], left=True),
+    ]
+    title = f"the same {record['images']['train']:,} images of {record['data']}"
+    return Table(title, columns, [{"name": name, **row} for name, row in record["trainings"].items()])

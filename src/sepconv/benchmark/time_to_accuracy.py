@@ -12,23 +12,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from rich.table import Table
 
 from sepconv import InputError
-from sepconv.benchmark.loop import spread
 from sepconv.config import REPOSITORY, TimeToAccuracyConfig, TrainConfig, Training
 from sepconv.data.datasets import Dataset, load
-from sepconv.study.statistics import Estimate
-from sepconv.terminal import CONSOLE, epochs, hushed
+from sepconv.study.statistics import Estimate, spread, write_spread
+from sepconv.tables import Column, Table
+from sepconv.terminal import CONSOLE, hushed
 from sepconv.training.runs import Result, read_result
 from sepconv.training.train import train
 
-TESTS = {"test_accuracy": "test accuracy", "test_accuracy_tta": "with test-time\naugmentation"}
+TESTS = {"test_accuracy": "test accuracy", "test_accuracy_tta": "with test-time views"}
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile leaves what it made
 
 
@@ -160,61 +160,34 @@ def judge(accuracies: list[float], target: float) -> dict[str, Any]:
     }
 
 
-def add_accuracy_columns(table: Table, tests: list[str], target: float) -> None:
-    """Adds the columns of `accuracy_cells`."""
-    for test in tests:
-        for column in (TESTS[test], f"runs at\n{100 * target:g} %", "mean at\nit"):
-            table.add_column(column, justify="right")
+def accuracy_columns(target: float) -> list[Column]:
+    """Of a part of a record: mean accuracies with their intervals, and how many trainings came to `target`."""
 
+    def write(kind: str) -> Callable[[dict[str, Any]], str]:
+        keys = ("n", "mean", "low", "high")
+        return lambda part: Estimate(*(part[kind][key] for key in keys)).percent() if kind in part else ""
 
-def accuracy_cells(judged: dict[str, Any], tests: list[str]) -> list[str]:
-    """Of each of `tests` the mean with its interval, the share of runs at the target, whether the mean reaches it."""
-    cells = []
-    for test in tests:
-        if test not in judged:
-            cells += ["-"] * 3
-            continue
-        estimate = Estimate(*(judged[test][key] for key in ("n", "mean", "low", "high")))
-        reached = "yes" if judged[test]["mean_reaches_target"] else "no"
-        cells += [estimate.percent(), f"{judged[test]['share_at_target']:.0%}", reached]
-    return cells
-
-
-def seconds_cell(seconds: dict[str, Any]) -> str:
-    """The median, and where there are several, the quartiles."""
-    low, high = seconds["quartiles"]
-    around = f" ({low:.2f} to {high:.2f})" if len(seconds["turns"]) > 1 else ""
-    return f"{seconds['median']:.2f} s{around}"
+    return [
+        Column("n", lambda part: str(part["test_accuracy"]["n"])),
+        *(Column(heading, write(kind)) for kind, heading in TESTS.items()),
+        Column(f"trainings at {100 * target:g} %", lambda part: f"{part['test_accuracy']['share_at_target']:.0%}"),
+    ]
 
 
 def table(record: dict[str, Any]) -> Table:
     """A row for the warm runs and one for the cold ones."""
-    recipe = record["recipe"]
-    title = (
-        f"{record['model']['name']} on {record['data']}, {epochs(recipe['epochs'])} of batches of "
-        f"{recipe['batch_size']}, {record['precision']}"
-    )
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    start = record["start"]
-    table.caption = (
-        f"a cold start takes {start['seconds_to_first_step']['median']:.2f} s to the first step: "
-        f"{start['ratio']['median']:.2f} times `import lightning`, "
-        f"{start['import_lightning_seconds']['median']:.2f} s"
-    )
-    tests = [kind for kind in TESTS if kind in record["warm"]]
-    table.add_column()
-    table.add_column("n", justify="right")
-    add_accuracy_columns(table, tests, record["target"])
-    for column in ("fit", "process"):
-        table.add_column(column, justify="right")
-    for name in ("warm", "cold"):
-        part = record[name]
-        whole = seconds_cell(part["seconds"]) if "seconds" in part else "-"
-        table.add_row(
-            name,
-            str(part["test_accuracy"]["n"]),
-            *accuracy_cells(part, tests),
-            seconds_cell(part["fit_seconds"]),
-            whole,
-        )
-    return table
+    warm, cold = ({"start": start, **record["start"], **record[start]} for start in ("warm", "cold"))
+
+    def of_cold(key: str) -> Callable[[dict[str, Any]], str]:
+        return lambda part: write_spread(part[key]) if part["start"] == "cold" else ""
+
+    columns = [
+        Column("start", lambda part: part["start"]),
+        *accuracy_columns(record["target"]),
+        Column("fit (s)", lambda part: write_spread(part["fit_seconds"])),
+        Column("process (s)", of_cold("seconds")),
+        Column("to the first step (s)", of_cold("seconds_to_first_step")),
+        Column("over `import lightning`", of_cold("ratio")),
+    ]
+    title = f"{record['training']} on {record['data']}, {record['precision']}, {record['parameters']:,} parameters"
+    return Table(title, columns, [warm, cold])

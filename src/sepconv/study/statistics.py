@@ -1,8 +1,9 @@
-"""Means over seeds and differences between pairs, with intervals by Student's t."""
+"""Means over seeds and differences between pairs, with intervals by Student's t; medians over turns, with quartiles."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy import special
 
@@ -71,3 +72,15 @@ class Difference:
         if self.p is None:
             return "-"
         return "< 0.0001" if self.p < 1e-4 else f"{self.p:.4f}"
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """The values of each turn, their median and their first and third quartile, for a record."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"turns": list(values), "median": statistics.median(values), "quartiles": [low, high]}
+
+
+def write_spread(values: dict[str, Any], digits: int = 2) -> str:
+    """A median with its quartiles, as `spread` gives them."""
+    low, high = values["quartiles"]
+    return f"{values['median']:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"

@@ -5,13 +5,13 @@ A JSON file there is the record of one call of `scripts/benchmark.py`; a file `*
 """
 
 import csv
+import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from sepconv import InputError
-from sepconv.config import RecordsConfig
+from sepconv.config import RecordsConfig, defaults
 from sepconv.study.compare import name_hardware
 from sepconv.study.plots import plain_log
 from sepconv.study.statistics import Difference, Estimate
-from sepconv.tables import markdown_table
+from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE
 
-Row = dict[str, str]  # of a table: cells by heading; of a file of runs: values by column
+Row = dict[str, str]  # of a file of runs: values by column
 Record = dict[str, Any]
 
-WIDTHS = "mnist_widths-runs.csv"  # the runs that PICTURE shows
+PICTURED = "mnist-runs.csv"  # the runs that PICTURE shows
 PICTURE = "accuracy-cost.png"
 KINDS = {"separable": ("#0072B2", "o"), "dense": ("#D55E00", "s")}  # colours by Okabe and Ito
 VIEWS = "test_accuracy_tta"  # the test with several views of each image
 COMMIT = 7  # characters of a commit's hash that are shown
-NUMBER = r"[-+<\d][\d.,]*( .*)?"  # a cell that is set to the right
 
 INTRODUCTION = """\
 The figures that are kept in `benchmarks/`. `python scripts/records.py` writes this page from the files there alone, and
@@ -46,10 +45,9 @@ there took turns on one machine."""
 TRAININGS = """\
 Test accuracies of trained networks, with their parameters and multiply-accumulates (MACs). The test images are used
 once, at the end of each training. A row is one network at one commit. Its name has the options of the command line only
-where another network of the file has the same name. A network is compared with its dense twin of the same width, or
-else with `baseline`, where both were trained at the same commit: the difference is in percentage points, paired by
-seed, with its 95 % interval and the p-value of the paired t-test. The files do not say what else ran on the machine, so
-no times are given."""
+where another network of the file has the same name. Where `baseline` was trained at the same commit, the difference
+from it is given in percentage points, paired by seed, with its 95 % interval and the p-value of the paired t-test. The
+files do not say what else ran on the machine, so no times are given."""
 
 
 def write(config: RecordsConfig) -> None:
@@ -74,7 +72,8 @@ def write(config: RecordsConfig) -> None:
 
 def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
     """The text of `records.md` in `folder`, and its pictures by their file names."""
-    parts: dict[str, list[str]] = {kind: [] for kind in ("runs", *SUITES, "other")}
+    headings = {"runs": ("Trainings", TRAININGS), **SUITES, "other": ("Other files", "Of a kind not known here:")}
+    parts: dict[str, list[str]] = {kind: [] for kind in headings}
     figures = {}
     for path in sorted(path for path in records.iterdir() if path.is_file()):
         source = f"[{path.name}]({os.path.relpath(path.resolve(), folder.resolve())})"
@@ -83,16 +82,13 @@ def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
             if path.name.endswith("-runs.csv"):
                 groups = group_runs(list(csv.DictReader(path.read_text().splitlines())))
                 parts["runs"] += [f"### {path.name.removesuffix('-runs.csv')}", "", *training_lines(groups, source)]
-                if path.name == WIDTHS:
+                if path.name == PICTURED:
                     figures[PICTURE] = draw(groups)
-                    parts["runs"] += [f"![Test accuracy against parameters and against MACs]({PICTURE})", ""]
             elif isinstance(record, dict) and record.get("suite") in SUITES:
-                *_, tabulate = SUITES[record["suite"]]
-                parts[record["suite"]] += [*origin(record, source), *table(tabulate(record))]
+                table = importlib.import_module(f"sepconv.benchmark.{record['suite']}").table(record)
+                parts[record["suite"]] += [*origin(record, source), *table.filled().markdown(), ""]
             else:
                 parts["other"] += [f"- {source}"]
-    headings = {"runs": ("Trainings", TRAININGS), **{suite: texts for suite, (*texts, _) in SUITES.items()},
-                "other": ("Other files", "Of a kind that this page cannot show:")}  # fmt: skip
     lines = ["# Records", "", INTRODUCTION, ""]
     for kind, content in parts.items():
         if content:
@@ -110,14 +106,6 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is not a record of its kind: it has no {error}") from error
     except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def table(rows: list[Row]) -> list[str]:
-    """The lines of a table and an empty one; a column without any cell is left out."""
-    headings = [heading for heading in dict.fromkeys(chain(*rows)) if any(row.get(heading) for row in rows)]
-    columns = [[row.get(heading) or "-" for row in rows] for heading in headings]
-    align = ["---:" if all(re.fullmatch(NUMBER, cell) for cell in column) else "---" for column in columns]
-    return [*markdown_table(headings, zip(*columns, strict=True), align), ""]
 
 
 @dataclass(frozen=True)
@@ -150,13 +138,14 @@ class Group:
     def estimate(self, test: str = "test_accuracy") -> Estimate:
         return Estimate.of(list(self.accuracies(test).values()))
 
-    def reference(self, groups: list["Group"]) -> "Group | None":
-        """What this network is compared with: the dense one of the same width, or the one named baseline."""
-        for label in (self.label.replace("conv=separable", "conv=dense"), "baseline"):
-            for group in groups:
-                if group.label == label != self.label and group.runs[0]["commit"] == self.runs[0]["commit"]:
-                    return group
-        return None
+    def difference(self, groups: list["Group"]) -> str:
+        """From the network named baseline at the same commit, over the seeds that both have; none without such."""
+        for group in groups:
+            if group.label == "baseline" != self.label and group.runs[0]["commit"] == self.runs[0]["commit"]:
+                pair = self.accuracies(), group.accuracies()
+                if seeds := sorted(pair[0].keys() & pair[1].keys()):
+                    return Difference.between(*([values[seed] for seed in seeds] for values in pair)).points()
+        return ""
 
 
 def group_runs(runs: list[Row]) -> list[Group]:
@@ -180,50 +169,49 @@ def training_lines(groups: list[Group], source: str) -> list[str]:
     """A line with what all groups have in common, and a table with a row for each."""
     first = groups[0].source
     common = {key: value for key, value in first.items() if all(group.source[key] == value for group in groups)}
-    rows = []
-    for group in groups:
-        accuracies, reference = group.accuracies(), group.reference(groups)
-        row = {
-            "network": group.label,
-            "n": str(len(accuracies)),
-            "test accuracy": group.estimate().percent(),
-            "with test-time views": group.estimate(VIEWS).percent() if group.accuracies(VIEWS) else "",
-            "parameters": integer(group.runs[0]["parameters"]),
-            "MACs": integer(group.runs[0]["macs"]),
-        }
-        references = reference.accuracies() if reference else {}
-        if reference and (seeds := sorted(accuracies.keys() & references.keys())):
-            difference = Difference.between([accuracies[s] for s in seeds], [references[s] for s in seeds])
-            row["compared with"] = reference.label
-            row["difference"], row["p"] = difference.estimate.points(), difference.p_value()
-        rows.append(row | {key: value for key, value in group.source.items() if key not in common})
+
+    def of_source(key: str) -> Column:
+        return Column(key, lambda group: group.source[key], left=True)
+
+    columns = [
+        Column("network", lambda group: group.label),
+        Column("n", lambda group: str(len(group.runs))),
+        Column("test accuracy", lambda group: group.estimate().percent()),
+        Column(
+            "with test-time views", lambda group: group.estimate(VIEWS).percent() if group.accuracies(VIEWS) else ""
+        ),
+        Column("parameters", lambda group: f"{int(group.runs[0]['parameters']):,}"),
+        Column("MACs", lambda group: f"{int(group.runs[0]['macs']):,}"),
+        Column("less the baseline, p", lambda group: group.difference(groups)),
+        *(of_source(key) for key in first if key not in common),
+    ]
     facts = (f"{key} {value}" if key in ("torch", "commit") else value for key, value in common.items())
-    return [f"{source}: {'; '.join(facts)}", "", *table(rows)]
+    return [f"{source}: {'; '.join(facts)}", "", *Table("", columns, groups).filled().markdown(), ""]
 
 
 def draw(groups: list[Group]) -> Figure:
-    """Test accuracy with its 95 % interval against parameters and against MACs: a line for each of KINDS."""
+    """Test accuracy with its 95 % interval against parameters and against MACs, in a colour for each of KINDS."""
     with rc_context({"font.size": 11}):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, cost, name in zip(panels, ("parameters", "macs"), ("parameters", "MACs per image"), strict=True):
             for kind, (color, marker) in KINDS.items():
-                points = [group for group in groups if f"conv={kind}" in group.label]
+                points = [group for group in groups if defaults(group.label).get("conv") == kind]
                 costs = [int(group.runs[0][cost]) for group in points]
                 means = [100 * group.estimate().mean for group in points]
                 halves = [100 * (group.estimate().half or 0) for group in points]
-                axes.errorbar(costs, means, halves, fmt=f"{marker}-", color=color, capsize=4, label=kind)
-                offset, align = ((-6, 6), "right") if kind == "separable" else ((6, -14), "left")
-                for group, x, y in zip(points, costs, means, strict=True):
-                    width = "".join(re.findall(r"width=([\d.]+)", group.label))
-                    axes.annotate(width, (x, y), offset, textcoords="offset points", ha=align, color=color)
+                axes.errorbar(costs, means, halves, fmt=marker, color=color, capsize=4, label=kind)
+                side = 1 if kind == "dense" else -1  # above its interval, or below
+                for group, x, y, half in zip(points, costs, means, halves, strict=True):
+                    place = {"xytext": (0, 12 * side), "textcoords": "offset points", "ha": "center", "va": "center"}
+                    axes.annotate(group.label, (x, y + side * half), color=color, **place)
             plain_log(axes)
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.margins(x=0.17)
+            axes.margins(x=0.3, y=0.15)
             axes.set_xlabel(name)
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("test accuracy (%)")
-        panels[0].legend(frameon=False, loc="lower right")
+        panels[0].legend(frameon=False, loc="upper left")
     return figure
 
 
@@ -236,134 +224,33 @@ def origin(record: Record, source: str) -> list[str]:
     return [f"{source}: {'; '.join(filter(None, facts))}", "", "```", record["command"], "```", ""]
 
 
-def integer(number: Any) -> str:
-    """A whole number, with separators of thousands."""
-    return f"{int(number):,}"
-
-
-def spread(values: Record, digits: int = 2) -> str:
-    """A median with its quartiles."""
-    low, high = values["quartiles"]
-    return f"{values['median']:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-def accuracy(part: Record, target: float) -> Row:
-    """The mean test accuracy of `part`, plain and with views, and how many of its trainings reached `target`."""
-    row = {"n": str(part["test_accuracy"]["n"])}
-    for heading, test in (("test accuracy", "test_accuracy"), ("with test-time views", VIEWS)):
-        if estimate := part.get(test):
-            row[heading] = Estimate(*(estimate[key] for key in ("n", "mean", "low", "high"))).percent()
-    return row | {f"trainings at {100 * target:g} %": f"{100 * part['test_accuracy']['share_at_target']:.0f} %"}
-
-
-def networks(record: Record) -> list[Row]:
-    return [
-        {
-            "network": entry["network"],
-            "batch size": integer(entry["batch_size"]),
-            "times fewer MACs": f"{entry['macs']['dense'] / entry['macs']['separable']:.1f}",
-            "times as fast in training": spread(entry["training"]),
-            "in evaluation": spread(entry["evaluation"]),
-            "turns": str(len(entry["training"]["images_per_second"]["separable"])),
-        }
-        for entry in record["networks"]
-    ]
-
-
-def layers(record: Record) -> list[Row]:
-    return [cells(entry) for entry in record["layers"]]
-
-
-def cells(entry: Record, heading: str = "") -> Row:
-    """A row of all that `entry` holds: words, numbers, medians with their quartiles, and how many turns there were."""
-    row: Row = {heading: spread(entry)} if "quartiles" in entry else {}
-    for key, value in entry.items():
-        name = f"{heading} {key}".strip().replace("_", " ")
-        if isinstance(value, dict):
-            row |= cells(value, name)
-        elif isinstance(value, list) and key != "quartiles":
-            row["turns"] = str(len(value))
-        elif value is not None and key not in ("median", "quartiles"):
-            row[name] = f"{value:,}" if type(value) is int else str(value)
-    return row
-
-
-def peers(record: Record) -> list[Row]:
-    rows = []
-    for name, training in record["trainings"].items():
-        turn = training["turns"][0]
-        rows.append(
-            {
-                "training": name,
-                **accuracy(training, record["target"]),
-                "fit (s)": spread(training["fit_seconds"]),
-                **{key.replace("_", " "): f"{training[key]:.1f}" for key in training if key.startswith("times_as")},
-                "images/s": spread(training["images_per_second"], 0),
-                **{key.replace("_", " "): integer(turn[key]) for key in ("images", "batch_size", "parameters")},
-                "precision": turn["precision"],
-            }
-        )
-    return rows + [{"training": f"{name} failed: {reason}"} for name, reason in record.get("failed", {}).items()]
-
-
-def time_to_accuracy(record: Record) -> list[Row]:
-    costs = {"parameters": integer(record["parameters"]), "MACs": integer(record["macs"])}
-    warm, cold = (
-        {"training": record["training"], "start": start, **costs, **accuracy(record[start], record["target"]),
-         "fit (s)": spread(record[start]["fit_seconds"])}
-        for start in ("warm", "cold")
-    )  # fmt: skip
-    cold |= {
-        "process (s)": spread(record["cold"]["seconds"]),
-        "to the first step (s)": spread(record["start"]["seconds_to_first_step"]),
-        "over `import lightning`": spread(record["start"]["ratio"]),
-    }
-    return [warm, cold]
-
-
-def loop(record: Record) -> list[Row]:
-    return [
-        {
-            "network": record["model"]["name"],
-            "batch size": integer(record["batch_size"]),
-            "ours / bare": spread(record["ratio"], 3),
-            "turns": str(len(record["ratio"]["turns"])),
-        }
-    ]
-
-
-# of each suite: the title of its section, what was measured, and the rows of a record
-SUITES: dict[str, tuple[str, str, Callable[[Record], list[Row]]]] = {
+# of each suite: the title of its section, and what was measured
+SUITES = {
     "networks": (
         "Separable networks and their dense twins",
         "How many times as fast a separable network is as its dense twin, which has the same blocks, depth and widths: "
         "the ratio of their images/s, pair by pair of turns. Above 1 the separable network is faster.",
-        networks,
     ),
     "cpu_layers": (
         "Layers on a CPU",
         "The layers of `src/sepconv/networks/cpu.py` beside torch's own, which compute the same: the milliseconds of a "
         "call, and how many times as fast they are.",
-        layers,
     ),
     "peers": (
         "Training to a test accuracy",
         "Our trainings (`experiment=`) beside other programs on the same images: `keras` is the Keras MNIST example, "
         "`template` its network in a Lightning template, `bare` the first of our trainings as a PyTorch loop that does "
         "not validate. A fit is the training from its start to its end, validation included.",
-        peers,
     ),
     "time_to_accuracy": (
         "Warm and cold starts",
         "A training in a process that has trained before (warm), and in a new one (cold), whose time is from the start "
         "of the process to its end. The last ratio is of the time to the first training step and of that which "
         "`import lightning` alone takes.",
-        time_to_accuracy,
     ),
     "loop": (
         "The training loop",
         "Images/s of our training, with Lightning, logging and checkpoints, over those of a bare PyTorch loop on the "
         "same tensors. At 1 they cost no time.",
-        loop,
     ),
 }
