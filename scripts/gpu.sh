@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# What there is to measure on one GPU, in five parts (not yet tried on one: how long they take there is a guess):
+# What there is to measure on one GPU, in four parts (not yet tried on one: how long they take there is a guess):
 #
 #   bash scripts/gpu.sh PART DATA OUT   # a part, in at most 9 minutes
-#   bash scripts/gpu.sh all DATA OUT    # parts 1 to 4 one after another, with less time each, in at most 25
+#   bash scripts/gpu.sh all DATA OUT    # the parts one after another, with less time each, in at most 25
 #
-# PART is 1 (tests, trainings, our loop against a bare one), 2 (94 % on CIFAR-10 against airbench), 3 and 4 (time to
-# accuracy; networks against their dense twins; claims C8 and C12) or 5 (accuracy by size: five seeds of each of four
-# networks, which takes several calls: each goes on where the last one stopped).
+# PART is 1 (tests, trainings, our loop against a bare one), 2 (94 % on CIFAR-10 against airbench), 3 or 4 (time to
+# accuracy; networks against their dense twins; claims C8 and C12).
 # DATA holds MNIST and CIFAR-10 in torchvision's layout; OUT takes each record, as JSON with hardware and versions, as
 # soon as it is there, and under runs/ the runs of the trainings. AIRBENCH names a checkout of
 # https://github.com/KellerJordan/cifar10-airbench; without it part 2 is left out. It needs no
@@ -14,10 +13,10 @@
 #
 # A command has what those before it left of its part's time, and is then ended; those that make many turns make fewer.
 set -euo pipefail
-[[ $# == 3 && $1 =~ ^([1-5]|all)$ ]] || { echo "usage: bash scripts/gpu.sh 1|2|3|4|5|all DATA OUT" >&2; exit 2; }
+[[ $# == 3 && $1 =~ ^([1-4]|all)$ ]] || { echo "usage: bash scripts/gpu.sh 1|2|3|4|all DATA OUT" >&2; exit 2; }
 data=$(realpath -m "$2") out=$(realpath -m "$3") airbench=${AIRBENCH:+$(realpath -m "$AIRBENCH")}
 # seconds of each part; what is left of the minutes is for what does not end at once
-parts=("$1") seconds=([1]=525 525 525 525 525)
+parts=("$1") seconds=([1]=525 525 525 525)
 [[ $1 == all ]] && parts=(1 2 3 4) seconds=([1]=390 330 330 285)
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
@@ -96,13 +95,6 @@ measure() { # measure PART
     benchmark suite=networks data=cifar10 'batch_sizes=[128,1024]' rounds=3
     limited "$python" scripts/claims.py scale=full data.root="$data" trainer=gpu output="$out" 'only=[C8,C12]'
     benchmark suite=networks data=mnist 'batch_sizes=[128,1024]' rounds=3
-    ;;
-  5)
-    for seed in 0 1 2 3 4; do
-      for size in 022 040 079 170; do
-        train "size_$size-seed$seed" experiment="size_${size}_cifar10" seed="$seed"
-      done
-    done
     ;;
   esac
 }

@@ -74,7 +74,6 @@ def fake_data(config: TrainConfig) -> ImageData:
         ["data=mnist", "experiment=smallest_mnist"],
         ["data=cifar10", "model=mobilenet_v3_small", "recipe.augment.crop=4", "recipe.augment.flip=true"],
         ["experiment=sprint_separable_cifar10", "recipe.augment.cutout=8"],
-        ["experiment=size_022_cifar10"],
     ],
 )
 def test_a_step_and_a_test_stay_on_the_device(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,11 +252,10 @@ def train_keras(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Tu
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npz")
         hand_over(dataset, images)
-        script = str(Path(__file__).with_name("keras_example.py"))
+        script = str(REPOSITORY / "scripts/peers/keras_example.py")
         numbers = [config.peer_epochs, torch.get_num_threads(), seed]
-        # -P: the modules beside the script are not TensorFlow's to import
         process = subprocess.run(
-            [str(KERAS / "bin" / "python"), "-P", script, str(images), *map(str, numbers)],
+            [str(KERAS / "bin" / "python"), script, str(images), *map(str, numbers)],
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
             capture_output=True, text=True,
         )  # fmt: skip

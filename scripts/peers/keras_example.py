@@ -2,7 +2,7 @@
 
 A plain script for the Python of `.venv-peers`; it imports nothing of sepconv:
 
-    python keras_example.py IMAGES.npz EPOCHS THREADS SEED
+    python scripts/peers/keras_example.py IMAGES.npz EPOCHS THREADS SEED
 
 IMAGES.npz has `train_pixels`, uint8 (N, H, W, C), `train_labels`, int64 (N,), and the same of validation and test. It
 prints one line of JSON; the seconds of the fit are of `model.fit` alone, validation after each epoch included.
