@@ -56,7 +56,7 @@ def test_record(command: Callable[..., Outcome], tmp_path: Path) -> None:
     )
     assert record["versions"]["torch"] == torch.__version__
     assert record["device"]["kind"] == "cpu"
-    assert f"median {record['ratio']['median']:.3f} of 10 turns" in outcome.out
+    assert f"{record['ratio']['median']:.3f} (" in outcome.out
 
 
 def test_networks_against_their_dense_twins(
@@ -110,7 +110,7 @@ def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monke
     assert seconds[0] > start["seconds_to_first_step"]["turns"][0] == cold.seconds_to_first_step
     ratio = cold.seconds_to_first_step / start["import_lightning_seconds"]["median"]
     assert start["ratio"]["turns"] == pytest.approx([ratio])
-    assert f"{seconds[0]:.2f} s" in outcome.out
+    assert f"{seconds[0]:.2f} (" in outcome.out
 
 
 def test_a_mistake_in_a_cold_run_is_one_line() -> None:

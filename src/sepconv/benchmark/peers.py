@@ -291,7 +291,7 @@ def table(record: dict[str, Any]) -> Table:
         return Column(f"times as fast as {reference}", lambda row: f"{row[key]:.1f}" if key in row else "")
 
     def of_turn(key: str) -> Column:
-        return Column(key.replace("_", " "), lambda row: f"{row['turns'][0][key]:,}")
+        return Column(key.replace("_", " "), lambda row: f"{row['turns'][0][key]:,}" if row["turns"][0][key] else "")
 
     columns = [
         Column("training", lambda row: row["name"]),
