@@ -46,7 +46,7 @@ def default(schema: type, key: str) -> Any:
 
 def test_every_group_has_files() -> None:
     assert len(FILES) > 10
-    assert len(OVERRIDES) > 10
+    assert len(OVERRIDES) > 5
     assert {path.parent.name for path in FILES} == {*SECTIONS, "scale"}
 
 
