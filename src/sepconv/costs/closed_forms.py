@@ -88,9 +88,8 @@ def separable(
     Raises InputError for a shape that cannot be.
     """
     outer = output_sides(sides, kernel_size, stride, padding, dilation)
-    return depthwise(in_channels, kernel_size, sides, stride, padding, dilation) + pointwise(
-        in_channels, out_channels, outer
-    )
+    inner = depthwise(in_channels, kernel_size, sides, stride, padding, dilation)
+    return inner + pointwise(in_channels, out_channels, outer)
 
 
 def separable_ratio(out_channels: int, kernel_size: int) -> Fraction:

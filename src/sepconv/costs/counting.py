@@ -7,7 +7,7 @@ else a layer computes is small beside the bytes that it moves, and counts as non
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -122,7 +122,7 @@ class _State:
 
     field: Field | None  # None: it does not depend on the image
     learns: bool  # whether a gradient must reach it
-    fed_by: frozenset[int] = frozenset()
+    fed_by: frozenset[int] = frozenset()  # as of a layer
     weight: Tensor | None = None  # the parameter or buffer that it is a view of
 
 
@@ -205,21 +205,17 @@ class _Recorder(TorchDispatchMode):
         if self.open is not None:
             self.moves |= not func.is_view
             self.count(operation, arguments, out)
-        fed_by = self.feeds(operation, pointwise, func.is_view, before)
+        if operation is aten.convolution:
+            fed_by = frozenset([len(self.layers)])  # the open layer's place
+        else:
+            keeps_positions = pointwise or func.is_view or operation in PER_POSITION
+            fed_by = frozenset().union(*(state.fed_by for state in before if keeps_positions))
         for tensor in tensors_in(out):
             field = output_field(operation, pointwise, arguments, maps, tensor)
             self.states[tensor] = _State(field, any(state.learns for state in before), fed_by)
         if between_modules:
             self.end(out)
         return out
-
-    def feeds(self, operation: Any, pointwise: bool, view: bool, before: Iterable[_State]) -> frozenset[int]:
-        """The convolutions that reach an operation's output through nothing but per-position operations."""
-        if operation is aten.convolution:
-            return frozenset([len(self.layers)])  # the open layer's place
-        if pointwise or view or operation in PER_POSITION:
-            return frozenset[int]().union(*(state.fed_by for state in before))
-        return frozenset()
 
     def count(self, operation: Any, arguments: dict[str, Any], out: Any) -> None:
         """Adds an operation's MACs, forward and backward, to the open layer.

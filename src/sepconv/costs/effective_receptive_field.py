@@ -60,10 +60,8 @@ def gradient_maps(
 
 def central_window(layer: Layer, sides: Sequence[int]) -> list[tuple[int, int]]:
     """First and last pixel, along height and width, that the central position of a layer's output sees in theory."""
-    return [
-        extent.pixels(positions // 2, side)
-        for extent, positions, side in zip(layer.sees, layer.output[2:], sides, strict=True)
-    ]
+    axes = zip(layer.sees, layer.output[2:], sides, strict=True)
+    return [extent.pixels(positions // 2, side) for extent, positions, side in axes]
 
 
 def effective_side(mass: Tensor, layer: Layer) -> int:
@@ -73,11 +71,8 @@ def effective_side(mass: Tensor, layer: Layer) -> int:
     """
     distances = []
     for extent, positions, side in zip(layer.sees, layer.output[2:], mass.shape, strict=True):
-        centre = (
-            (side - 1) / 2
-            if math.isinf(extent.size)
-            else (extent.first + extent.last) / 2 + positions // 2 * extent.jump
-        )
+        whole = math.isinf(extent.size)
+        centre = (side - 1) / 2 if whole else (extent.first + extent.last) / 2 + positions // 2 * extent.jump
         distances.append((torch.arange(side, dtype=torch.float64) - centre).abs())
     distance = torch.maximum(distances[0][:, None], distances[1][None, :]).flatten()
     order = distance.argsort()

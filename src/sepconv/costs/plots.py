@@ -15,11 +15,7 @@ from sepconv.costs.roofline import Machine
 
 
 def draw_roofline(machine: Machine, layers: list[Layer], seconds: list[float], dtype: str) -> Figure:
-    """The roofline with each layer that does arithmetic on it, and predicted against measured time of every layer.
-
-    Args:
-        seconds: measured, of each layer.
-    """
+    """The roofline with each layer that does arithmetic on it, and predicted against measured `seconds` of each."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(f"{machine.device['name']}, forward pass in {dtype}, batch of {layers[0].input[0]}")
@@ -51,9 +47,7 @@ def draw_roofline(machine: Machine, layers: list[Layer], seconds: list[float], d
 def draw_receptive_fields(maps: dict[str, Tensor], layers: Iterable[Layer]) -> Figure:
     """A picture per layer: its gradient map, and around it the theoretical receptive field.
 
-    Args:
-        maps: those of `effective_receptive_field.gradient_maps`.
-        layers: those of the network that they belong to.
+    `maps` are those that `effective_receptive_field.gradient_maps` gives for `layers`.
     """
     by_name = {layer.name: layer for layer in layers}
     columns = min(6, len(maps))
@@ -66,17 +60,14 @@ def draw_receptive_fields(maps: dict[str, Tensor], layers: Iterable[Layer]) -> F
         layer = by_name[name]
         (top, bottom), (left, right) = central_window(layer, mass.shape)
         panel.imshow(mass.sqrt().numpy(), cmap="magma")  # the gradient's magnitude: the rim shows too
-        panel.add_patch(
-            Rectangle((left - 0.5, top - 0.5), right - left + 1, bottom - top + 1, fill=False, edgecolor="cyan")
-        )
+        width, height = right - left + 1, bottom - top + 1
+        panel.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="cyan"))
         title = f"{name}\n{layer.kind} {layer.kernel[0]} x {layer.kernel[1]}" if layer.kernel else name
         size = layer.sees[0].size
         theory = "theory: all" if math.isinf(size) else f"theory {size:.0f}"
         panel.set_title(f"{title}\n{theory}, effective {effective_side(mass, layer)}", fontsize=7)
-    figure.suptitle(
-        f"Effective receptive field (side of a square with {MASS:.0%} of the squared gradient), theoretical one framed",
-        fontsize=9,
-    )
+    share = f"side of a square with {MASS:.0%} of the squared gradient"
+    figure.suptitle(f"Effective receptive field ({share}), theoretical one framed", fontsize=9)
     return figure
 
 

@@ -114,11 +114,8 @@ def output_field(
             return field[0].through(1, padding=top), field[1].through(1, padding=left)
         if operation in BILINEAR and not arguments["align_corners"]:
             antialias = operation is aten._upsample_bilinear2d_aa
-            vertical, horizontal = (
-                resized(extent, side / new, antialias)
-                for extent, side, new in zip(field, sides, out.shape[-2:], strict=True)
-            )
-            return vertical, horizontal
+            vertical, horizontal = (side / new for side, new in zip(sides, out.shape[-2:], strict=True))
+            return resized(field[0], vertical, antialias), resized(field[1], horizontal, antialias)
     elif max(out.ndim, source.ndim) > 4 and out.shape[-2:] == sides and keeps_sides(operation, arguments):
         return field  # channels are grouped, shuffled or ungrouped
     return field[0].whole(), field[1].whole()
@@ -151,9 +148,5 @@ def union(maps: list[tuple[Tensor, Field]], out: Tensor) -> Field:
 def resized(extent: Extent, scale: float, antialias: bool) -> Extent:
     """After a bilinear resize to 1/`scale` of the map's side; antialiased, a smaller map averages over more pixels."""
     reach = max(scale, 1) if antialias else 1
-    centre = (scale - 1) / 2
-    return Extent(
-        extent.first + (centre - reach) * extent.jump,
-        extent.last + (centre + reach) * extent.jump,
-        extent.jump * scale,
-    )
+    first, last = (((scale - 1) / 2 + sign * reach) * extent.jump for sign in (-1, 1))
+    return Extent(extent.first + first, extent.last + last, extent.jump * scale)

@@ -21,6 +21,8 @@ from sepconv.terminal import CONSOLE
 Record = dict[str, Any]
 Shape = tuple[int, int, int]  # channels, height, width
 
+COUNTS = ("parameters", "macs", "macs_backward", "macs_data_gradient", "macs_weight_gradient")
+
 
 def count_costs(config: CostConfig) -> Record:
     """The figures that `config` asks for, as plain values; its pictures are written.
@@ -78,11 +80,7 @@ def layer_record(layer: Layer, shape: Shape, dtype: str) -> Record:
         "stride": layer.stride and list(layer.stride),
         "input": list(layer.input[1:]),
         "output": list(layer.output[1:]),
-        "parameters": layer.parameters,
-        "macs": layer.macs,
-        "macs_backward": layer.macs_backward,
-        "macs_data_gradient": layer.macs_data_gradient,
-        "macs_weight_gradient": layer.macs_weight_gradient,
+        **{key: getattr(layer, key) for key in COUNTS},
         "activation_bytes": layer.activation_bytes(dtype),
         "weight_bytes": layer.weight_bytes(dtype),
         "flop_per_byte": layer.intensity(dtype),
@@ -167,10 +165,7 @@ def tables(result: Record) -> list[Table]:
     many = "" if result["batch"] == 1 else f" in a batch of {result['batch']}"
     size = " x ".join(map(str, result["shape"]))
     rows = [*result["layers"], result["total"]]
-    columns = LAYER_COLUMNS
-    if "effective_receptive_field" in rows[0]:
-        columns = [*columns, column("effective", "effective_receptive_field")]
-    layers = Table(f"{result['model']}, {size}{many}, {result['dtype']}", columns, rows)
+    layers = Table(f"{result['model']}, {size}{many}, {result['dtype']}", LAYER_COLUMNS, rows).filled()
     blocks = Table(f"{result['model']} and its dense twin, an image", BLOCK_COLUMNS, result["comparison"])
     return [layers, *([blocks] if blocks.records else []), *([roofline_table(result)] if "machine" in result else [])]
 
@@ -184,7 +179,7 @@ def layer_markdown(net: nn.Module, shape: Shape) -> str:
     """What each layer of a network costs, for one image in fp32, as a table in Markdown."""
     layers = counting.layers(net, shape)
     rows = [layer_record(layer, shape, "fp32") for layer in [*layers, counting.total(layers)]]
-    return as_markdown(Table("Cost by layer, an image in fp32", LAYER_COLUMNS, rows))
+    return as_markdown(Table("Cost by layer, an image in fp32", LAYER_COLUMNS, rows).filled())
 
 
 def roofline_table(result: Record) -> Table:
@@ -203,7 +198,7 @@ def sweep_table(result: Record) -> Table:
         f"3 x 3 convolution of {result['side']} x {result['side']} to {result['out_channels']} channels, separable "
         f"against standard, batch of {result['batch']}, {result['dtype']}{device}"
     )
-    return Table(title, SWEEP_COLUMNS + (SWEEP_TIMES if result["device"] else []), result["sweep"])
+    return Table(title, SWEEP_COLUMNS, result["sweep"]).filled()
 
 
 def column(heading: str, key: str, text: Callable[[Any], str] = str) -> Column:
@@ -245,6 +240,7 @@ LAYER_COLUMNS = [
     column("FLOP/byte", "flop_per_byte", decimal),
     column("receptive field", "receptive_field", side),
     column("jump", "jump", side),
+    column("effective", "effective_receptive_field"),
 ]
 BLOCK_COLUMNS = [
     column("block", "block"),
@@ -275,8 +271,6 @@ SWEEP_COLUMNS = [
     column("ratio", "bytes_ratio", ratio),
     column("FLOP/byte", "standard_flop_per_byte", decimal),
     column("separable", "separable_flop_per_byte", decimal),
-]
-SWEEP_TIMES = [
     column("us", "standard_seconds", microseconds),
     column("separable", "separable_seconds", microseconds),
     column("ratio", "seconds_ratio", ratio),

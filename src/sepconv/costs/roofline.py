@@ -85,31 +85,20 @@ def median_seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def measure_machine(device: torch.device) -> Machine:
-    """Bandwidth and arithmetic ceilings of `device`; fp32 is that without TF32."""
-    flops = {name: measure_flops(device, dtype) for name, dtype in DTYPES.items()}
-    return Machine(describe_device(device), measure_bandwidth(device), flops)
-
-
-def measure_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a large copy reads and writes."""
+    """What `device` reaches in a large copy and in large matrix products; fp32 is that without TF32."""
     source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * len(source) / median_seconds(lambda: target.copy_(source), device)
-
-
-def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second of a large matrix product."""
-    size = MATRIX[device.type]
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * size**3 / median_seconds(lambda: torch.mm(a, b, out=out), device)
+    bandwidth = 2 * len(source) / median_seconds(partial(torch.empty_like(source).copy_, source), device)
+    size, flops = MATRIX[device.type], {}
+    for name, dtype in DTYPES.items():
+        a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
+        flops[name] = 2 * size**3 / median_seconds(partial(torch.mm, a, b, out=out), device)
+    return Machine(describe_device(device), bandwidth, flops)
 
 
 def time_layers(net: nn.Module, layers: list[Layer], device: torch.device, dtype: str) -> list[float]:
     """Seconds of each layer's forward pass, in isolation, in evaluation, on random maps, channels last.
 
-    `layers` are `counting.layers` of this network, for the batch that is to be measured. Raises InputError where the
-    device's memory does not hold that.
+    `layers` are `counting.layers` of this network, for the batch. Raises InputError where memory does not hold that.
     """
     check_memory(layers, device)
     return [median_seconds(isolated(net, layer, device, DTYPES[dtype]), device) for layer in layers]
@@ -150,14 +139,13 @@ def sweep(device: torch.device | None, dtype: str, batch: int) -> list[dict[str,
         For each of IN_CHANNELS the costs of both, their names led by `standard_` and `separable_`, with times where
         there is a device, and the ratios of the second to the first.
     """
+    layers: dict[str, Callable[..., nn.Module]]
+    layers = {"standard": ConvNormActivation, "separable": partial(depthwise_separable, between=False)}
     records = []
     for channels in IN_CHANNELS:
         shape = (channels, SIDE, SIDE)
         record: dict[str, Any] = {"in_channels": channels}
-        for name, layer in (
-            ("standard", ConvNormActivation),
-            ("separable", partial(depthwise_separable, between=False)),
-        ):
+        for name, layer in layers.items():
             net = layer(channels, OUT_CHANNELS, norm_layer=None, activation_layer=None, bias=False)
             total = counting.total(counting.layers(net, shape, batch))
             record |= {
@@ -175,14 +163,10 @@ def sweep(device: torch.device | None, dtype: str, batch: int) -> list[dict[str,
 
 
 def time_network(net: nn.Module, shape: tuple[int, int, int], batch: int, device: torch.device, dtype: str) -> float:
-    """Seconds of a network's forward pass in evaluation, on random images, channels last.
-
-    Raises InputError where the device's memory does not hold that.
-    """
+    """Seconds of a network's forward pass, measured as `time_layers` does a layer's. Raises InputError as that does."""
     check_memory(counting.layers(net, shape, batch), device)
     net, images = place(net, shape, batch, device, dtype)
-    net.eval()
-    return median_seconds(lambda: net(images), device)
+    return median_seconds(partial(net.eval(), images), device)
 
 
 def place(

@@ -36,8 +36,7 @@ class BlockCosts:
     dense_parameters: int
     macs: int
     dense_macs: int
-    # 1/C_out + 1/K², times the depth multiplier; the mean by dense MACs over several separable convolutions
-    closed_form: float | None
+    closed_form: float | None  # as the function of that name gives it
 
     @property
     def parameter_ratio(self) -> float:
@@ -69,10 +68,7 @@ def separable_pairs(rows: Sequence[Layer]) -> list[Pair]:
 
 
 def closed_form(pairs: Iterable[Pair]) -> float | None:
-    """1/C_out + 1/K² (claim C4), so often as there are filters on a channel.
-
-    Over several pairs, the mean by the MACs of the standard convolution each is for.
-    """
+    """1/C_out + 1/K² (claim C4) times the depth multiplier; over several pairs the mean by dense MACs."""
     weights, ratios = [], []
     for depthwise, pointwise, multiplier in pairs:
         assert depthwise.kernel is not None
