@@ -12,15 +12,12 @@ from torch import nn
 from sepconv import InputError
 from sepconv.config import check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, Residual, conv_pool_norm_activation, sequential
-from sepconv.networks.options import find_kind, make_scale
+from sepconv.networks.options import Shape, find_kind, make_scale
 
 # kernel size, unpadded; twice as many filters as a patch has pixels: its whitening directions, with both signs
 STEM = 2
 # of each form: out_channels of its groups, convolutions in each; the first one's output is halved by a max pooling
-TABLE = {
-    "94": ((64, 256, 256), 2),
-    "96": ((128, 384, 512), 3),
-}
+TABLE = {"94": ((64, 256, 256), 2), "96": ((128, 384, 512), 3)}
 
 
 def gelu(inplace: bool) -> nn.Module:
@@ -36,14 +33,14 @@ def norm(channels: int, scales: bool) -> nn.BatchNorm2d:
 
 
 def airbench(
-    shape: tuple[int, int, int], classes: int, *, form: str, width: float, conv: str, scales: bool, widen: bool
+    shape: Shape, classes: int, *, form: str, width: float, conv: str, scales: bool, widen: bool
 ) -> nn.Sequential:
     """The network of TABLE, 1,972,792 parameters in form 94 at 3 channels and 10 classes, the norms' scales among them.
 
     Args:
         form: 94 or 96, the test accuracy in per cent that its record is for.
-        width: multiplies the channels of the groups (to multiples of 8).
-        conv: the kind of each 3 x 3 convolution: dense, separable or spatial (nothing between their two steps).
+        width: multiplies the groups' channels alone.
+        conv: the kind of each 3 x 3 convolution, with nothing between its steps.
         scales: whether norms learn a scale for each channel, beside a shift.
         widen: where channels grow, give the depthwise step several filters a channel: as many as make at least the maps
             that the block puts out, so that what its pointwise step mixes has as many dimensions.

@@ -11,13 +11,13 @@ from sepconv import InputError
 from sepconv.config import MOST, check
 from sepconv.networks.blocks import ConvNormActivation, LayerFactory, conv_pool_norm_activation, sequential
 from sepconv.networks.cpu import Flatten
-from sepconv.networks.options import find_kind
+from sepconv.networks.options import Shape, find_kind
 
 # channels of each 3 x 3 convolution (unpadded, with bias); a 2 x 2 max pooling and a ReLU follow each
 TABLE = (32, 64)
 
 
-def baseline(shape: tuple[int, int, int], classes: int, *, conv: str, hidden: int, trim: bool) -> nn.Sequential:
+def baseline(shape: Shape, classes: int, *, conv: str, hidden: int, trim: bool) -> nn.Sequential:
     """Conv 32, pool, conv 64, pool, dense 64, dense `classes`: 121,930 parameters at 28 x 28 x 1, 10 classes.
 
     Args:
@@ -32,9 +32,7 @@ def baseline(shape: tuple[int, int, int], classes: int, *, conv: str, hidden: in
     return keras_example(shape, classes, find_kind(conv).bare, hidden, trim)
 
 
-def keras_example(
-    shape: tuple[int, int, int], classes: int, second: LayerFactory, hidden: int, trim: bool
-) -> nn.Sequential:
+def keras_example(shape: Shape, classes: int, second: LayerFactory, hidden: int, trim: bool) -> nn.Sequential:
     """The network of TABLE with `second` for its second convolution, and `hidden` units between.
 
     The ReLU comes after the pooling, on a quarter of the positions: the largest of four values is what it was.

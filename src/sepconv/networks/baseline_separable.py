@@ -9,11 +9,11 @@ from torch import nn
 
 from sepconv.config import check
 from sepconv.networks.baseline import keras_example
-from sepconv.networks.options import find_kind
+from sepconv.networks.options import Shape, find_kind
 
 
 def baseline_separable(
-    shape: tuple[int, int, int], classes: int, *, conv: str, hidden: int, trim: bool, depth_multiplier: int
+    shape: Shape, classes: int, *, conv: str, hidden: int, trim: bool, depth_multiplier: int
 ) -> nn.Sequential:
     """105,834 parameters at 28 x 28 x 1, 10 classes. Arguments and errors as the baseline's.
 

@@ -3,6 +3,15 @@
 Feature maps are (B, C, H, W). A standard convolution costs K²·C_in·C_out parameters and H·W times as many
 multiply-accumulates (MACs), for an output of H x W; the two steps of a depthwise separable one cost K²·C_in and
 C_in·C_out: 1/C_out + 1/K² of that.
+
+Arguments that mean the same everywhere:
+
+- `padding`: in pixels; None keeps H' = ceil(H / stride) for odd kernels
+- `norm_layer`, `activation_layer`: None leaves it out
+- `bias`: of the last convolution; None gives it one where there is no norm
+- `between`: normalise and activate between the two steps too; else nothing comes between them, and the first has no
+  bias
+- `layers`: ConvNormActivation's `norm_layer` and `activation_layer`, for those that hand them on
 """
 
 from collections import OrderedDict
@@ -22,6 +31,8 @@ from sepconv.networks.cpu import DepthwiseConv2d, HalvingMaxPool
 LayerFactory = Callable[..., nn.Module]
 Size = int | tuple[int, int]  # along both axes alike, or along height and width
 
+ALONE: dict[str, Any] = {"norm_layer": None, "activation_layer": None, "bias": False}  # a convolution and nothing else
+
 
 def sequential(block: nn.Module | None = None, /, **parts: nn.Module | None) -> nn.Sequential:
     """The parts of `block`, if any, then `parts`, one after the other, each by its name; None leaves a part out.
@@ -38,13 +49,7 @@ class ConvNormActivation(misc.ConvNormActivation):
     torchvision's Conv2dNormActivation, with the same arguments, whose parts are named conv, norm and activation, and
     whose depthwise convolution trains fast on a CPU too (see DepthwiseConv2d).
 
-    Args:
-        padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
-        norm_layer: None leaves it out, and gives the convolution a bias unless `bias` says otherwise.
-        activation_layer: None leaves it out.
-
-    Raises:
-        InputError: a size below 1 (padding: below 0), or channels that do not divide into the groups.
+    Raises InputError for a size below 1 (padding: below 0), or channels that do not divide into the groups.
     """
 
     def __init__(
@@ -68,19 +73,9 @@ class ConvNormActivation(misc.ConvNormActivation):
             pair(name, size, least=1)
         if padding is not None:
             pair("padding", padding, least=0)
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            groups,
-            norm_layer,
-            activation_layer,
-            dilation,
-            bias=bias,
-            conv_layer=DepthwiseConv2d if groups == in_channels > 1 else nn.Conv2d,
-        )
+        conv_layer = DepthwiseConv2d if groups == in_channels > 1 else nn.Conv2d
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups, norm_layer, activation_layer,
+                         dilation, bias=bias, conv_layer=conv_layer)  # fmt: skip
         layers = {"conv": nn.Conv2d, "norm": norm_layer, "activation": activation_layer}
         self._modules = dict(zip((name for name, layer in layers.items() if layer is not None), self, strict=True))
 
@@ -99,32 +94,22 @@ def depthwise(
     kernel_size: Size = 3,
     stride: Size = 1,
     padding: Size | None = None,
-    norm_layer: LayerFactory | None = nn.BatchNorm2d,
-    activation_layer: LayerFactory | None = nn.ReLU,
     bias: bool | None = None,
+    **layers: Any,
 ) -> ConvNormActivation:
     """A depthwise convolution: filters that each see one channel, K²·out_channels parameters.
 
     Args:
         out_channels: in_channels, or a multiple of it: so many filters on each channel (the depth multiplier).
     """
-    return ConvNormActivation(
-        in_channels, out_channels, kernel_size, stride, padding, in_channels, norm_layer, activation_layer, bias=bias
-    )
+    return ConvNormActivation(in_channels, out_channels, kernel_size, stride, padding, in_channels, bias=bias, **layers)
 
 
 def pointwise(
-    in_channels: int,
-    out_channels: int,
-    stride: Size = 1,
-    norm_layer: LayerFactory | None = nn.BatchNorm2d,
-    activation_layer: LayerFactory | None = nn.ReLU,
-    bias: bool | None = None,
+    in_channels: int, out_channels: int, stride: Size = 1, bias: bool | None = None, **layers: Any
 ) -> ConvNormActivation:
     """A 1 x 1 convolution: one dense layer across the channels at every position, in_channels·out_channels weights."""
-    return ConvNormActivation(
-        in_channels, out_channels, 1, stride, norm_layer=norm_layer, activation_layer=activation_layer, bias=bias
-    )
+    return ConvNormActivation(in_channels, out_channels, 1, stride, bias=bias, **layers)
 
 
 def depthwise_separable(
@@ -133,21 +118,17 @@ def depthwise_separable(
     kernel_size: Size = 3,
     stride: Size = 1,
     padding: Size | None = None,
-    norm_layer: LayerFactory | None = nn.BatchNorm2d,
-    activation_layer: LayerFactory | None = nn.ReLU,
     bias: bool | None = None,
     between: bool = True,
     depth_multiplier: int = 1,
+    **layers: Any,
 ) -> nn.Sequential:
     """A depthwise convolution, one filter per channel, then a pointwise (1 x 1) one that mixes channels.
 
-    (B, in_channels, H, W) to (B, out_channels, H', W'). Source: Howard et al., arXiv 1704.04861, figure 3.
+    (B, in_channels, H, W) to (B, out_channels, H', W'). `between` as in MobileNet, else as Keras's SeparableConv2D.
+    Source: Howard et al., arXiv 1704.04861, figure 3.
 
     Args:
-        padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
-        bias: of the pointwise step; None: where there is no norm.
-        between: normalise and activate between the two steps too, as MobileNet does. Else nothing comes between
-            them, and the depthwise step has no bias, as in Keras's SeparableConv2D.
         depth_multiplier: filters of the depthwise step on each channel.
 
     Raises:
@@ -159,10 +140,8 @@ def depthwise_separable(
         # Copies of the maps one after the other, where one convolution with several filters a channel would interleave
         # its outputs: the pointwise step takes them in any order, and a CPU makes them faster.
         repeat=Repeat(depth_multiplier) if depth_multiplier > 1 else None,
-        depthwise=depthwise(
-            hidden, hidden, kernel_size, stride, padding, **first_step(between, norm_layer, activation_layer)
-        ),
-        pointwise=pointwise(hidden, out_channels, norm_layer=norm_layer, activation_layer=activation_layer, bias=bias),
+        depthwise=depthwise(hidden, hidden, kernel_size, stride, padding, **(layers if between else ALONE)),
+        pointwise=pointwise(hidden, out_channels, bias=bias, **layers),
     )
 
 
@@ -172,38 +151,23 @@ def spatially_separable(
     kernel_size: int = 3,
     stride: int = 1,
     padding: int | None = None,
-    norm_layer: LayerFactory | None = nn.BatchNorm2d,
-    activation_layer: LayerFactory | None = nn.ReLU,
     bias: bool | None = None,
     between: bool = True,
+    **layers: Any,
 ) -> nn.Sequential:
     """A K x 1 convolution (vertical) that keeps the number of channels, then a 1 x K one (horizontal).
 
     (B, in_channels, H, W) to (B, out_channels, H', W'). K·in_channels·(in_channels + out_channels) parameters; with
     nothing between and one channel each, the two are one K x K convolution of rank 1. Source: Szegedy et al., arXiv
     1512.00567, section 3.2.
-
-    Args:
-        padding: in pixels; None keeps H' = ceil(H / stride) for odd kernels.
-        bias: of the second step; None: where there is no norm.
-        between: normalise and activate between the two steps too; else nothing comes between them, and the first has
-            no bias.
     """
     (size, _), (step, _) = pair("kernel_size", kernel_size, least=1), pair("stride", stride, least=1)
     above, beside = (None, None) if padding is None else ((padding, 0), (0, padding))
-    first = first_step(between, norm_layer, activation_layer)
-    last: dict[str, Any] = {"norm_layer": norm_layer, "activation_layer": activation_layer, "bias": bias}
+    first = layers if between else ALONE
     return sequential(
         vertical=ConvNormActivation(in_channels, in_channels, (size, 1), (step, 1), above, **first),
-        horizontal=ConvNormActivation(in_channels, out_channels, (1, size), (1, step), beside, **last),
+        horizontal=ConvNormActivation(in_channels, out_channels, (1, size), (1, step), beside, bias=bias, **layers),
     )
-
-
-def first_step(between: bool, norm_layer: LayerFactory | None, activation_layer: LayerFactory | None) -> dict[str, Any]:
-    """What follows the first step of a separable convolution, as arguments: norm and activation, or nothing at all."""
-    if between:
-        return {"norm_layer": norm_layer, "activation_layer": activation_layer}
-    return {"norm_layer": None, "activation_layer": None, "bias": False}
 
 
 def inverted_residual(
@@ -259,13 +223,10 @@ def conv_pool_norm_activation(
 
     Args:
         convolution: makes the convolution, and takes ConvNormActivation's arguments: of a Kind, say.
-        padding: in pixels; None keeps H' = H.
-        norm_layer: None leaves it out, and gives the convolution a bias.
         ceil_mode: round an odd side's half up instead.
     """
-    conv = convolution(
-        in_channels, out_channels, padding=padding, norm_layer=None, activation_layer=None, bias=norm_layer is None
-    )
+    alone = ALONE | {"bias": norm_layer is None}
+    conv = convolution(in_channels, out_channels, padding=padding, **alone)
     return sequential(
         conv,
         pool=HalvingMaxPool(ceil_mode),
@@ -280,7 +241,6 @@ class Residual(nn.Sequential):
     Args:
         block: gives its parts, which keep their names.
         shortcut: from the block's input to its output's shape; None for the identity.
-        activation: None leaves it out.
     """
 
     def __init__(

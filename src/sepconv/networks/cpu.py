@@ -1,7 +1,7 @@
 """torch's layers, made faster on a CPU.
 
 Each stands for one stock layer, computes the same and has the same parameters, so that either can take the other's
-place. On a GPU all of them run the stock operations.
+place. On a GPU all of them run the stock operations. Measured: benchmarks/cpu_layers-cpu.json.
 """
 
 from typing import Any
@@ -18,7 +18,6 @@ class DepthwiseConv2d(nn.Conv2d):
     zeros between its positions; several filters a channel are as many convolutions, whose maps are interleaved.
     Why: on a CPU, oneDNN's data gradient of a strided depthwise convolution takes many times its forward pass, the
     one at stride 1 does not; and its steps with two filters a channel take many times two steps with one.
-    Measured: benchmarks/cpu_layers-cpu.json.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -33,8 +32,7 @@ class DepthwiseConv2d(nn.Conv2d):
             input, weight = input.to(dtype), weight.to(dtype)
         geometry: Any = (list(self.padding), list(self.dilation), False, [0, 0], self.groups)
         convolve = _StridedDepthwise.apply if strided else torch.convolution
-        bias = None
-        maps = [convolve(input, weight[i::multiplier], bias, list(self.stride), *geometry) for i in range(multiplier)]
+        maps = [convolve(input, weight[i::multiplier], None, list(self.stride), *geometry) for i in range(multiplier)]
         if multiplier == 1:
             return maps[0]
         if input.is_contiguous(memory_format=torch.channels_last):
@@ -73,7 +71,6 @@ class GlobalAvgPool(nn.Module):
 
     What it changes: the gradient lies in memory as the input does. Why: the stock layer's is a view with strides of 0,
     which the kernels of the layer before, a ReLU's say, take long over on a CPU.
-    Measured: benchmarks/cpu_layers-cpu.json.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -102,7 +99,6 @@ class Flatten(nn.Flatten):
 
     What it changes: the gradient lies in memory as the input does. Why: after maps in channels-last form the stock
     layer's does not, and the layer before, a ReLU say, works on two layouts at once, which is slow on a CPU.
-    Measured: benchmarks/cpu_layers-cpu.json.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -136,7 +132,6 @@ class HalvingMaxPool(nn.MaxPool2d):
 
     What it changes: where no gradient goes through it, it takes the larger of neighbours along one axis, then along the
     other. Why: the stock kernel notes where each maximum was, for a gradient that does not come.
-    Measured: benchmarks/cpu_layers-cpu.json.
 
     Args:
         ceil_mode: round an odd side's half up instead.

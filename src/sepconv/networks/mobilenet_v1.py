@@ -7,7 +7,7 @@ authors' code); ReLU6, as in that code. `conv=dense` is the "Conv MobileNet" of 
 from torch import nn
 
 from sepconv.networks.blocks import ConvNormActivation, sequential
-from sepconv.networks.options import find_column, find_kind, head, make_resize, make_scale
+from sepconv.networks.options import Shape, find_column, find_kind, head, make_resize, make_scale
 
 STEM = (32, (2, 1))  # out_channels, stride (imagenet, small)
 # out_channels, stride (imagenet, small) of the first, number of blocks
@@ -24,25 +24,15 @@ TABLE = (
 )
 
 
-def mobilenet_v1(
-    shape: tuple[int, int, int], classes: int, *, width: float, resolution: float, conv: str, form: str
-) -> nn.Sequential:
-    """The network of TABLE: 4,231,976 parameters in its ImageNet form, 3 channels and 1,000 classes.
-
-    Args:
-        width: multiplies every layer's channels (to multiples of 8): the paper's alpha.
-        resolution: multiplies the image's side: the paper's rho.
-        conv: the kind of each block's convolution: separable, dense or spatial.
-        form: whose strides: imagenet (the paper's) or small (for 28 to 32 pixels).
-    """
+def mobilenet_v1(shape: Shape, classes: int, *, width: float, resolution: float, conv: str, form: str) -> nn.Sequential:
+    """The network of TABLE: 4,231,976 parameters in its ImageNet form, 3 channels and 1,000 classes."""
     scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
     out_channels, strides = STEM
     channels = scale(out_channels)
     stem = ConvNormActivation(shape[0], channels, stride=strides[column], activation_layer=nn.ReLU6)
     blocks = nn.Sequential()
     for out_channels, strides, count in TABLE:
-        for place in range(count):
-            stride = strides[column] if place == 0 else 1
+        for stride in [strides[column]] + [1] * (count - 1):
             blocks.append(kind.block(channels, scale(out_channels), stride=stride, activation_layer=nn.ReLU6))
             channels = scale(out_channels)
     return sequential(resize=make_resize(shape, resolution), stem=stem, blocks=blocks, **head(channels, classes))

@@ -6,7 +6,7 @@ Source: Sandler et al., arXiv 1801.04381, table 2.
 from torch import nn
 
 from sepconv.networks.blocks import ConvNormActivation, inverted_residual, pointwise, sequential
-from sepconv.networks.options import find_column, find_kind, head, make_resize, make_scale
+from sepconv.networks.options import Shape, find_column, find_kind, head, make_resize, make_scale
 
 STEM = (32, (2, 1))  # out_channels, stride (imagenet, small)
 # expansion, out_channels, number of blocks, stride (imagenet, small) of the first
@@ -22,16 +22,11 @@ TABLE = (
 LAST = 1280  # channels of the pointwise convolution before the pooling
 
 
-def mobilenet_v2(
-    shape: tuple[int, int, int], classes: int, *, width: float, resolution: float, conv: str, form: str
-) -> nn.Sequential:
+def mobilenet_v2(shape: Shape, classes: int, *, width: float, resolution: float, conv: str, form: str) -> nn.Sequential:
     """The network of TABLE: 3,504,872 parameters in its ImageNet form, 3 channels and 1,000 classes.
 
     Args:
-        width: multiplies every layer's channels (to multiples of 8); those of LAST only above 1, as in the paper.
-        resolution: multiplies the image's side.
-        conv: the kind of each block's K x K convolution: separable (depthwise), dense or spatial.
-        form: whose strides: imagenet (the paper's) or small (for 28 to 32 pixels).
+        width: multiplies the channels of LAST only above 1, as in the paper.
     """
     scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
     out_channels, strides = STEM
@@ -39,8 +34,7 @@ def mobilenet_v2(
     stem = ConvNormActivation(shape[0], channels, stride=strides[column], activation_layer=nn.ReLU6)
     blocks = nn.Sequential()
     for expansion, out_channels, count, strides in TABLE:
-        for place in range(count):
-            stride = strides[column] if place == 0 else 1
+        for stride in [strides[column]] + [1] * (count - 1):
             expanded = expansion * channels
             blocks.append(inverted_residual(channels, scale(out_channels), expanded, stride=stride, step=kind.step))
             channels = scale(out_channels)

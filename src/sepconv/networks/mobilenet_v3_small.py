@@ -10,7 +10,7 @@ from torch import nn
 
 from sepconv.networks.blocks import ConvNormActivation, inverted_residual, pointwise, sequential
 from sepconv.networks.cpu import GlobalAvgPool
-from sepconv.networks.options import find_column, find_kind, make_resize, make_scale
+from sepconv.networks.options import Shape, find_column, find_kind, make_resize, make_scale
 
 RE, HS = nn.ReLU, nn.Hardswish
 STEM = (16, (2, 1))  # out_channels, stride (imagenet, small)
@@ -36,15 +36,12 @@ NORM = (partial(nn.BatchNorm2d, eps=0.001, momentum=0.01), nn.BatchNorm2d)
 
 
 def mobilenet_v3_small(
-    shape: tuple[int, int, int], classes: int, *, width: float, resolution: float, conv: str, form: str
+    shape: Shape, classes: int, *, width: float, resolution: float, conv: str, form: str
 ) -> nn.Sequential:
     """The network of TABLE: 2,542,856 parameters in its ImageNet form, 3 channels and 1,000 classes.
 
     Args:
-        width: multiplies every layer's channels (to multiples of 8).
-        resolution: multiplies the image's side.
-        conv: the kind of each block's K x K convolution: separable (depthwise), dense or spatial.
-        form: whose strides and norms: imagenet (the paper's) or small (for 28 to 32 pixels).
+        form: whose norms too.
     """
     scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
     norm = NORM[column]
@@ -53,12 +50,10 @@ def mobilenet_v3_small(
     stem = ConvNormActivation(shape[0], channels, stride=strides[column], norm_layer=norm, activation_layer=HS)
     blocks = nn.Sequential()
     for kernel_size, expanded, out_channels, squeeze, activation, strides in TABLE:
-        blocks.append(
-            inverted_residual(
-                channels, scale(out_channels), scale(expanded), kernel_size, strides[column], squeeze,
-                norm_layer=norm, activation_layer=activation, step=kind.step,
-            )
-        )  # fmt: skip
+        block = partial(
+            inverted_residual, squeeze=squeeze, norm_layer=norm, activation_layer=activation, step=kind.step
+        )
+        blocks.append(block(channels, scale(out_channels), scale(expanded), kernel_size, strides[column]))
         channels = scale(out_channels)
     return sequential(
         resize=make_resize(shape, resolution),

@@ -10,20 +10,11 @@ from torch import Tensor, nn
 
 from sepconv.config import check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, LayerFactory, Residual, pointwise, sequential
-from sepconv.networks.options import FORMS, find_kind, head, make_scale
+from sepconv.networks.options import FORMS, Shape, find_kind, head, make_scale
 
 # out_channels of each stage, stride of its first block; the stem has the first stage's channels
-SMALL = (
-    (16, 1),
-    (32, 2),
-    (64, 2),
-)
-IMAGENET = (
-    (64, 1),
-    (128, 2),
-    (256, 2),
-    (512, 2),
-)
+SMALL = ((16, 1), (32, 2), (64, 2))
+IMAGENET = ((64, 1), (128, 2), (256, 2), (512, 2))
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # in each stage of IMAGENET, by depth
 
 
@@ -42,16 +33,12 @@ class Subsampling(nn.Module):
         return F.pad(input[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
 
 
-def resnet(
-    shape: tuple[int, int, int], classes: int, *, depth: int, width: float, conv: str, form: str
-) -> nn.Sequential:
+def resnet(shape: Shape, classes: int, *, depth: int, width: float, conv: str, form: str) -> nn.Sequential:
     """The network of SMALL, 269,722 parameters at depth 20, 3 channels and 10 classes; or the one of IMAGENET.
 
     Args:
         depth: layers with weights, shortcuts aside: 6n + 2 (20, 32, 44, 56, 110, ...); 18 or 34 in ImageNet's form.
-        width: multiplies every layer's channels (to multiples of 8).
-        conv: the kind of each 3 x 3 convolution in the blocks: separable (nothing between its steps), dense, spatial.
-        form: small (for 28 to 32 pixels) or imagenet.
+        conv: the kind of each 3 x 3 convolution in the blocks, with nothing between its steps.
     """
     check_choice("model.form", form, *FORMS)
     scale, kind = make_scale(width), find_kind(conv)

@@ -8,39 +8,23 @@ from torch import nn
 
 from sepconv.config import check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, LayerFactory, Residual, depthwise_separable, sequential
-from sepconv.networks.options import find_kind, head, make_resize, make_scale
+from sepconv.networks.options import Shape, find_kind, head, make_resize, make_scale
 
 STEM = (32, 2)  # out_channels, stride
 STEMS: dict[str, LayerFactory] = {"standard": ConvNormActivation, "separable": depthwise_separable}
 # out_channels, stride of each block
-TABLE = (
-    (64, 1),
-    (64, 2),
-    (96, 1),
-    (128, 1),
-)
+TABLE = ((64, 1), (64, 2), (96, 1), (128, 1))
 
 
 def separable(
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    width: float,
-    resolution: float,
-    depth: int,
-    residual: bool,
-    stem: str,
-    conv: str,
+    shape: Shape, classes: int, *, width: float, resolution: float, depth: int, residual: bool, stem: str, conv: str
 ) -> nn.Sequential:
     """The network of TABLE.
 
     Args:
-        width: multiplies every layer's channels (to multiples of 8): MobileNet's alpha.
-        resolution: multiplies the image's side: MobileNet's rho.
         depth: how often each block of the table stands there, from the second time on at stride 1.
         residual: add the input to the output of each block that keeps its shape.
         stem: the kind of the first layer: standard or separable.
-        conv: the kind of each block's convolution: separable, dense or spatial.
     """
     check(1 <= depth <= 64, "model.depth", depth, "1 to 64")
     check_choice("model.stem", stem, *STEMS)

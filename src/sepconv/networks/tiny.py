@@ -15,15 +15,13 @@ from torch import nn
 from sepconv.config import check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, Residual, conv_pool_norm_activation, sequential
 from sepconv.networks.cpu import GlobalAvgPool, HalvingMaxPool
-from sepconv.networks.options import find_kind
+from sepconv.networks.options import Shape, find_kind
 
 STAGES = 2  # a max pooling halves the map before each; the first comes after a block at the image's own resolution
 LEAST = 3  # positions a side that a stage without padding leaves at least; below, it is padded after all
 
 
-def tiny(
-    shape: tuple[int, int, int], classes: int, *, stem: int, width: int, repeats: int, form: str, conv: str
-) -> nn.Sequential:
+def tiny(shape: Shape, classes: int, *, stem: int, width: int, repeats: int, form: str, conv: str) -> nn.Sequential:
     """Stem, a block to `width` channels, then two stages, each one block applied `repeats` times.
 
     4,362 parameters at 28 x 28 x 1, 10 classes; 676 with stem=4, width=11, form=unpadded.
@@ -34,7 +32,6 @@ def tiny(
         repeats: how often each stage's block is applied, with the same filters.
         form: padded, or unpadded: the map shrinks by two positions a convolution, while there is room; norms learn
             neither scale nor shift; the stages have no identity around their blocks, and no pooling between them.
-        conv: the kind of each block's convolution: separable, dense or spatial.
     """
     for key, value in (("stem", stem), ("width", width), ("repeats", repeats)):
         check(value >= 1, f"model.{key}", value, "1 or more")

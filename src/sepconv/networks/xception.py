@@ -7,7 +7,7 @@ from torch import nn
 
 from sepconv import InputError
 from sepconv.networks.blocks import ConvNormActivation, LayerFactory, Residual, pointwise, sequential
-from sepconv.networks.options import find_column, find_kind, head, make_scale
+from sepconv.networks.options import Shape, find_column, find_kind, head, make_scale
 
 STEM = ((32, (2, 1)), (64, (1, 1)))  # out_channels, stride (imagenet, small) of each 3 x 3 convolution, unpadded
 # out_channels of each separable convolution of a block, its stride (imagenet, small), number of blocks
@@ -21,13 +21,11 @@ TABLE = (
 EXIT = (1536, 2048)  # out_channels of the separable convolutions after the blocks
 
 
-def xception(shape: tuple[int, int, int], classes: int, *, width: float, conv: str, form: str) -> nn.Sequential:
+def xception(shape: Shape, classes: int, *, width: float, conv: str, form: str) -> nn.Sequential:
     """The network of TABLE: 22,855,952 parameters in its ImageNet form, 3 channels and 1,000 classes.
 
     Args:
-        width: multiplies every layer's channels (to multiples of 8).
-        conv: the kind of each convolution after the stem: separable, dense or spatial.
-        form: whose strides: imagenet (the paper's, for 299 pixels) or small (for 28 to 32).
+        conv: the kind of each convolution after the stem.
 
     Raises:
         InputError: images too small for the stem.
