@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from rich.table import Table
 from torch import nn
 
 from sepconv.config import TrainConfig
@@ -19,39 +18,37 @@ def introduce(config: TrainConfig, data: ImageData, net: nn.Module, precision: s
     channels, height, width = dataset.shape
     costs = f"{counting.parameters(net):,} parameters, {counting.macs(net, dataset.shape):,} MACs an image"
     sizes = f"{len(dataset.train):,} train, {len(dataset.validation):,} validation, {len(dataset.test):,} test"
-    for name, value in {
+    show({
         "network": f"{config.model['name']}: {costs}",
         "data": f"{dataset.name}: {sizes}; {height} x {width} x {channels}, {len(dataset.classes)} classes",
         "recipe": f"{recipe.optimizer['name']}, {recipe.schedule}, {epochs(recipe.epochs)} of {data.steps} batches of "
         f"{recipe.batch_size}, {precision}, seed {config.seed}",
         "device": ", ".join(str(value) for value in describe_device(dataset.pixels.device).values()),
         "run": str(run),
-    }.items():
-        CONSOLE.print(f"[bold]{name:<8}[/] {value}", soft_wrap=True)
+    })  # fmt: skip
 
 
 def conclude(result: Result, run: Path) -> None:
-    """Prints the closing table."""
+    """Prints the figures."""
 
     def rate(images_per_second: float | None) -> str:
         return "too short to measure" if images_per_second is None else f"{images_per_second:,.0f} images/s"
 
     first = result.seconds_to_first_step
-    tta = {} if result.test_accuracy_tta is None else {"test, several views": f"{result.test_accuracy_tta:.2%}"}
-    table = Table("", f"{result.model} on {result.data}, seed {result.seed}", show_edge=False, pad_edge=False)
-    for name, value in {
+    CONSOLE.print()
+    show({
         "test accuracy": f"{result.test_accuracy:.2%} of {result.images['test']:,} images",
-        **tta,
+        **({} if result.test_accuracy_tta is None else {"several views": f"{result.test_accuracy_tta:.2%}"}),
         "validation": f"{result.val_accuracy:.2%} of {result.images['validation']:,}",
-        "parameters": f"{result.parameters:,}",
-        "MACs": f"{result.macs:,} an image",
         "training": rate(result.train_images_per_second),
         "evaluation": rate(result.eval_images_per_second),
         "fit": f"{result.fit_seconds:.1f} s, {epochs(result.epochs)}",
         "first step": "none was left to do" if first is None else f"{first:.1f} s after the start",
         "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",
-    }.items():
-        table.add_row(name, value)
-    CONSOLE.print()
-    CONSOLE.print(table)
-    CONSOLE.print(f"\nrecorded in {run}", soft_wrap=True)
+        "recorded in": str(run),
+    })  # fmt: skip
+
+
+def show(facts: dict[str, str]) -> None:
+    for name, value in facts.items():
+        CONSOLE.print(f"[bold]{name:<14}[/] {value}", soft_wrap=True)
