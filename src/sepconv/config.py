@@ -171,8 +171,7 @@ class RecipeConfig:
     # (others | muon: which of the two depthwise filters go to)
     optimizer: dict[str, Any] = checked(check_optimizer)
     schedule: str = one_of("constant", "one_cycle", "linear")  # of the learning rate, stepped every batch
-    # one_cycle, linear: share of the steps on the way up to the learning rate
-    warmup: float = number(0.0, least=0, most=1, unit="a share")
+    warmup: float = number(0.0, least=0, most=1, unit="a share")  # one_cycle, linear: of the steps, on the way up
     label_smoothing: float = number(0.0, least=0, below=1)
     initialization: str = one_of("torch", "glorot_uniform", "kaiming_normal", "dirac")
     # the first convolution gets filters that whiten the images' patches, to this deviation, and is not trained; 0: none
@@ -242,13 +241,13 @@ class EvaluateConfig:
 
 @dataclass(kw_only=True)
 class SeparateConfig:
-    """One run of `scripts/separate.py`. One of `rank`, `macs` and `accuracy_drop` is given."""
+    """One run of `scripts/separate.py`, by one of `rank`, `macs` and `accuracy_drop`; the last two choose the ranks."""
 
     run: str  # directory of the trained run
     method: str = one_of("depthwise", "spatial", "spatial_joint")  # of sepconv.networks.lowrank
     rank: int | None = None  # of every layer, as far as it goes
     macs: float | None = number(None, above=0, below=1, unit="a share")  # at most so much of the network's MACs is left
-    # fewest MACs with at most this loss of validation accuracy (0.001: 0.1 %)
+    # fewest MACs with at most this loss of validation accuracy after fine-tuning (0.001: 0.1 %)
     accuracy_drop: float | None = number(None, least=0, below=1, unit="a share, such as 0.001")
     sweep: int = number(9, least=0)  # at most so many other networks, from full rank to 1, are reported too
     finetune_epochs: int = number(1, least=0)  # of the run's own recipe; 0 leaves fine-tuning out
@@ -377,12 +376,10 @@ class CostConfig:
     model: dict[str, Any] = checked(check_model)  # `name` in sepconv.networks, and its options
     shape: list[int] | None = checked(check_shape, None)  # channels, height, width of other images; null: the data's
     classes: int | None = number(None, least=1, most=MOST)  # null: those of the data
-    # images at once, over which weights are read once; every figure is for the batch
-    batch: int = number(1, least=1, below=2**31)
+    batch: int = number(1, least=1, below=2**31)  # images at once, for which weights are read once; figures are its
     dtype: str = one_of("fp32", "bf16")  # of maps and weights
     format: str = one_of("table", "json", "csv", "markdown")  # csv: the layers alone
-    # measure the roofline of this device, and each layer's time on it; null: count only
-    device: str | None = one_of("cpu", "cuda", default=None)
+    device: str | None = one_of("cpu", "cuda", default=None)  # measure its roofline and the layers' times; null: none
     plot: str | None = checked(check_picture, None)  # file of a picture of the roofline; needs device
     # file of a picture of each spatial layer's effective receptive field
     receptive_field: str | None = checked(check_picture, None)

@@ -11,7 +11,7 @@ Arguments that mean the same everywhere:
 - `bias`: of the last convolution; None gives it one where there is no norm
 - `between`: normalise and activate between the two steps too; else nothing comes between them, and the first has no
   bias
-- `layers`: ConvNormActivation's `norm_layer` and `activation_layer`, for those that hand them on
+- `layers`: ConvNormActivation's `norm_layer` and `activation_layer`, and `bias` where it is not named, handed on
 """
 
 from collections import OrderedDict
@@ -88,28 +88,19 @@ def pair(name: str, value: Size, least: int) -> tuple[int, int]:
     return sizes
 
 
-def depthwise(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: Size = 3,
-    stride: Size = 1,
-    padding: Size | None = None,
-    bias: bool | None = None,
-    **layers: Any,
-) -> ConvNormActivation:
+def depthwise(in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1,
+              padding: Size | None = None, **layers: Any) -> ConvNormActivation:  # fmt: skip
     """A depthwise convolution: filters that each see one channel, K²·out_channels parameters.
 
     Args:
         out_channels: in_channels, or a multiple of it: so many filters on each channel (the depth multiplier).
     """
-    return ConvNormActivation(in_channels, out_channels, kernel_size, stride, padding, in_channels, bias=bias, **layers)
+    return ConvNormActivation(in_channels, out_channels, kernel_size, stride, padding, in_channels, **layers)
 
 
-def pointwise(
-    in_channels: int, out_channels: int, stride: Size = 1, bias: bool | None = None, **layers: Any
-) -> ConvNormActivation:
+def pointwise(in_channels: int, out_channels: int, stride: Size = 1, **layers: Any) -> ConvNormActivation:
     """A 1 x 1 convolution: one dense layer across the channels at every position, in_channels·out_channels weights."""
-    return ConvNormActivation(in_channels, out_channels, 1, stride, bias=bias, **layers)
+    return ConvNormActivation(in_channels, out_channels, 1, stride, **layers)
 
 
 def depthwise_separable(

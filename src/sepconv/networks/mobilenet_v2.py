@@ -19,15 +19,11 @@ TABLE = (
     (6, 160, 3, (2, 2)),
     (6, 320, 1, (1, 1)),
 )
-LAST = 1280  # channels of the pointwise convolution before the pooling
+LAST = 1280  # channels of the pointwise convolution before the pooling; a width below 1 leaves them, as in the paper
 
 
 def mobilenet_v2(shape: Shape, classes: int, *, width: float, resolution: float, conv: str, form: str) -> nn.Sequential:
-    """The network of TABLE: 3,504,872 parameters in its ImageNet form, 3 channels and 1,000 classes.
-
-    Args:
-        width: multiplies the channels of LAST only above 1, as in the paper.
-    """
+    """The network of TABLE: 3,504,872 parameters in its ImageNet form, 3 channels and 1,000 classes."""
     scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
     out_channels, strides = STEM
     channels = scale(out_channels)

@@ -38,11 +38,7 @@ NORM = (partial(nn.BatchNorm2d, eps=0.001, momentum=0.01), nn.BatchNorm2d)
 def mobilenet_v3_small(
     shape: Shape, classes: int, *, width: float, resolution: float, conv: str, form: str
 ) -> nn.Sequential:
-    """The network of TABLE: 2,542,856 parameters in its ImageNet form, 3 channels and 1,000 classes.
-
-    Args:
-        form: whose norms too.
-    """
+    """The network of TABLE: 2,542,856 parameters in its ImageNet form, 3 channels and 1,000 classes."""
     scale, kind, column = make_scale(width), find_kind(conv), find_column(form)
     norm = NORM[column]
     out_channels, strides = STEM
