@@ -76,9 +76,8 @@ def follow(script: Path, root: Path, count: int) -> Iterator[dict[str, Any]]:
         images = Path(folder, "cifar10", CIFAR10.base_folder)
         images.parent.mkdir()
         images.symlink_to(root / CIFAR10.base_folder)
-        with subprocess.Popen(
-            [sys.executable, "-u", str(script)], cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process:
+        command = [sys.executable, "-u", str(script)]
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             assert process.stdout is not None
             trainings = 0
             try:

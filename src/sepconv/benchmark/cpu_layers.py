@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sepconv import InputError
-from sepconv.benchmark.networks import rate_of
+from sepconv.benchmark.networks import take_turns
 from sepconv.config import CpuLayersConfig
 from sepconv.devices import find_device, keep_freed_memory
 from sepconv.networks import cpu
@@ -49,13 +49,9 @@ CASES = {
 def measure(config: CpuLayersConfig) -> dict[str, Any]:
     """The time of each case's layer and of torch's own, in fp32 and bf16, on maps in channels-last form.
 
-    The two take turns, `config.rounds` each of half a second or more, after one that is left out.
-
-    Returns:
-        For each case and precision: milliseconds of a call and the ratios of torch's to the layer's, of each turn.
-
-    Raises:
-        InputError: for a trainer that is not the CPU.
+    The two take turns, `config.rounds` each of half a second or more. For each case and precision the record has the
+    milliseconds of a call and the ratios of torch's to the layer's, of each turn. Raises InputError for a trainer that
+    is not the CPU.
     """
     device = find_device(config.trainer)
     if device.type != "cpu":
@@ -66,12 +62,8 @@ def measure(config: CpuLayersConfig) -> dict[str, Any]:
         for precision, dtype in PRECISIONS.items():
             maps = torch.randn(case.shape).to(dtype, memory_format=torch.channels_last)
             calls = {key: use(case, make(), maps) for key, make in (("layer", case.layer), ("torch", case.stock))}
-            times: dict[str, list[float]] = {key: [] for key in calls}
-            for turn in range(config.rounds + 1):
-                for key, call in calls.items():
-                    rate = rate_of(call, device)
-                    if turn > 0:
-                        times[key].append(1000 / rate)
+            rates = take_turns(calls, config.rounds, device)
+            times = {key: [1000 / rate for rate in rates[key]] for key in rates}
             ratio = spread([b / a for a, b in zip(times["layer"], times["torch"], strict=True)])
             rows.append({
                 "layer": name,

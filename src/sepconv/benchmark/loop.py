@@ -17,8 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from sepconv import InputError
-from sepconv.config import LoopConfig, TrainerConfig
+from sepconv.config import LoopConfig, TrainerConfig, check
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, count_images
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
@@ -53,10 +52,8 @@ def measure(config: LoopConfig) -> dict[str, Any]:
     dataset = load(config.data)
     recipe = replace(config.recipe, drop_last=True)
     steps = count_images(dataset, recipe) // recipe.batch_size
-    if not WARM_UP < config.steps <= steps:
-        raise InputError(
-            f"steps={config.steps} is out of range: an epoch of {dataset.name} has from {WARM_UP + 1} to {steps}"
-        )
+    limits = f"an epoch of {dataset.name} has from {WARM_UP + 1} to {steps}"
+    check(WARM_UP < config.steps <= steps, "steps", config.steps, limits)
     precision = resolve_precision(config.recipe.precision, device)
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(config.rounds):
@@ -93,15 +90,8 @@ class BareLoop:
         trainer: says the device and the form of the step.
     """
 
-    def __init__(
-        self,
-        classifier: ImageClassifier,
-        dataset: Dataset,
-        precision: str,
-        steps: int,
-        seed: int,
-        trainer: TrainerConfig,
-    ) -> None:
+    def __init__(self, classifier: ImageClassifier, dataset: Dataset, precision: str, steps: int, seed: int,
+                 trainer: TrainerConfig) -> None:  # fmt: skip
         keep_freed_memory()  # as our trainer does, which sets this flag too
         torch.backends.cudnn.benchmark = not trainer.deterministic
         device, recipe = find_device(trainer), classifier.recipe

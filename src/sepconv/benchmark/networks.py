@@ -1,7 +1,7 @@
 """Networks against their dense twins: how much faster, beside how much less there is to compute."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ def measure(config: NetworksConfig) -> dict[str, Any]:
 
     Training is the bare loop's step with the recipe, in the form that `config.trainer` means. Evaluation is op by op,
     so that a GPU waits for its launches while batches are small. The two take turns, `config.rounds` each of TURN
-    seconds or more, after one that is left out.
+    seconds or more.
 
     Returns:
         For each network and batch size: MACs, rates of each turn, and ratios separable / dense of each pair of turns.
@@ -38,15 +38,13 @@ def measure(config: NetworksConfig) -> dict[str, Any]:
     """
     device = find_device(config.trainer)
     dataset = load(config.data)
+    if (largest := max(config.batch_sizes, default=0)) > len(dataset.train):
+        raise InputError(f"batch_sizes has {largest}: {dataset.name} has {len(dataset.train)} images to train on")
     resident, images = dataset.to(device), describe_images(dataset)
     precision = resolve_precision(config.recipe.precision, device)
     rows = []
     for name in config.networks:
         for batch_size in config.batch_sizes:
-            if batch_size > len(dataset.train):
-                raise InputError(
-                    f"batch_sizes has {batch_size}: {dataset.name} has {len(dataset.train)} images to train on"
-                )
             row: dict[str, Any] = {"network": name, "batch_size": batch_size}
             loops, macs = {}, {}
             # a captured step is of one size; turns last as long as they do, so no schedule has an end to go to
@@ -60,18 +58,21 @@ def measure(config: NetworksConfig) -> dict[str, Any]:
             row["step"] = {conv: bare.form for conv, bare in loops.items()}
             batch = resident.train[:batch_size]
             for part, step in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
-                rates: dict[str, list[float]] = {conv: [] for conv in loops}
-                for turn in range(config.rounds + 1):
-                    for conv, bare in loops.items():
-                        rate = batch_size * rate_of(partial(step, bare, batch), device)
-                        if turn > 0:
-                            rates[conv].append(rate)
+                calls = {conv: partial(step, bare, batch) for conv, bare in loops.items()}
+                turns = take_turns(calls, config.rounds, device)
+                rates = {conv: [batch_size * rate for rate in turns[conv]] for conv in turns}
                 ratios = [a / b for a, b in zip(rates["separable"], rates["dense"], strict=True)]
                 row[part] = spread(ratios) | {"images_per_second": rates}
             rows.append(row)
             times = ", ".join(f"{part} {row[part]['median']:.2f}" for part in ("training", "evaluation"))
             CONSOLE.print(f"{name}, batches of {batch_size}: separable over dense, {times}", soft_wrap=True)
     return {"suite": "networks", "data": dataset.name, "precision": precision, "networks": rows}
+
+
+def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """How often a second each of `calls` runs, in each of `rounds` turns after one that is left out."""
+    rates = [{name: rate_of(call, device) for name, call in calls.items()} for _ in range(rounds + 1)]
+    return {name: [turn[name] for turn in rates[1:]] for name in calls}
 
 
 def rate_of(call: Callable[[], Any], device: torch.device) -> float:

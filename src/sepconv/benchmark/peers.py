@@ -4,9 +4,8 @@ Keras and the template train the network of the Keras MNIST example (`configs/mo
 
 - `keras`: that example, `config.peer_epochs` epochs of batches of 32, by Keras on TensorFlow, on the CPU, each in a
   process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
-- `airbench`: the script of its checkout as it is, on CUDA, on all 50,000 training images of CIFAR-10; its seconds have
-  the whitening and a test with test-time augmentation in them, and leave out what it evaluates after each epoch. Ours
-  are set against them with our test's added
+- `airbench`: the script of its checkout (see `sepconv.benchmark.airbench`), on all 50,000 training images of CIFAR-10;
+  its seconds have a test in them, so ours are set against them with our test's added
 - `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
   the configuration's recipe; its seconds are those of `Trainer.fit`, Lightning's set-up among them
 - `bare`: the bare loop of suite=loop, the configuration's network and recipe: whitening and steps, no validation, no
@@ -81,8 +80,8 @@ def measure(config: PeersConfig) -> dict[str, Any]:
     After `config.seconds` no turn begins but the first of a training, and airbench's block is cut short.
 
     Returns:
-        For each training: its turns, fit seconds, images/s (those trained on, over fit seconds), test accuracies as in
-        `time_to_accuracy.judge_runs`, and how many times its fit goes into that of Keras and of airbench (medians).
+        For each training: its turns, images/s (those trained on, over fit seconds), what `time_to_accuracy.judge_runs`
+        gives, and how many times its fit goes into that of Keras and of airbench (medians).
         One that failed has its turns until then, and the reason under `failed`.
 
     Raises:
@@ -91,13 +90,10 @@ def measure(config: PeersConfig) -> dict[str, Any]:
     started = time.perf_counter()
     check(config.trainer.limit_batches is None, "trainer.limit_batches", config.trainer.limit_batches,
           "null, or the peers would train on more; data.train=N trains all of them on fewer images")  # fmt: skip
-    if "keras" in config.peers:
-        if find_device(config.trainer).type != "cpu":
-            raise InputError("the Keras peer trains on the CPU: give trainer=cpu, or leave keras out of peers=")
-        if not (KERAS / "ready").exists():
-            raise InputError(
-                f"Keras is not in {KERAS}: run make peers, or leave it out with peers=[template,bare,ours]"
-            )
+    if "keras" in config.peers and find_device(config.trainer).type != "cpu":
+        raise InputError("the Keras peer trains on the CPU: give trainer=cpu, or leave keras out of peers=")
+    if "keras" in config.peers and not (KERAS / "ready").exists():
+        raise InputError(f"Keras is not in {KERAS}: run make peers, or leave it out with peers=[template,bare,ours]")
     provenance = {}
     if "airbench" in config.peers:
         airbench.check(config)
@@ -158,10 +154,9 @@ def summary(turns: list[Turn], target: float) -> dict[str, Any]:
     """The figures of a training's turns."""
     whole = [turn["fit_seconds"] + turn["test_seconds"] for turn in turns if "test_seconds" in turn]
     return {
-        "fit_seconds": spread([turn["fit_seconds"] for turn in turns]),
+        **judge_runs(turns, target),
         **({"fit_and_test_seconds": spread(whole)} if whole else {}),
         "images_per_second": spread([turn["images"] / turn["fit_seconds"] for turn in turns]),
-        **judge_runs(turns, target),
         "turns": turns,
     }
 
@@ -236,9 +231,8 @@ def train_template(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator
     net = networks.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)
     batch_size, epochs = config.recipe.batch_size, config.peer_epochs
     kind = find_device(config.trainer).type
-    trained = template.train(net, dataset, batch_size, epochs, {"cuda": "gpu"}.get(kind, kind))
     yield {
-        **asdict(trained),
+        **template.train(net, dataset, batch_size, epochs, {"cuda": "gpu"}.get(kind, kind)),
         "images": epochs * len(dataset.train),
         "epochs": epochs,
         "batch_size": batch_size,
@@ -252,13 +246,10 @@ def train_keras(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Tu
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npz")
         hand_over(dataset, images)
-        script = str(REPOSITORY / "scripts/peers/keras_example.py")
-        numbers = [config.peer_epochs, torch.get_num_threads(), seed]
-        process = subprocess.run(
-            [str(KERAS / "bin" / "python"), script, str(images), *map(str, numbers)],
-            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-            capture_output=True, text=True,
-        )  # fmt: skip
+        command = [KERAS / "bin" / "python", REPOSITORY / "scripts/peers/keras_example.py", images, config.peer_epochs,
+                   torch.get_num_threads(), seed]  # fmt: skip
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        process = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
     if process.returncode != 0:
         reason = (process.stderr.strip() or f"status {process.returncode}").splitlines()[-1]
         raise InputError(f"the Keras example failed ({reason}): delete {KERAS} and run make peers")

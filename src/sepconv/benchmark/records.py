@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from sepconv import InputError
+from sepconv.benchmark import writing
 from sepconv.config import RecordsConfig, defaults
 from sepconv.study.compare import name_hardware
 from sepconv.study.plots import plain_log
@@ -60,13 +61,11 @@ def write(config: RecordsConfig) -> None:
     if not records.is_dir():
         raise InputError(f"records={config.records} is not there: give the folder of the records, such as benchmarks")
     text, figures = page(records, folder)
-    try:
+    with writing(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "records.md").write_text(text)
         for name, figure in figures.items():
             figure.savefig(folder / name, dpi=150, metadata={"Software": None})
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
     CONSOLE.print(f"page in {folder.resolve()}/records.md", soft_wrap=True)
 
 

@@ -6,8 +6,6 @@ What it shares with our own training are the network, the images and their split
 
 import tempfile
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
 import torch
@@ -100,32 +98,19 @@ class Classifier(L.LightningModule):
         return torch.optim.Adam(self.parameters())
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of a training."""
+def train(net: nn.Module, dataset: Dataset, batch_size: int, epochs: int, accelerator: str) -> dict[str, float]:
+    """Trains `net` on `dataset`, in fp32, with checkpoints and a TensorBoard log in a folder that is not kept.
 
-    fit_seconds: float  # of `Trainer.fit`
-    test_accuracy: float  # of the checkpoint that validated best
-
-
-def train(net: nn.Module, dataset: Dataset, batch_size: int, epochs: int, accelerator: str) -> Trained:
-    """Trains `net` on `dataset`, in fp32, with checkpoints and a TensorBoard log in a folder that is not kept."""
+    Gives `fit_seconds`, of `Trainer.fit`, and `test_accuracy`, of the checkpoint that validated best.
+    """
     terminal.quiet()
     data, classifier = Pipeline(dataset, batch_size), Classifier(net, len(dataset.classes))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            max_epochs=epochs,
-            callbacks=[ModelCheckpoint(folder, monitor="val/accuracy", mode="max")],
-            logger=TensorBoardLogger(folder),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        checkpoint, logger = ModelCheckpoint(folder, monitor="val/accuracy", mode="max"), TensorBoardLogger(folder)
+        trainer = L.Trainer(accelerator=accelerator, devices=1, max_epochs=epochs, callbacks=checkpoint, logger=logger,
+                            enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
         started = time.perf_counter()
         trainer.fit(classifier, data)
         fit_seconds = time.perf_counter() - started
-        tested: dict[str, Any] = dict(
-            trainer.test(ckpt_path="best", weights_only=True, datamodule=data, verbose=False)[0]
-        )
-    return Trained(fit_seconds, round(tested["test/accuracy"], 6))
+        (figures,) = trainer.test(ckpt_path="best", weights_only=True, datamodule=data, verbose=False)
+    return {"fit_seconds": fit_seconds, "test_accuracy": round(figures["test/accuracy"], 6)}

@@ -40,9 +40,8 @@ def measure(config: TimeToAccuracyConfig) -> dict[str, Any]:
     no warm one begins but the first.
 
     Returns:
-        Of the warm runs test accuracies, as in `judge_runs`, and fit seconds; of the cold ones the seconds of the
-        process, to the first step and of the fit, and test accuracies; of each pair of turns the ratio first
-        step / import.
+        Of the warm and of the cold runs what `judge_runs` gives; of the cold ones also the seconds of the process and
+        to the first step, and of each pair of turns the ratio first step / import.
 
     Raises:
         InputError: for a configuration or data that cannot be used, or a loss that diverges.
@@ -75,15 +74,8 @@ def measure(config: TimeToAccuracyConfig) -> dict[str, Any]:
         **{key: getattr(warm[0], key) for key in ("images", "parameters", "macs", "precision")},
         "target": config.target,
         "seed": config.seed,
-        "warm": {
-            **judge_runs([vars(result) for result in warm], config.target),
-            "fit_seconds": spread([result.fit_seconds for result in warm]),
-        },
-        "cold": {
-            **judge_runs([vars(result) for result in cold], config.target),
-            "seconds": spread(processes),
-            "fit_seconds": spread([result.fit_seconds for result in cold]),
-        },
+        "warm": judge_runs([vars(result) for result in warm], config.target),
+        "cold": judge_runs([vars(result) for result in cold], config.target) | {"seconds": spread(processes)},
         "start": {
             "seconds_to_first_step": spread(first_steps),
             "import_lightning_seconds": spread(imports),
@@ -131,9 +123,8 @@ def train_afresh(overrides: list[str]) -> tuple[Result, float]:
 def process_seconds(arguments: list[str], environment: dict[str, str] | None = None) -> float:
     """Seconds of a Python process from its start to its end. Raises InputError for a mistake of the user's in it."""
     started = time.perf_counter()
-    process = subprocess.run(
-        [sys.executable, *arguments], env=os.environ | (environment or {}), capture_output=True, text=True
-    )
+    command = [sys.executable, *arguments]
+    process = subprocess.run(command, env=os.environ | (environment or {}), capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if process.returncode == 2:  # as sepconv.cli ends a command
         raise InputError(process.stderr.strip().removeprefix("error: "))
@@ -143,9 +134,10 @@ def process_seconds(arguments: list[str], environment: dict[str, str] | None = N
 
 
 def judge_runs(results: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """`judge` of `test_accuracy`, and of `test_accuracy_tta` where all runs were tested so."""
+    """`judge` of `test_accuracy`, and of `test_accuracy_tta` where all runs were tested so; and `fit_seconds`."""
     kinds = [kind for kind in TESTS if all(result.get(kind) is not None for result in results)]
-    return {kind: judge([result[kind] for result in results], target) for kind in kinds}
+    accuracies = {kind: judge([result[kind] for result in results], target) for kind in kinds}
+    return accuracies | {"fit_seconds": spread([result["fit_seconds"] for result in results])}
 
 
 def judge(accuracies: list[float], target: float) -> dict[str, Any]:
