@@ -23,7 +23,7 @@ from sepconv.data.datasets import load
 from sepconv.networks import build
 from sepconv.networks.cpu import DepthwiseConv2d
 from sepconv.networks.lowrank import METHODS, Decomposition, find_separable, full_rank, make_factors
-from sepconv.study.separate import Row, last_above, spread
+from sepconv.study.separate import Row, choose_places, last_above
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.whitening import find_stem
 
@@ -187,12 +187,12 @@ def test_separated_networks_are_built_from_plain_values() -> None:
         build("separated", (1, 28, 28), 10, **{**once, "method": "diagonal"})
 
 
-def test_spread() -> None:
-    assert spread(range(9, 0, -1), 9) == list(range(9))
+def test_choice_of_places() -> None:
+    assert choose_places(range(9, 0, -1), 9) == list(range(9))
     values = [100, 90, 80, 40, 30, 20, 11, 10, 9, 2, 1]
-    assert [values[place] for place in spread(values, 3)] == [100, 10, 1]
-    assert [values[place] for place in spread(values, 1)] == [1]
-    assert spread(values, 0) == []
+    assert [values[place] for place in choose_places(values, 3)] == [100, 10, 1]
+    assert [values[place] for place in choose_places(values, 1)] == [1]
+    assert choose_places(values, 0) == []
 
 
 @pytest.mark.parametrize("measured", [[0], [0, 40, 80, 99], [0, 70, 71]])

@@ -1,6 +1,7 @@
 """What a layer costs by its closed form (claims C1 to C5), without a network.
 
 A kernel is K x K, an output H x W; 1 MAC (multiply-accumulate) is 2 FLOP; positions of padding count like others.
+`sides` are the height and width of a layer's input. Shapes that cannot be raise InputError.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Cost:
 def output_sides(
     sides: tuple[int, int], kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> tuple[int, int]:
-    """Height and width of a convolution's output: floor((side + 2p - d(K - 1) - 1) / s) + 1, `sides` its input's.
+    """Height and width of a convolution's output: floor((side + 2p - d(K - 1) - 1) / s) + 1.
 
     Raises InputError for a stride, kernel, padding or dilation that cannot be, or a kernel beyond the padded input.
     """
@@ -45,10 +46,9 @@ def standard(
     in_channels: int, out_channels: int, kernel_size: int, sides: tuple[int, int], stride: int = 1, padding: int = 0,
     dilation: int = 1, groups: int = 1,
 ) -> Cost:  # fmt: skip
-    """A standard convolution: K²·C_in·C_out parameters, H·W·C_in·C_out·K² MACs, for an output of H x W (claim C1).
+    """A standard convolution: K²·C_in·C_out parameters, H·W·C_in·C_out·K² MACs (claim C1).
 
-    Where it works in groups, both are divided by their number. `sides` are the input's height and width.
-    Raises InputError for a shape that cannot be.
+    Where it works in groups, both are divided by their number.
     """
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
         if value < 1:
@@ -66,15 +66,12 @@ def standard(
 def depthwise(
     channels: int, kernel_size: int, sides: tuple[int, int], stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Cost:
-    """A depthwise convolution, a filter per channel: K²·C_in parameters, H·W·C_in·K² MACs (claim C2).
-
-    For an output of H x W; `sides` are the input's. Raises InputError for a shape that cannot be.
-    """
+    """A depthwise convolution, a filter per channel: K²·C_in parameters, H·W·C_in·K² MACs (claim C2)."""
     return standard(channels, channels, kernel_size, sides, stride, padding, dilation, groups=channels)
 
 
 def pointwise(in_channels: int, out_channels: int, sides: tuple[int, int]) -> Cost:
-    """A 1 x 1 convolution: C_in·C_out parameters, H·W·C_in·C_out MACs, for H x W positions, `sides` (claim C3)."""
+    """A 1 x 1 convolution: C_in·C_out parameters, H·W·C_in·C_out MACs (claim C3)."""
     return standard(in_channels, out_channels, 1, sides)
 
 
@@ -82,11 +79,7 @@ def separable(
     in_channels: int, out_channels: int, kernel_size: int, sides: tuple[int, int], stride: int = 1, padding: int = 0,
     dilation: int = 1,
 ) -> Cost:  # fmt: skip
-    """A depthwise convolution, then a pointwise one, for an output of H x W (claim C4).
-
-    C_in·(K² + C_out) parameters, H·W·C_in·(K² + C_out) MACs. `sides` are the input's height and width.
-    Raises InputError for a shape that cannot be.
-    """
+    """A depthwise, then a pointwise convolution: C_in·(K² + C_out) parameters, H·W·C_in·(K² + C_out) MACs (C4)."""
     outer = output_sides(sides, kernel_size, stride, padding, dilation)
     inner = depthwise(in_channels, kernel_size, sides, stride, padding, dilation)
     return inner + pointwise(in_channels, out_channels, outer)

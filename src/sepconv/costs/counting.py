@@ -112,8 +112,7 @@ def total(rows: Sequence[Layer]) -> Layer:
     """The sum over layers, from the first one's input to the last one's output."""
     names = ("parameters", "macs", "macs_data_gradient", "macs_weight_gradient", "read", "written", "weights")
     sums = {name: sum(getattr(layer, name) for layer in rows) for name in names}
-    first, last = rows[0], rows[-1]
-    return Layer("total", "", first.input, last.output, **sums, sees=last.sees)
+    return Layer("total", "", rows[0].input, rows[-1].output, **sums, sees=rows[-1].sees)
 
 
 @dataclass
@@ -192,9 +191,8 @@ class _Recorder(TorchDispatchMode):
                 weight = before[0].weight if func.is_view else tensor
                 self.states[tensor] = _State(None, any(state.learns for state in before), weight=weight)
             return out
-        names = [argument.name for argument in func._schema.arguments]
         defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
-        arguments = defaults | dict(zip(names, args, strict=False)) | kwargs
+        arguments = defaults | dict(zip(defaults, args, strict=False)) | kwargs
         operation = func.overloadpacket
         pointwise = torch.Tag.pointwise in func.tags
         between_modules = self.open is None and not func.is_view

@@ -47,8 +47,7 @@ def gradient_maps(
         sums[name] = (out[:, :, out.shape[2] // 2, out.shape[3] // 2] * signs).sum()
 
     for name in dict.fromkeys(layer.name for layer in spatial_layers(layers)):
-        module = net.get_submodule(name)
-        module.register_forward_hook(lambda module, args, out, name=name: sum_centre(name, out))
+        net.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: sum_centre(name, out))
     net(images)
     maps = {}
     for name, value in sums.items():

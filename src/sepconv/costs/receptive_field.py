@@ -64,9 +64,7 @@ IMAGE: Field = (Extent(0, 0, 1), Extent(0, 0, 1))
 def sliding_windows(operation: Any, arguments: dict[str, Any]) -> list[tuple[int, int, int, int]] | None:
     """Kernel, stride, padding and dilation along height and width of a 2-D convolution or pooling, else None.
 
-    Args:
-        operation: an aten operation (overload packet).
-        arguments: its arguments by name.
+    `operation` is an aten operation (overload packet), `arguments` are its arguments by name.
     """
     if operation is aten.convolution and arguments["weight"].ndim == 4 and not arguments["transposed"]:
         kernel = arguments["weight"].shape[2:]
@@ -86,9 +84,8 @@ def output_field(
     """The field of an operation's output. One that is not known here is taken to mix all positions.
 
     Args:
-        operation: an aten operation (overload packet).
-        pointwise: whether torch says that it works element by element.
-        arguments: its arguments by name.
+        operation, arguments: as of `sliding_windows`.
+        pointwise: whether torch says that the operation works element by element.
         maps: those arguments that depend on the image (B, C, H, W), and their fields.
     """
     source, field = maps[0]

@@ -30,7 +30,9 @@ def count_costs(config: CostConfig) -> Record:
     Raises InputError for a network that cannot be built for these images, a device that is not there, or a picture
     that cannot be written.
     """
-    device = roofline.check_device(config.device) if config.device else None
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda: torch finds no CUDA device here; choose device=cpu")
+    device = torch.device(config.device) if config.device else None
     if config.sweep:
         return {
             "out_channels": roofline.OUT_CHANNELS,
@@ -40,7 +42,11 @@ def count_costs(config: CostConfig) -> Record:
             "device": device and describe_device(device),
             "sweep": roofline.sweep(device, config.dtype, config.batch),
         }
-    shape, classes = image(config)
+    if config.shape is None or config.classes is None:
+        shape, classes = image_shape(config.data)
+    if config.shape is not None:
+        shape = config.shape[0], config.shape[1], config.shape[2]
+    classes = config.classes or classes
     torch.manual_seed(0)  # of the weights that the gradients of the effective receptive field go through
     net = networks.build(shape=shape, classes=classes, **config.model)
     layers = counting.layers(net, shape, config.batch)
@@ -60,15 +66,6 @@ def count_costs(config: CostConfig) -> Record:
     if device is not None:
         add_times(result, net, layers, device, config)
     return result
-
-
-def image(config: CostConfig) -> tuple[Shape, int]:
-    """The shape of an image, and the number of classes."""
-    if config.shape is None or config.classes is None:
-        shape, classes = image_shape(config.data)
-    if config.shape is not None:
-        shape = config.shape[0], config.shape[1], config.shape[2]
-    return shape, config.classes or classes
 
 
 def layer_record(layer: Layer, shape: Shape, dtype: str) -> Record:
@@ -97,9 +94,7 @@ def twin_record(model: Record, net: nn.Module, shape: Shape, classes: int) -> Re
     blocks = twin.compare_blocks(net, dense, shape)
     if len(blocks) == 1 and blocks[0].macs == blocks[0].dense_macs:
         return {"comparison": [], "no_comparison": f"this {model['name']} is its own dense twin"}
-    return {"comparison": [
-        asdict(block) | {"parameter_ratio": block.parameter_ratio, "mac_ratio": block.mac_ratio} for block in blocks
-    ]}  # fmt: skip
+    return {"comparison": [asdict(block) for block in blocks]}
 
 
 def add_effective_sides(
@@ -161,13 +156,27 @@ def show(result: Record, form: str) -> None:
 def tables(result: Record) -> list[Table]:
     """The tables of what `count_costs` gave."""
     if "sweep" in result:
-        return [sweep_table(result)]
+        title = (
+            f"3 x 3 convolution of {result['side']} x {result['side']} to {result['out_channels']} channels, separable "
+            f"against standard, batch of {result['batch']}, {result['dtype']}"
+        )
+        if result["device"]:
+            title += f", {', '.join(map(str, result['device'].values()))}"
+        return [Table(title, SWEEP_COLUMNS, result["sweep"]).filled()]
     many = "" if result["batch"] == 1 else f" in a batch of {result['batch']}"
     size = " x ".join(map(str, result["shape"]))
     rows = [*result["layers"], result["total"]]
-    layers = Table(f"{result['model']}, {size}{many}, {result['dtype']}", LAYER_COLUMNS, rows).filled()
-    blocks = Table(f"{result['model']} and its dense twin, an image", BLOCK_COLUMNS, result["comparison"])
-    return [layers, *([blocks] if blocks.records else []), *([roofline_table(result)] if "machine" in result else [])]
+    sections = [Table(f"{result['model']}, {size}{many}, {result['dtype']}", LAYER_COLUMNS, rows).filled()]
+    if blocks := result["comparison"]:
+        sections.append(Table(f"{result['model']} and its dense twin, an image", BLOCK_COLUMNS, blocks))
+    if machine := result.get("machine"):
+        peaks = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in machine["flops"].items())
+        title = (
+            f"Roofline of {', '.join(map(str, machine['device'].values()))}: {machine['bandwidth'] / 1e9:,.1f} GB/s, "
+            f"{peaks}; whole network {microseconds(result['network_seconds'])} us"
+        )
+        sections.append(Table(title, ROOFLINE_COLUMNS, rows))
+    return sections
 
 
 def as_markdown(table: Table) -> str:
@@ -180,25 +189,6 @@ def layer_markdown(net: nn.Module, shape: Shape) -> str:
     layers = counting.layers(net, shape)
     rows = [layer_record(layer, shape, "fp32") for layer in [*layers, counting.total(layers)]]
     return as_markdown(Table("Cost by layer, an image in fp32", LAYER_COLUMNS, rows).filled())
-
-
-def roofline_table(result: Record) -> Table:
-    machine = result["machine"]
-    peaks = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in machine["flops"].items())
-    title = (
-        f"Roofline of {', '.join(map(str, machine['device'].values()))}: {machine['bandwidth'] / 1e9:,.1f} GB/s, "
-        f"{peaks}; whole network {microseconds(result['network_seconds'])} us"
-    )
-    return Table(title, ROOFLINE_COLUMNS, [*result["layers"], result["total"]])
-
-
-def sweep_table(result: Record) -> Table:
-    device = "" if result["device"] is None else ", " + ", ".join(map(str, result["device"].values()))
-    title = (
-        f"3 x 3 convolution of {result['side']} x {result['side']} to {result['out_channels']} channels, separable "
-        f"against standard, batch of {result['batch']}, {result['dtype']}{device}"
-    )
-    return Table(title, SWEEP_COLUMNS, result["sweep"]).filled()
 
 
 def column(heading: str, key: str, text: Callable[[Any], str] = str) -> Column:

@@ -54,13 +54,6 @@ class Machine:
         return "arithmetic" if layer.intensity(dtype) >= self.flops[dtype] / self.bandwidth else "memory"
 
 
-def check_device(kind: str) -> torch.device:
-    """The device of that kind (cpu, cuda). Raises InputError where there is none."""
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: torch finds no CUDA device here; choose device=cpu")
-    return torch.device(kind)
-
-
 def median_seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Median time of `call` after a warm-up, with empty caches: its bytes come from memory."""
     cache = torch.empty(CACHE[device.type], dtype=torch.uint8, device=device)
@@ -135,12 +128,10 @@ def sweep(device: torch.device | None, dtype: str, batch: int) -> list[dict[str,
 
     The output has OUT_CHANNELS channels, so that the ratio of MACs is the same throughout; the map's side is SIDE.
 
-    Returns:
-        For each of IN_CHANNELS the costs of both, their names led by `standard_` and `separable_`, with times where
-        there is a device, and the ratios of the second to the first.
+    Returns a record for each of IN_CHANNELS: the costs of both, their names led by `standard_` and `separable_`, with
+    times where there is a device, and the ratios of the second to the first.
     """
-    layers: dict[str, Callable[..., nn.Module]]
-    layers = {"standard": ConvNormActivation, "separable": partial(depthwise_separable, between=False)}
+    layers: dict[str, Any] = {"standard": ConvNormActivation, "separable": partial(depthwise_separable, between=False)}
     records = []
     for channels in IN_CHANNELS:
         shape = (channels, SIDE, SIDE)

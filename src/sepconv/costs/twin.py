@@ -37,14 +37,8 @@ class BlockCosts:
     macs: int
     dense_macs: int
     closed_form: float | None  # as the function of that name gives it
-
-    @property
-    def parameter_ratio(self) -> float:
-        return self.parameters / self.dense_parameters
-
-    @property
-    def mac_ratio(self) -> float:
-        return self.macs / self.dense_macs
+    parameter_ratio: float
+    mac_ratio: float
 
 
 def dense_twin(model: dict[str, Any], shape: tuple[int, int, int], classes: int) -> nn.Module | None:
@@ -107,6 +101,6 @@ def compare_blocks(net: nn.Module, twin: nn.Module, shape: tuple[int, int, int])
     costs = []
     for path in dict.fromkeys([*blocks(""), ""]):
         (parameters, macs), (dense_parameters, dense_macs) = cost(path, rows), cost(path, dense_rows)
-        form = closed_form(pairs_within(path))
-        costs.append(BlockCosts(path or "total", parameters, dense_parameters, macs, dense_macs, form))
+        form, ratios = closed_form(pairs_within(path)), (parameters / dense_parameters, macs / dense_macs)
+        costs.append(BlockCosts(path or "total", parameters, dense_parameters, macs, dense_macs, form, *ratios))
     return costs

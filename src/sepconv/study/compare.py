@@ -45,7 +45,7 @@ class Network:
     runs: dict[int, Run]
     target_seconds: float | None = None  # the median over seeds; None where not each reached the target
     reached: int = 0  # runs that reached the target, of those with a history
-    difference: Difference | None = None  # None for the reference, and without common seeds
+    difference: Difference | None = None  # in test accuracy; None for the reference, and without common seeds
     front: list[str] = field(default_factory=list)  # costs against which no network is better in both
 
     @property
@@ -111,16 +111,13 @@ class Comparison:
 def compare(config: CompareConfig) -> Comparison:
     """The runs under the paths and patterns of `config.runs`, compared.
 
-    Raises:
-        InputError: where there are no finished runs, runs of one data set were split differently, or there is no such
-            reference.
+    Raises InputError where no run is finished, their data were split differently, or there is no such reference.
     """
     finished, unfinished = find_runs(config.runs)
     if not finished:
         left = f" ({len(unfinished)} unfinished)" if unfinished else ""
-        raise InputError(
-            f"no finished run{left} in {', '.join(config.runs)}: give run directories, or a folder of them"
-        )
+        patterns = ", ".join(config.runs)
+        raise InputError(f"no finished run{left} in {patterns}: give run directories, or a folder of them")
     by_data: dict[str, list[Run]] = defaultdict(list)
     for run in finished:
         by_data[run.config.data.name].append(run)
@@ -190,12 +187,9 @@ def group(finished: list[Run]) -> tuple[list[Network], list[Path]]:
             older.append(seeds[run.config.seed].path)
         seeds[run.config.seed] = run
     labels = make_labels([next(iter(seeds.values())) for seeds in by_configuration.values()])
-    networks = [
-        Network(label, dict(sorted(seeds.items())))
-        for label, seeds in zip(labels, by_configuration.values(), strict=True)
-    ]
-    networks.sort(key=lambda network: (network.median("parameters") or 0, network.label))
-    return networks, older
+    pairs = zip(labels, by_configuration.values(), strict=True)
+    networks = [Network(label, dict(sorted(seeds.items()))) for label, seeds in pairs]
+    return sorted(networks, key=lambda network: (network.median("parameters") or 0, network.label)), older
 
 
 def configuration(config: TrainConfig) -> dict[str, Any]:
@@ -243,12 +237,15 @@ def make_section(data: str, networks: list[Network], config: CompareConfig) -> S
     hardware = sorted({name_hardware(run.result.device) for run in every})
     section = Section(data, every[0].result.images, networks, reference, target, hardware)
     for network in networks:
-        times = [time_to(target, history) for history in network.histories]
+        # until validation first reached the target, by the epochs' ends
+        times = [next((epoch["seconds"] for epoch in history if epoch["val_accuracy"] >= target - 1e-9), None)
+                 for history in network.histories]  # fmt: skip
         seconds = [time for time in times if time is not None]
         network.reached = len(seconds)
         network.target_seconds = statistics.median(seconds) if seconds and len(seconds) == len(times) else None
-        if network is not reference:
-            network.difference = difference(network, reference)
+        if network is not reference and (seeds := sorted(network.runs.keys() & reference.runs.keys())):
+            accuracies = ([n.runs[seed].result.test_accuracy for seed in seeds] for n in (network, reference))
+            network.difference = Difference.between(*accuracies)
     for cost, less in COSTS.items():
         points = [(network, value if less else -value) for network in networks
                   if (value := section.figure(network, cost)) is not None]  # fmt: skip
@@ -262,10 +259,8 @@ def pareto_front(points: list[tuple[Network, float]]) -> Iterator[Network]:
     """Of networks with their costs, those that no other betters in accuracy or cost and equals in the other."""
     for network, value in points:
         accuracy = network.accuracy.mean
-        if not any(
-            other.accuracy.mean >= accuracy and cost <= value and (other.accuracy.mean, cost) != (accuracy, value)
-            for other, cost in points
-        ):
+        others = {(other.accuracy.mean, cost) for other, cost in points} - {(accuracy, value)}
+        if not any(mean >= accuracy and cost <= value for mean, cost in others):
             yield network
 
 
@@ -277,20 +272,6 @@ def find_reference(networks: list[Network], name: str | None) -> Network:
 
 def is_called(network: Network, name: str) -> bool:
     return name in (network.label, network.config.model["name"])
-
-
-def difference(network: Network, reference: Network) -> Difference | None:
-    """The test accuracy that `network` has over `reference`, by the seeds that both have."""
-    seeds = sorted(network.runs.keys() & reference.runs.keys())
-    if not seeds:
-        return None
-    accuracies = ([n.runs[seed].result.test_accuracy for seed in seeds] for n in (network, reference))
-    return Difference.between(*accuracies)
-
-
-def time_to(target: float, history: list[dict[str, Any]]) -> float | None:
-    """Seconds of training until validation first reached `target`, by the epochs' ends; None where it did not."""
-    return next((epoch["seconds"] for epoch in history if epoch["val_accuracy"] >= target - 1e-9), None)
 
 
 def name_hardware(device: dict[str, Any]) -> str:

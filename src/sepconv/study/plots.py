@@ -49,10 +49,8 @@ def finish(axes: Axes, grid: Literal["both", "x"] = "both", title: str | None = 
 def looks(section: Section) -> list[tuple[Network, str, str, str]]:
     """Each network with its label in legends, colour and marker."""
     colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-    return [
-        (network, f"{network.label} (n = {len(network.runs)})", color, marker)
-        for network, color, marker in zip(section.networks, cycle(colors), cycle(MARKERS), strict=False)
-    ]
+    styles = zip(section.networks, cycle(colors), cycle(MARKERS), strict=False)
+    return [(network, f"{network.label} (n = {len(network.runs)})", color, marker) for network, color, marker in styles]
 
 
 def draw_accuracy(section: Section) -> Figure:
@@ -88,7 +86,7 @@ def draw_curves(section: Section) -> Figure | None:
     trained = [look for look in looks(section) if look[0].histories]
     if not trained:
         return None
-    x_labels = ["epochs", *(["seconds of training (median over seeds)"] if section.timed else [])]
+    x_labels = ["epochs", *([AXIS_LABELS["fit_seconds"]] if section.timed else [])]
     figure = Figure(figsize=(9.2 if section.timed else 5, 3.4), layout="constrained")
     panels = figure.subplots(1, len(x_labels), sharey=True, squeeze=False)[0]
     for network, label, color, marker in trained:
@@ -113,12 +111,10 @@ def draw_curves(section: Section) -> Figure | None:
 def draw_throughput(section: Section) -> Figure:
     """Images a second in training and in evaluation, the median over seeds; whiskers from the lowest to the highest."""
     figure, axes = make_panel(8, 1.6 + 0.5 * len(section.networks))
-    labels = [textwrap.fill(f"{network.label} (n = {len(network.runs)})", 36) for network in section.networks]
-    for place, (key, name) in enumerate(
-        (("train_images_per_second", "training"), ("eval_images_per_second", "evaluation"))
-    ):
+    labels = [textwrap.fill(label, 36) for _, label, _, _ in looks(section)]
+    for place, (part, name) in enumerate((("train", "training"), ("eval", "evaluation"))):
         for row, network in enumerate(section.networks):
-            if values := network.values(key):
+            if values := network.values(f"{part}_images_per_second"):
                 middle = statistics.median(values)
                 axes.barh(
                     row + 0.4 * place - 0.2, middle, 0.38, xerr=[[middle - min(values)], [max(values) - middle]],
@@ -127,10 +123,8 @@ def draw_throughput(section: Section) -> Figure:
                 )  # fmt: skip
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    axes.set(
-        xlabel="images/s (median over seeds, lowest to highest)",
-        title=f"{section.data}: throughput, {section.hardware[0]}",
-    )
+    title = f"{section.data}: throughput, {section.hardware[0]}"
+    axes.set(xlabel="images/s (median over seeds, lowest to highest)", title=title)
     finish(axes, grid="x")
     return figure
 

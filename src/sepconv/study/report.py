@@ -51,7 +51,7 @@ def report_comparison(comparison: Comparison, config: CompareConfig, overrides: 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.html").write_text(page(comparison, figures, folder, command))
         (folder / "report.md").write_text(markdown(comparison, figures, command))
-        (folder / "networks.csv").write_text(as_csv(network_records(comparison)))
+        (folder / "networks.csv").write_text(as_csv(list(network_records(comparison))))
         (folder / "runs.csv").write_text(as_csv(run_records(comparison)))
         for data, pictures in figures.items():
             for name, figure in pictures.items():
@@ -126,38 +126,33 @@ def markdown(comparison: Comparison, figures: Figures, command: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def network_records(comparison: Comparison) -> list[dict[str, Any]]:
+def network_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """A record a network, in full precision."""
-    records = []
+    keys = (*COSTS, "eval_images_per_second", "peak_memory_bytes")
     for section in comparison.sections:
         for network in section.networks:
             accuracy, difference = network.accuracy, network.difference
             paired = difference.estimate if difference else None
-            records.append(
-                {
-                    "data": section.data,
-                    "network": network.label,
-                    "n": accuracy.n,
-                    "seeds": " ".join(map(str, network.runs)),
-                    "test_accuracy": accuracy.mean,
-                    "low": accuracy.low,
-                    "high": accuracy.high,
-                    **{key: section.figure(network, key) for key in COSTS},
-                    "eval_images_per_second": section.figure(network, "eval_images_per_second"),
-                    "peak_memory_bytes": section.figure(network, "peak_memory_bytes"),
-                    "target": section.target,
-                    "reached_target": network.reached,
-                    "target_seconds": section.figure(network, "target_seconds"),
-                    "reference": section.reference.label,
-                    "pairs": paired and paired.n,
-                    "difference": paired and paired.mean,
-                    "difference_low": paired and paired.low,
-                    "difference_high": paired and paired.high,
-                    "p": difference and difference.p,
-                    "front": " ".join(network.front),
-                }
-            )
-    return records
+            yield {
+                "data": section.data,
+                "network": network.label,
+                "n": accuracy.n,
+                "seeds": " ".join(map(str, network.runs)),
+                "test_accuracy": accuracy.mean,
+                "low": accuracy.low,
+                "high": accuracy.high,
+                **{key: section.figure(network, key) for key in keys},
+                "target": section.target,
+                "reached_target": network.reached,
+                "target_seconds": section.figure(network, "target_seconds"),
+                "reference": section.reference.label,
+                "pairs": paired and paired.n,
+                "difference": paired and paired.mean,
+                "difference_low": paired and paired.low,
+                "difference_high": paired and paired.high,
+                "p": difference and difference.p,
+                "front": " ".join(network.front),
+            }
 
 
 def run_records(comparison: Comparison) -> list[dict[str, Any]]:
@@ -182,17 +177,14 @@ def run_records(comparison: Comparison) -> list[dict[str, Any]]:
 
 def page(comparison: Comparison, figures: Figures, folder: Path, command: str) -> str:
     """The report as one HTML page: plots within, tables that sort, links to each run's configuration."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sepconv.study", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+    loader = jinja2.PackageLoader("sepconv.study", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    sections = [(s, section_table(s), map(svg, figures[s.data].values())) for s in comparison.sections]
     return environment.get_template("report.html").render(
         command=command,
         date=time.strftime("%Y-%m-%d"),
         legend=LEGEND,
-        sections=[
-            (section, section_table(section), [svg(figure) for figure in figures[section.data].values()])
-            for section in comparison.sections
-        ],
+        sections=sections,
         relative=lambda path: os.path.relpath(path, folder.resolve()),
         environment=environment_values,
         left_out=list(left_out(comparison)),

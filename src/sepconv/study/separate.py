@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import Tensor
 
 from sepconv import InputError
 from sepconv.config import SeparateConfig, flatten
@@ -38,8 +38,6 @@ CALIBRATION = 500  # training images on which a rank's effect on the logits is m
 CHOICES = 32  # at most so many ranks of a layer are tried
 ROUNDS, TIMED = 10, 128  # of the speed measurement: rounds, and images a batch
 
-Shape = tuple[int, int, int]  # channels, height, width
-
 
 @dataclass(kw_only=True)
 class Row:
@@ -64,18 +62,12 @@ class Row:
 def separate(config: SeparateConfig, overrides: list[str], started: float) -> tuple[Path, dict[str, Any]]:
     """Separates a trained run's convolutions as `config` asks, and records the network as a run, with a report.
 
-    The validation images decide; only the original network and the finished ones see the test images.
+    The validation images decide; only the original network and the finished ones see the test images. `overrides` are
+    the command's arguments, for the record; the job began at `started`, in seconds since the epoch.
 
-    Args:
-        overrides: the command's arguments, for the record.
-        started: when the job began, in seconds since the epoch.
-
-    Returns:
-        The directory of the separated network's run, and the report that it holds beside what every run does, in
-        `separation.json`, `separation.csv` and `separation.png`.
-
-    Raises:
-        InputError: for a path that is no run, data that are not there, a rank out of range, a target not to be met.
+    Returns the directory of the separated network's run, and the report that it holds beside what every run does, in
+    `separation.json`, `separation.csv` and `separation.png`. Raises InputError for a path that is no run, data that
+    are not there, a rank out of range, a target not to be met.
     """
     reset_peak_memory()
     original = Original(config)
@@ -93,7 +85,7 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
         return rows[place]
 
     lowest = measure(0, finetune=config.sweep > 0).accuracy - (config.accuracy_drop or 0)
-    for place in spread(macs[1:], config.sweep):
+    for place in choose_places(macs[1:], config.sweep):
         measure(place + 1, finetune=place + 1 != asked)  # the one asked for is fine-tuned as a run of its own
     if asked is None:
         asked = last_above(lowest, measure, list(rows), len(path))
@@ -105,29 +97,27 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
             )
     chosen = measure(asked, finetune=False)
     run, result = original.save(chosen, overrides, started)
-    report: dict[str, Any] = {
+    accuracy = measure_accuracy(original.separated({}), original.dataset, config.trainer)
+    test_accuracy = {"original": accuracy, "separated": result.test_accuracy}
+    finetuned_run = {}
+    if config.finetune_epochs > 0:
+        finetuned_path, finetuned = original.train_on(run)
+        chosen.finetuned_accuracy = finetuned.val_accuracy
+        test_accuracy["finetuned"] = finetuned.test_accuracy
+        finetuned_run["finetuned_run"] = str(finetuned_path)
+    order = sorted(rows)
+    original.time([rows[place] for place in order])
+    targets = {key: getattr(config, key) for key in ("rank", "macs", "accuracy_drop")}
+    report = {
         "original_run": str(original.run),
         "model": original.recorded.model,
         "data": original.recorded.data.name,
         "method": config.method,
         "layers": original.full,
-        "target": {
-            key: value for key in ("rank", "macs", "accuracy_drop") if (value := getattr(config, key)) is not None
-        },
+        "target": {key: value for key, value in targets.items() if value is not None},
         "finetune_epochs": config.finetune_epochs,
-        "test_accuracy": {
-            "original": measure_accuracy(original.separated({}), original.dataset, config.trainer),
-            "separated": result.test_accuracy,
-        },
-    }
-    if config.finetune_epochs > 0:
-        finetuned_run, finetuned = original.train_on(run)
-        chosen.finetuned_accuracy = finetuned.val_accuracy
-        report["test_accuracy"]["finetuned"] = finetuned.test_accuracy
-        report["finetuned_run"] = str(finetuned_run)
-    order = sorted(rows)
-    original.time([rows[place] for place in order])
-    report |= {
+        "test_accuracy": test_accuracy,
+        **finetuned_run,
         "device": result.device,
         "precision": result.precision,
         "chosen": order.index(asked),
@@ -148,7 +138,7 @@ class Original:
         self.device = find_device(config.trainer)
         self.precision = resolve_precision(self.recorded.recipe.precision, self.device)
         self.judged = replace(self.dataset, test=self.dataset.validation)  # the images that decide
-        net, shape = self.classifier.net, self.dataset.shape
+        net = self.classifier.net
         if self.recorded.recipe.whiten:  # what is not trained is not separated: its parts would be
             find_stem(net).requires_grad_(False)
         convolutions = find_separable(net, config.method)
@@ -156,8 +146,10 @@ class Original:
             raise InputError(f"{self.recorded.model['name']} has no convolution that method={config.method} separates")
         self.decompositions = {name: Decomposition(conv, config.method) for name, conv in convolutions.items()}
         self.full = {name: layer.full for name, layer in self.decompositions.items()}
-        self.shapes = input_shapes(net, shape, convolutions)
-        self.total_macs = counting.macs(net, shape)
+        layers = counting.layers(net, self.dataset.shape)
+        # each layer as often as it is used
+        self.uses = {name: [layer for layer in layers if layer.name == name] for name in convolutions}
+        self.total_macs = counting.total(layers).macs
         self.saved: dict[tuple[str, int], int] = {}  # MACs, by layer and rank
         self.logits = self.compute_logits(self.classifier, self.dataset.validation)
         optimizer = scale_rates(self.recorded.recipe.optimizer, config.finetune_lr)
@@ -183,7 +175,7 @@ class Original:
         for name, full in self.full.items():
             options[name] = [(None, 0, 0.0)]
             falling = range(full, 0, -1)
-            for rank in (falling[place] for place in spread(falling, CHOICES)):
+            for rank in (falling[place] for place in choose_places(falling, CHOICES)):
                 if (saved := self.macs_saved(name, rank)) > 0:
                     logits = self.compute_logits(self.separated({name: rank}), rows)
                     options[name].append((rank, saved, float((logits - reference).square().sum())))
@@ -216,9 +208,10 @@ class Original:
         if (name, rank) not in self.saved:
             layer = self.decompositions[name]
             factors = make_factors(layer.conv, layer.method, rank)
-            self.saved[name, rank] = sum(
-                counting.macs(layer.conv, s) - counting.macs(factors, s) for s in self.shapes[name]
-            )
+            self.saved[name, rank] = 0
+            for use in self.uses[name]:
+                _, channels, height, width = use.input
+                self.saved[name, rank] += use.macs - counting.macs(factors, (channels, height, width))
         return self.saved[name, rank]
 
     def compute_logits(self, classifier: ImageClassifier, rows: Tensor) -> Tensor:
@@ -246,10 +239,6 @@ class Original:
             row.finetuned_accuracy = self.finetune(classifier)
         return row
 
-    def trainer(self, epochs: int = 1) -> L.Trainer:
-        """A trainer that records nothing."""
-        return make_trainer(self.config.trainer, self.precision, [], False, epochs)
-
     def data(self) -> ImageData:
         """The data as a training of the run's seed would draw them."""
         recorded, limit = self.recorded, self.config.trainer.limit_batches
@@ -260,7 +249,7 @@ class Original:
         L.seed_everything(self.recorded.seed, verbose=False)
         classifier.recipe = self.finetuning
         classifier.form = self.step
-        trainer = self.trainer(self.finetuning.epochs)
+        trainer = make_trainer(self.config.trainer, self.precision, [], False, self.finetuning.epochs)
         try:
             trainer.fit(classifier, self.data())
         except SystemExit:  # Lightning's answer to a keyboard interrupt
@@ -276,9 +265,8 @@ class Original:
         classifier.load_state_dict(self.separated(row.ranks).state_dict())
         _, _, first_overrides = runs.read_config(self.run)
         here = [o for o in overrides if o.startswith(("trainer", "data.root=", "runs="))]
-        run = runs.create(
-            separated, amend([o for o in first_overrides if not o.lstrip("+~").startswith("model")], here)
-        )
+        others = [o for o in first_overrides if not o.lstrip("+~").startswith("model")]
+        run = runs.create(separated, amend(others, here))
         stopwatch = Stopwatch(started)
         logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
         log_costs(logger, classifier.net, self.dataset)
@@ -317,37 +305,28 @@ class Original:
         return train(replace(separated, weights=str(run), recipe=recipe), amend(overrides, changes), time.time())
 
     def time(self, rows: Sequence[Row]) -> None:
-        """Measures the speed of the networks of `rows`, interleaved."""
+        """Measures the images a second of the forward pass of each network of `rows`: medians over ROUNDS.
+
+        The networks take turns, so that what else the machine does meets all of them.
+        """
+        device, half = self.device, self.precision == "bf16-mixed"
+        images = self.dataset[self.dataset.validation[:TIMED]][0].to(device)
         classifiers = [self.separated(row.ranks) for row in rows]
         for classifier in classifiers:
             classifier.setup("test")  # its memory format
-        images, _ = self.dataset[self.dataset.validation[:TIMED]]
-        rates = interleaved_rates(classifiers, images.to(self.device), self.precision, ROUNDS)
-        for row, rate in zip(rows, rates, strict=True):
-            row.images_per_second = rate
-
-
-def interleaved_rates(networks: Sequence[nn.Module], images: torch.Tensor, precision: str, rounds: int) -> list[float]:
-    """Images a second of each network's forward pass over `images` (B, C, H, W), on their device.
-
-    The networks take turns, so that what else the machine does meets all of them; medians over `rounds`.
-
-    Args:
-        precision: Lightning's name for it, as in `sepconv.recipe.resolve_precision`.
-    """
-    device = images.device
-    seconds: list[list[float]] = [[] for _ in networks]
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-        for turn in range(rounds + 1):
-            for net, times in zip(networks, seconds, strict=True):
-                net.to(device).eval()
-                synchronize(device)
-                started = time.perf_counter()
-                net(images)
-                synchronize(device)
-                if turn > 0:  # the first one warms up
-                    times.append(time.perf_counter() - started)
-    return [len(images) / statistics.median(times) for times in seconds]
+            classifier.to(device).eval()
+        seconds: list[list[float]] = [[] for _ in rows]
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            for turn in range(ROUNDS + 1):
+                for classifier, times in zip(classifiers, seconds, strict=True):
+                    synchronize(device)
+                    started = time.perf_counter()
+                    classifier(images)
+                    synchronize(device)
+                    if turn > 0:  # the first one warms up
+                        times.append(time.perf_counter() - started)
+        for row, times in zip(rows, seconds, strict=True):
+            row.images_per_second = len(images) / statistics.median(times)
 
 
 def place_asked(config: SeparateConfig, macs: list[int]) -> int | None:
@@ -360,15 +339,15 @@ def place_asked(config: SeparateConfig, macs: list[int]) -> int | None:
         if not 1 <= config.rank <= full:
             raise InputError(f"rank={config.rank} is out of range: 1 to {full}, full rank by method={config.method}")
         return full + 1 - config.rank
-    if config.macs is not None:
-        if macs[-1] > config.macs * macs[0]:
-            least = macs[-1] / macs[0]
-            raise InputError(f"macs={config.macs} cannot be met: method={config.method} leaves {least:.4f} at rank 1")
-        return next(place for place, count in enumerate(macs) if count <= config.macs * macs[0])
-    return None
+    if config.macs is None:
+        return None
+    if macs[-1] > config.macs * macs[0]:
+        least = macs[-1] / macs[0]
+        raise InputError(f"macs={config.macs} cannot be met: method={config.method} leaves {least:.4f} at rank 1")
+    return next(place for place, count in enumerate(macs) if count <= config.macs * macs[0])
 
 
-def spread(values: Sequence[int], count: int) -> list[int]:
+def choose_places(values: Sequence[int], count: int) -> list[int]:
     """The places of at most `count` of the falling `values`, the first and the last with others evenly by ratio."""
     if len(values) <= count:
         return list(range(len(values)))
@@ -406,18 +385,6 @@ def amend(overrides: list[str], changes: list[str]) -> list[str]:
     """`overrides` with `changes`, which replace those of the same keys."""
     keys = {change.partition("=")[0] for change in changes}
     return [o for o in overrides if o.lstrip("+~").partition("=")[0] not in keys] + changes
-
-
-def input_shapes(net: nn.Module, shape: Shape, layers: dict[str, nn.Conv2d]) -> dict[str, list[Shape]]:
-    """What each of `layers` of `net` takes, each time that it is used, for images of `shape`; nothing is computed."""
-    meta = copy.deepcopy(net).to("meta").eval()
-    shapes: dict[str, list[Shape]] = {name: [] for name in layers}
-    for name in layers:
-        meta.get_submodule(name).register_forward_pre_hook(
-            lambda module, inputs, name=name: shapes[name].append(tuple(inputs[0].shape[1:]))
-        )
-    meta(torch.empty(1, *shape, device="meta"))
-    return shapes
 
 
 def describe(row: Row, layers: Iterable[str], total: int) -> str:

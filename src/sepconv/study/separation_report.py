@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from sepconv.study.plots import AXIS_LABELS, WORST, accuracy_by_error, finish, make_panel, plain_log
 from sepconv.tables import Column, Table, as_csv
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, epochs
 
 Ranks = dict[str, int]  # of each separated layer, by name; a layer that is not in it stays as it is
 
@@ -29,45 +29,34 @@ def label(ranks: Ranks, layers: Iterable[str]) -> str:
 def write_report(run: Path, report: dict[str, Any]) -> None:
     """Writes the report into the run's directory: as JSON, its networks as CSV, and as a plot."""
     (run / "separation.json").write_text(json.dumps(report, indent=2) + "\n")
-    ranks = (" ".join(f"{name}:{rank}" for name, rank in row["ranks"].items()) for row in report["networks"])
-    rows = [row | {"ranks": text} for row, text in zip(report["networks"], ranks, strict=True)]
+    networks = report["networks"]
+    rows = [row | {"ranks": " ".join(f"{name}:{rank}" for name, rank in row["ranks"].items())} for row in networks]
     (run / "separation.csv").write_text(as_csv(rows))
     plot(report).savefig(run / "separation.png", dpi=150)
 
 
 def plot(report: dict[str, Any]) -> Figure:
     """Validation accuracy against MACs, before and after fine-tuning; its axis is logarithmic in the errors."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = make_panel(7, 4.5)
     original, *separated = report["networks"]
     chosen = report["networks"][report["chosen"]]
     separated.sort(key=lambda row: row["macs"])
-    epochs = report["finetune_epochs"]
 
     def draw(rows: list[dict[str, Any]], key: str, name: str, style: str, size: int) -> None:
-        if points := [(row["macs"] / 1e6, 100 * max(1e-4, 1 - row[key])) for row in rows if row[key] is not None]:
+        if points := [(row["macs"], 100 * max(WORST, 1 - row[key])) for row in rows if row[key] is not None]:
             axes.plot(*zip(*points, strict=True), style, markersize=size, label=name)
 
     draw(separated, "accuracy", "separated", "o-", 4)
-    draw(separated, "finetuned_accuracy", f"and fine-tuned for {epochs} epoch{'s' * (epochs > 1)}", "s-", 4)
+    draw(separated, "finetuned_accuracy", f"and fine-tuned for {epochs(report['finetune_epochs'])}", "s-", 4)
     reached = "accuracy" if chosen["finetuned_accuracy"] is None else "finetuned_accuracy"
     draw([chosen], reached, f"recorded: rank {label(chosen['ranks'], report['layers'])}", "k*", 12)
     draw([original], "accuracy", "original", "kD", 6)
-    axes.axhline(100 * max(1e-4, 1 - original["accuracy"]), color="k", linewidth=0.8, linestyle=":")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="million MACs an image",
-        ylabel="validation accuracy (%)",
-        title=f"{report['model']['name']} on {report['data']}, method={report['method']}",
-    )
-    axes.invert_yaxis()
-    for axis, text in ((axes.xaxis, lambda x, _: f"{x:g}"), (axes.yaxis, lambda error, _: f"{100 - error:g}")):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(text))
-        axis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes.axhline(100 * max(WORST, 1 - original["accuracy"]), color="k", linewidth=0.8, linestyle=":")
+    title = f"{report['model']['name']} on {report['data']}, method={report['method']}"
+    axes.set(xlabel=AXIS_LABELS["macs"], ylabel="validation accuracy (%)", title=title)
+    plain_log(axes)
+    accuracy_by_error(axes)
+    finish(axes)
     return figure
 
 

@@ -31,11 +31,6 @@ def judge(cases: dict[str, Difference]) -> str:
     neither = [case for case in cases if case not in above + below]
     if len(above) == len(cases):
         return "true"
-    parts = []
-    if above:
-        parts.append(f"true when {', when '.join(above)}")
-    if below:
-        parts.append(f"{'false' if not above else 'the opposite'} when {', when '.join(below)}")
-    if neither:
-        parts.append(f"not shown when {', when '.join(neither)}: the interval holds 0")
-    return "; ".join(parts)
+    verdicts = {"true": above, "the opposite" if above else "false": below, "not shown": neither}
+    text = "; ".join(f"{verdict} when {', when '.join(group)}" for verdict, group in verdicts.items() if group)
+    return text + (": the interval holds 0" if neither else "")

@@ -36,11 +36,9 @@ class Lab:
         self.config, self.dataset = config, dataset
         self.device = find_device(config.trainer)
         self.cost_by_model: dict[str, Cost] = {}
-        self.runs: dict[str, Run] = {}  # finished ones, by what their figures depend on
+        finished, _ = find_runs([config.runs]) if Path(config.runs).expanduser().is_dir() else ([], [])
+        self.runs = {self.identity(run.config): run for run in finished}  # by what their figures depend on
         self.used: list[Run] = []
-        if Path(config.runs).expanduser().is_dir():
-            finished, _ = find_runs([config.runs])
-            self.runs = {self.identity(run.config): run for run in finished}
 
     @staticmethod
     def identity(config: TrainConfig) -> str:
@@ -71,9 +69,8 @@ class Lab:
             self.runs[key] = Run(path, config, result)
             options = " ".join(f"{k}={v}" for k, v in model.items() if k != "name")
             part = "" if size is None else f" on {size} images"
-            terminal.CONSOLE.print(
-                f"  {model['name']} {options} seed={seed}{part}: {result.test_accuracy:.2%}", soft_wrap=True
-            )
+            line = f"  {model['name']} {options} seed={seed}{part}: {result.test_accuracy:.2%}"
+            terminal.CONSOLE.print(line, soft_wrap=True)
         self.used.append(self.runs[key])
         return self.runs[key]
 

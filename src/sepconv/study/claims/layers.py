@@ -66,16 +66,13 @@ def stacked_receptive_field(lab: Lab) -> Finding:
     net = lab.build(separable_model(depth=2)).eval()
     layers = counting.layers(net, shape)
     maps = gradient_maps(net, layers)
-    rows = [
-        (layer, min(layer.receptive_field(shape)), effective_side(maps[layer.name], layer))
-        for layer in spatial_layers(layers)
-        if layer.name in maps
-    ]
-    theory, effective = [row[1] for row in rows], [row[2] for row in rows]
+    spatial = [layer for layer in spatial_layers(layers) if layer.name in maps]
+    theory = [min(layer.receptive_field(shape)) for layer in spatial]
+    effective = [effective_side(maps[layer.name], layer) for layer in spatial]
     dense = counting.layers(lab.build(separable_model(depth=2, conv="dense")), shape)
     dense_theory = [min(layer.receptive_field(shape)) for layer in spatial_layers(dense)]
     figure, axes = make_panel(6, 4)
-    depths = range(1, len(rows) + 1)
+    depths = range(1, len(spatial) + 1)
     axes.plot(depths, theory, "o-", label="theoretical")
     axes.plot(depths, effective, "s--", label=f"effective, {MASS:.0%} of the gradient")
     axes.axhline(shape[1], color="0.5", linewidth=1, label="the image")
@@ -89,7 +86,7 @@ def stacked_receptive_field(lab: Lab) -> Finding:
         "The separable network, each block twice, with initial weights: the theoretical receptive field from kernels "
         "and strides, the effective one from the gradient of the central output.",
         ["layer", "kind", "theoretical side", "effective side"],
-        [[layer.name, layer.kind, f"{in_theory:g}", f"{in_effect}"] for layer, in_theory, in_effect in rows],
+        [[layer.name, layer.kind, f"{theory[i]:g}", f"{effective[i]}"] for i, layer in enumerate(spatial)],
         verdict, figure,
     )  # fmt: skip
 
@@ -124,9 +121,8 @@ def speed_in_training(lab: Lab) -> Finding:
     slower = [c for c in CHANNELS if gains[c] < 1]
     faster = [c for c in CHANNELS if c > max(slower, default=0)]  # from where on it never is slower
     here = f"it is faster from {min(faster)} channels on" if faster else f"it is slower at {max(slower)} channels"
-    here = f"{here}{', slower below' if slower and faster else ''}, by less than its MACs are fewer" + (
-        "" if all(gains[c] < macs[c] for c in CHANNELS) else " at most widths"
-    )
+    widths = "" if all(gains[c] < macs[c] for c in CHANNELS) else " at most widths"
+    here += f"{', slower below' if slower and faster else ''}, by less than its MACs are fewer{widths}"
     verdict = "not yet measured on this hardware (no GPU); on this CPU: " if lab.device.type != "cuda" else (
         f"true when there are {max(slower)} channels or fewer: " if slower else "false: ")  # fmt: skip
     return Finding(

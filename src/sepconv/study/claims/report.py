@@ -26,10 +26,7 @@ INTRODUCTION = (
 def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]) -> dict[str, Any]:
     """A finding, and what it rests on: the runs that `lab` used, the machine, the command."""
     return {
-        "how": finding.how,
-        "headings": finding.headings,
-        "rows": finding.rows,
-        "verdict": finding.verdict,
+        **vars(finding),
         "plot": finding.plot is not None,
         "scale": lab.config.scale,
         "seeds": len(lab.config.seeds) if lab.used else None,
@@ -44,17 +41,15 @@ def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]
 
 
 def claims_page(folder: Path, sentences: dict[str, str]) -> str:
-    """`claims.md` from the findings in `folder`/claims, which may be of several data sets.
-
-    Args:
-        sentences: each claim's, by its name.
-    """
+    """`claims.md` from the findings in `folder`/claims, of one data set or several, and each claim's sentence."""
     by_data = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "claims").glob("*.json"))}
     lines, rows = [], []
     for name, sentence in sentences.items():
         findings = {data: records[name] for data, records in by_data.items() if name in records}
         verdicts = [f"{data}{trainings(finding)}: {finding['verdict']}" for data, finding in findings.items()]
-        rows.append([f"[{name}](#{name.lower()})", sentence, "<br>".join(unique(verdicts)) or "not yet measured"])
+        texts = {verdict.partition(": ")[2] for verdict in verdicts}
+        verdicts = list(texts) if len(texts) == 1 else verdicts  # one for all data sets where they agree
+        rows.append([f"[{name}](#{name.lower()})", sentence, "<br>".join(verdicts) or "not yet measured"])
         lines += [f"## {name}", "", sentence, ""]
         for data, finding in findings.items():
             lines += [
@@ -71,12 +66,5 @@ def claims_page(folder: Path, sentences: dict[str, str]) -> str:
 
 def trainings(finding: dict[str, Any]) -> str:
     """How many trainings of what length a finding rests on; nothing where it rests on none."""
-    if finding["seeds"] is None:
-        return ""
-    return f", n = {finding['seeds']} seeds, {terminal.epochs(finding['epochs'])}"
-
-
-def unique(verdicts: list[str]) -> list[str]:
-    """Verdicts, one for all data sets where they agree."""
-    texts = {verdict.partition(": ")[2] for verdict in verdicts}
-    return list(texts) if len(texts) == 1 else verdicts
+    seeds = finding["seeds"]
+    return "" if seeds is None else f", n = {seeds} seeds, {terminal.epochs(finding['epochs'])}"

@@ -89,12 +89,8 @@ def residual_connections(lab: Lab) -> Finding:
             axes.plot(places, flow, marker=next(markers), markersize=4, label=f"{name}, {layers} convolutions")
         rows.append([str(layers), *(mean_percent(values) for values in accuracies.values()), difference.points(),
                      *(f"{flow[0] / flow[-1]:.2g}" for flow in norms.values())])  # fmt: skip
-    axes.set(
-        yscale="log",
-        xlabel="depth, from the stem (0) to the last convolution (1)",
-        ylabel="gradient norm of a layer's weights, relative to theirs",
-        title="first step, median of seeds",
-    )
+    axes.set(yscale="log", xlabel="depth, from the stem (0) to the last convolution (1)")
+    axes.set(ylabel="gradient norm of a layer's weights, relative to theirs", title="first step, median of seeds")
     finish(axes, title="residuals")
     return Finding(
         "The separable network with each block of the table repeated, with and without the identity added around "
@@ -136,7 +132,7 @@ def overfitting_and_storage(lab: Lab) -> Finding:
         for conv, model in models.items():
             part = None if size == everything else size
             trainings = [lab.train(model, seed, size=part, plain=True) for seed in lab.config.seeds]
-            storage[conv] = weight_bytes(trainings[0])
+            storage[conv] = sum(weight.nbytes for weight in best_classifier(trainings[0]).state_dict().values())
             accuracies[conv] = [run.result.test_accuracy for run in trainings]
             gaps[conv].append([train_accuracy(lab, run) - run.result.test_accuracy for run in trainings])
         difference = Difference.between(gaps["dense"][-1], gaps["separable"][-1])
@@ -177,11 +173,6 @@ def train_accuracy(lab: Lab, run: Run) -> float:
     """Accuracy of a run's best checkpoint on the images that it was trained on, as they are."""
     dataset = load(run.config.data)
     return measure_accuracy(best_classifier(run), replace(dataset, test=dataset.train), lab.config.trainer)
-
-
-def weight_bytes(run: Run) -> int:
-    """Bytes of the weights that a run's checkpoint holds."""
-    return sum(tensor.nbytes for tensor in best_classifier(run).state_dict().values())
 
 
 def rank_one_kernels(lab: Lab) -> Finding:
