@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from sepconv.config import read
 
-# in Python's place: notes its arguments, and leaves a result where a training would; that of mobilenet_v2 only begins, and
-# ends when it is resumed
+# in Python's place: notes its arguments, and leaves a result where a training would; that of mobilenet_v2 only begins,
+# and ends when it is resumed
 PYTHON = """\
 #!/usr/bin/env bash
 printf '%q ' "$@" >>"$LOG"; echo >>"$LOG"
