@@ -15,7 +15,7 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEPCONV_RUNS", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(REPOSITORY / "notebooks")}}).execute()
+    NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(REPOSITORY / "notebooks")}}).execute()
     results = sorted(tmp_path.glob("digits/separable/*/result.json"))
     assert len(results) == 4
     text = json.dumps([cell.get("outputs") for cell in notebook.cells])
