@@ -16,8 +16,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     What it changes: a strided convolution's data gradient is computed at stride 1, from the output's gradient with
     zeros between its positions; several filters a channel are as many convolutions, whose maps are interleaved.
-    Why: on a CPU, oneDNN's data gradient of a strided depthwise convolution takes many times its forward pass, the
-    one at stride 1 does not; and its steps with two filters a channel take many times two steps with one.
+    Why: oneDNN's data gradient of a strided depthwise convolution, and its steps with two filters a channel, can take
+    many times those at stride 1 and with one filter. It depends on the processor and the precision: on one without
+    AVX512 only the second pays, and only in fp32 (the record).
     """
 
     def forward(self, input: Tensor) -> Tensor:
