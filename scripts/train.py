@@ -8,9 +8,8 @@ from sepconv.config import TrainConfig
 
 @command("train")
 def main(config: TrainConfig, overrides: list[str], started: float) -> Path:
-    from sepconv.training.train import (
-        train,  # torch and Lightning load only here, so that --help does not wait for them
-    )
+    # torch and Lightning load only here, so that --help does not wait for them
+    from sepconv.training.train import train
 
     run, _ = train(config, overrides, started)
     return run

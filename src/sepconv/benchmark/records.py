@@ -48,7 +48,8 @@ Test accuracies of trained networks, with their parameters and multiply-accumula
 once, at the end of each training. A row is one network at one commit. Its name has the options of the command line only
 where another network of the file has the same name. Where `baseline` was trained at the same commit, the difference
 from it is given in percentage points, paired by seed, with its 95 % interval and the p-value of the paired t-test. The
-files do not say what else ran on the machine, so no times are given."""
+files do not say what else ran on the machine, so no times are given, and not how the settings were chosen: that, and
+where the test accuracy was in view, is in the experiments' files in `configs/experiment/`."""
 
 
 def write(config: RecordsConfig) -> None:
@@ -239,7 +240,8 @@ SUITES = {
         "Training to a test accuracy",
         "Our trainings (`experiment=`) beside other programs on the same images: `keras` is the Keras MNIST example, "
         "`template` its network in a Lightning template, `bare` the first of our trainings as a PyTorch loop that does "
-        "not validate. A fit is the training from its start to its end, validation included.",
+        "not validate. A fit is the training from its start to its end, validation included. How ours were chosen is "
+        "in their files in `configs/experiment/`.",
     ),
     "time_to_accuracy": (
         "Warm and cold starts",

@@ -59,7 +59,7 @@ class Dataset:
 
     def to(self, device: torch.device) -> "Dataset":
         """The same set on `device`. Raises InputError where its memory does not hold it."""
-        if device != self.pixels.device:
+        if device.type != self.pixels.device.type:  # `cuda` is `cuda:0`
             check_memory(self.pixels.numel(), device)
         tensors = ("pixels", "labels", "train", "validation", "test")
         moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in tensors}

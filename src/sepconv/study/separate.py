@@ -17,6 +17,7 @@ from torch import Tensor
 from sepconv import InputError
 from sepconv.config import SeparateConfig, flatten
 from sepconv.costs import counting
+from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import sample
 from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import find_device, reset_peak_memory, resolve_precision, synchronize
@@ -30,7 +31,7 @@ from sepconv.training.evaluate import load_run, measure_accuracy
 from sepconv.training.recipe import build_optimizer
 from sepconv.training.runs import Result
 from sepconv.training.step import resolve_step
-from sepconv.training.train import log_costs, make_result, record, train
+from sepconv.training.train import log_cost, make_result, record, train
 from sepconv.training.trainer import make_trainer
 from sepconv.training.whitening import find_stem
 
@@ -269,7 +270,8 @@ class Original:
         run = runs.create(separated, amend(others, here))
         stopwatch = Stopwatch(started)
         logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
-        log_costs(logger, classifier.net, self.dataset)
+        cost = Cost(row.parameters, row.macs)
+        log_cost(logger, cost)
         trainer = make_trainer(config.trainer, self.precision, [stopwatch], logger, recorded.recipe.epochs)
         validated = trainer.validate(classifier, self.data(), verbose=False)[0]
         best = run / "checkpoints/best.ckpt"
@@ -279,7 +281,7 @@ class Original:
         result = make_result(
             separated,
             self.dataset,
-            classifier.net,
+            cost,
             stopwatch,
             tested,
             val_accuracy=round(validated["accuracy/validation"], 6),

@@ -154,9 +154,10 @@ class Monitor(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
         self.outputs.append(outputs | {"images": len(batch), "step": module.global_step})
-        losses = torch.cat([output["loss"] for output in self.outputs])
-        if len(losses) - self.checked < CHECK_EVERY and batch_idx + 1 < trainer.num_training_batches:
+        steps = sum(len(output["loss"]) for output in self.outputs)
+        if steps - self.checked < CHECK_EVERY and batch_idx + 1 < trainer.num_training_batches:
             return
+        losses = torch.cat([output["loss"] for output in self.outputs])
         finite = losses[self.checked :].isfinite()
         if not finite.all():
             bad = self.checked + int(finite.int().argmin()) + 1
@@ -164,7 +165,7 @@ class Monitor(Callback):
                 f"the loss became {float(losses[bad - 1])} in epoch {trainer.current_epoch + 1}, step {bad}: "
                 "lower recipe.optimizer.lr; the last checkpoint written is from before"
             )
-        self.checked = len(losses)
+        self.checked = steps
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         losses = [output["loss"].double().mean().item() for output in self.outputs]

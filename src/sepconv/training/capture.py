@@ -111,5 +111,5 @@ class CapturedStep:
         try:
             yield
         finally:
-            for group, kept in zip(groups, plain, strict=True):
-                group.update(kept)
+            for group, options in zip(groups, plain, strict=True):
+                group.update(options)

@@ -82,8 +82,8 @@ class Dashboard(Callback):
         generator = torch.Generator(images.device).manual_seed(0)
         augment = Augmenter(module.recipe.augment, len(dataset.labels), generator)
         changed = augment(images, rows, module.fill)
-        for name, shown in (("original", images), ("augmented", changed)):
-            self.writer.add_image(f"images/{name}", grid(shown.float() / 255))
+        for name, pictures in (("original", images), ("augmented", changed)):
+            self.writer.add_image(f"images/{name}", grid(pictures.float() / 255))
 
     @timed
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -117,10 +117,10 @@ def filters(net: nn.Module) -> dict[str, Tensor]:
     """
     convolutions = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     depthwise = [(name, m) for name, m in convolutions if m.groups == m.in_channels > 1]
-    shown = {f"first layer {name}": m for name, m in convolutions[:1]}
-    shown |= {f"depthwise {name}": m for name, m in depthwise[:DEPTHWISE]}
+    layers = {f"first layer {name}": m for name, m in convolutions[:1]}
+    layers |= {f"depthwise {name}": m for name, m in depthwise[:DEPTHWISE]}
     pictures = {}
-    for tag, conv in shown.items():
+    for tag, conv in layers.items():
         kernels = conv.weight.detach().float().cpu()
         if kernels.shape[1] != 3:
             kernels = kernels.reshape(-1, 1, *kernels.shape[2:])
@@ -162,7 +162,7 @@ def draw_mistakes(probabilities: Tensor, images: Tensor, labels: Tensor, classes
         axes.axis("off")
     for axes, row in zip(figure.axes, order.tolist(), strict=False):
         axes.imshow(images[row].squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        asked = f"{classes[int(labels[row])]}, taken for {classes[int(predicted[row])]}"
-        axes.set_title(f"{asked}\n{confidence[row]:.0%}", fontsize="small")
+        title = f"{classes[int(labels[row])]}, taken for {classes[int(predicted[row])]}"
+        axes.set_title(f"{title}\n{confidence[row]:.0%}", fontsize="small")
     figure.suptitle(f"the surest of {len(wrong):,} mistakes on {len(labels):,} test images")
     return figure

@@ -1,5 +1,6 @@
 """A recorded run's network, loaded and evaluated again."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     table = Table(title=f"{run}, {config.checkpoint} checkpoint", title_justify="left")
     for heading in ("test accuracy", "recorded (best checkpoint)", "test images"):
         table.add_column(heading, justify="right")
-    table.add_row(f"{accuracy:.2%}", "-" if recorded != recorded else f"{recorded:.2%}", f"{len(dataset.test):,}")
+    table.add_row(f"{accuracy:.2%}", "-" if math.isnan(recorded) else f"{recorded:.2%}", f"{len(dataset.test):,}")
     terminal.CONSOLE.print(table)
     return {"accuracy": accuracy, "recorded": recorded}
 

@@ -101,18 +101,18 @@ def make_optimizer(parameters: list[nn.Parameter], options: dict[str, Any], key:
     Those of one dimension, biases and norms, are a group without weight decay, and with the options `biases`, if any.
     """
     arguments = dict(options)
-    name, own = arguments.pop("name"), arguments.pop("biases", {})
+    name, biases = arguments.pop("name"), arguments.pop("biases", {})
     kind = getattr(torch.optim, str(name), None)
     if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
         raise InputError(f"unknown {key}.name={name}: give one of torch.optim, such as AdamW, Adam or SGD")
     groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.ndim > 1]}]
     if alone := [p for p in parameters if p.ndim <= 1]:
-        groups.append({"params": alone, "weight_decay": 0.0, **own})
+        groups.append({"params": alone, "weight_decay": 0.0, **biases})
     try:
         optimizer = kind(groups, **arguments)
     except (TypeError, ValueError) as error:
         raise refusal(key, name, error) from error
-    if unknown := own.keys() - optimizer.defaults.keys():
+    if unknown := biases.keys() - optimizer.defaults.keys():
         raise InputError(f"unknown {key}.biases.{min(unknown)}: see torch.optim.{name}")
     return optimizer
 

@@ -173,10 +173,10 @@ def versions() -> dict[str, str | None]:
     import torch  # here: compare.py does not wait for it
 
     names = {"torchvision": "torchvision", "lightning": "lightning", "hydra": "hydra-core"}
-    found = {name: importlib.metadata.version(package) for name, package in names.items()}
+    libraries = {name: importlib.metadata.version(package) for name, package in names.items()}
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        **found,
+        **libraries,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }

@@ -2,24 +2,21 @@
 
 from pathlib import Path
 
-from torch import nn
-
 from sepconv.config import TrainConfig
-from sepconv.costs import counting
+from sepconv.costs.closed_forms import Cost
 from sepconv.data.module import ImageData
 from sepconv.devices import describe_device
 from sepconv.terminal import CONSOLE, epochs
 from sepconv.training.runs import Result
 
 
-def introduce(config: TrainConfig, data: ImageData, net: nn.Module, precision: str, run: Path) -> None:
+def introduce(config: TrainConfig, data: ImageData, cost: Cost, precision: str, run: Path) -> None:
     """Prints what is trained on what."""
     dataset, recipe = data.dataset, config.recipe
     channels, height, width = dataset.shape
-    costs = f"{counting.parameters(net):,} parameters, {counting.macs(net, dataset.shape):,} MACs an image"
     sizes = f"{len(dataset.train):,} train, {len(dataset.validation):,} validation, {len(dataset.test):,} test"
     show({
-        "network": f"{config.model['name']}: {costs}",
+        "network": f"{config.model['name']}: {cost.parameters:,} parameters, {cost.macs:,} MACs an image",
         "data": f"{dataset.name}: {sizes}; {height} x {width} x {channels}, {len(dataset.classes)} classes",
         "recipe": f"{recipe.optimizer['name']}, {recipe.schedule}, {epochs(recipe.epochs)} of {data.steps} batches of "
         f"{recipe.batch_size}, {precision}, seed {config.seed}",

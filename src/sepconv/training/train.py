@@ -8,12 +8,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sepconv import InputError, terminal
 from sepconv.config import RecipeConfig, TrainConfig, flatten
 from sepconv.costs import counting
+from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData
 from sepconv.devices import describe_device, find_device, peak_memory, reset_peak_memory, resolve_precision
@@ -78,6 +78,7 @@ def train(
     check_trainable(classifier, data)
     classifier.form = resolve_step(config.trainer, device, build_optimizer(classifier.net, config.recipe.optimizer))
     run = beginning.run or runs.create(config, overrides)
+    cost = Cost(counting.parameters(classifier.net), counting.macs(classifier.net, dataset.shape))
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
     stopwatch, dashboard = Stopwatch(started), Dashboard(logger.experiment, dataset)
     best, last = make_checkpoints(run / "checkpoints")
@@ -85,8 +86,8 @@ def train(
     callbacks = [stopwatch, *whitening, Monitor(), best, last, dashboard]
     with terminal.logged(run):
         trainer = make_trainer(config.trainer, precision, callbacks, logger, config.recipe.epochs)
-        summary.introduce(config, data, classifier.net, precision, run)
-        log_costs(logger, classifier.net, dataset)
+        summary.introduce(config, data, cost, precision, run)
+        log_cost(logger, cost)
         try:
             trainer.fit(classifier, data, ckpt_path=beginning.checkpoint, weights_only=True)
         except SystemExit:  # Lightning's answer to a keyboard interrupt
@@ -99,7 +100,7 @@ def train(
     result = make_result(
         config,
         dataset,
-        classifier.net,
+        cost,
         stopwatch,
         tested,
         val_accuracy=round(float(best.best_model_score), 6),
@@ -219,16 +220,15 @@ def check_trainable(classifier: ImageClassifier, data: ImageData) -> None:
         )
 
 
-def log_costs(logger: TensorBoardLogger, net: nn.Module, dataset: Dataset) -> None:
+def log_cost(logger: TensorBoardLogger, cost: Cost) -> None:
     """What the network costs, beside its curves in TensorBoard."""
-    costs = {"cost/parameters": counting.parameters(net), "cost/macs": counting.macs(net, dataset.shape)}
-    logger.log_metrics(costs, step=0)
+    logger.log_metrics({"cost/parameters": cost.parameters, "cost/macs": cost.macs}, step=0)
 
 
 def make_result(
     config: TrainConfig,
     dataset: Dataset,
-    net: nn.Module,
+    cost: Cost,
     stopwatch: Stopwatch,
     tested: Mapping[str, float],
     **figures: Any,
@@ -248,8 +248,8 @@ def make_result(
         model=config.model["name"],
         data=config.data.name,
         seed=config.seed,
-        parameters=counting.parameters(net),
-        macs=counting.macs(net, dataset.shape),
+        parameters=cost.parameters,
+        macs=cost.macs,
         images={part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
         batch_size=config.recipe.batch_size,
         seconds_to_first_step=stopwatch.seconds_to_first_step,
