@@ -4,6 +4,7 @@ A whole set (train and test) is one uint8 tensor on the training device, and a b
 rows by index: there are no worker processes, and no step copies images between devices.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,17 @@ class Dataset:
         mean = share @ levels
         deviation = (share @ levels**2 - mean**2).clamp(min=0).sqrt()
         return mean.tolist(), deviation.tolist()
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each part's pixels and labels, in their order: equal where training and test see the same."""
+        digests = {}
+        for part in ("train", "validation", "test"):
+            digest = hashlib.sha256(repr(self.shape).encode())
+            for rows in getattr(self, part).split(5000):
+                digest.update(self.pixels[rows].numpy())
+                digest.update(self.labels[rows].numpy())
+            digests[part] = digest.hexdigest()
+        return digests
 
     def to(self, device: torch.device) -> "Dataset":
         """The same set on `device`. Raises InputError where its memory does not hold it."""
