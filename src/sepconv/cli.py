@@ -4,6 +4,7 @@ import copyreg
 import functools
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -23,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sepconv import InputError
+from sepconv import InputError, Stopped
 from sepconv.config import MADE, REPOSITORY, SCHEMAS, Augment, explain, read
 
 CONFIGS = REPOSITORY / "configs"
@@ -84,7 +86,7 @@ def command(name: str, positional: str | None = None) -> Callable[[Main], Callab
                 run = main(read(schema, composed), list(hydra_config.overrides.task), started)
             except KeyboardInterrupt as stop:
                 sys.stderr.write(f"stopped: {stop}\n")
-                raise SystemExit(130) from None
+                raise SystemExit(stop.status if isinstance(stop, Stopped) else 130) from None
             except InputError as error:
                 fail(error)  # here, inside the task: else Hydra would first print a line of its own
             if run is not None and hydra_config.mode == RunMode.MULTIRUN:
@@ -94,6 +96,7 @@ def command(name: str, positional: str | None = None) -> Callable[[Main], Callab
         @functools.wraps(main)
         def entry() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print
+            signal.signal(signal.SIGTERM, stop)
             if positional:
                 sys.argv[1:] = gather(sys.argv[1:], positional)
             try:
@@ -110,6 +113,11 @@ def command(name: str, positional: str | None = None) -> Callable[[Main], Callab
         return entry
 
     return decorate
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """The answer to SIGTERM: what Ctrl-C does, with its own exit status."""
+    raise Stopped(status=128 + number)
 
 
 def gather(arguments: list[str], key: str) -> list[str]:
