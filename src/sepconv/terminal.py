@@ -1,15 +1,171 @@
-"""What a run shows on the terminal, and its log."""
+"""What a command shows on the terminal: what it found, how far it is; and a run's log."""
 
+import contextlib
 import logging
+import os
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
+from tqdm import tqdm
 
-CONSOLE = Console(highlight=False)
+T = TypeVar("T")
+
+BAR = "{desc} {n_fmt} of {total_fmt} |{bar}| {elapsed}{postfix}"
+REFRESHED = 1.0  # seconds between changes of a bar
+FIRST, EVERY = 10.0, 60.0  # seconds until the first line where there is no bar, and from one line to the next
+
+
+class Output(Console):
+    """Standard output, on which a bar makes way for a line, and which a command outlives where it is closed or full."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if getattr(sys.stdout, "errors", None) == "strict":  # what a terminal of another alphabet lacks becomes a code
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        with tqdm.external_write_mode(sys.stdout) if ACTIVE else contextlib.nullcontext():
+            try:
+                super().print(*objects, **options)
+            except OSError as error:  # a full disk
+                self.quiet = True
+                logging.getLogger(__name__).warning("standard output takes nothing more: %s", error.strerror)
+            except ValueError:
+                if not self.file.closed:
+                    raise
+
+    def on_broken_pipe(self) -> None:
+        """The reader is gone: what is written goes nowhere, and the work goes on."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+CONSOLE = Output(highlight=False)
+
+
+class Progress:
+    """How far a long work is: a bar on a terminal; elsewhere a line on standard error after FIRST seconds, then EVERY.
+
+    To be entered, and told by `reach` how much is done. One within another is shown with it, in one line; one that
+    begins while the console is quiet is not shown.
+
+    Args:
+        what: is done, as it stands before "3 of 9": "training: step", say.
+        total: how many there are, where that is known.
+        done: how many of them were done before.
+    """
+
+    def __init__(self, what: str, total: int | None = None, done: int = 0) -> None:
+        self.what, self.total, self.first, self.done, self.detail = what, total, done, done, ""
+        self.started = time.monotonic()
+        self.bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> Self:
+        self.shown = not CONSOLE.quiet
+        if self.shown:
+            if interactive():
+                self.bar = tqdm(desc=self.what, total=self.total, initial=self.first, leave=False, file=sys.stderr,
+                                bar_format=BAR, dynamic_ncols=True, delay=REFRESHED)  # fmt: skip
+            ACTIVE.append(self)
+            if len(ACTIVE) == 1:
+                TICKER.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            ACTIVE.remove(self)
+            if not ACTIVE:
+                TICKER.stop()
+            if self.bar is not None:
+                self.bar.clear()
+                self.bar.close()
+
+    def reach(self, done: int, detail: str = "") -> None:
+        """So many are `done` by now; `detail` says more of where the work is."""
+        self.done, self.detail = done, detail
+
+    def refresh(self) -> None:
+        """Draws the bar anew."""
+        assert self.bar is not None
+        self.bar.n = self.done
+        self.bar.set_postfix_str(", ".join(filter(None, [self.detail, self.left()])), refresh=False)
+        self.bar.refresh()
+
+    def left(self) -> str:
+        """The time left, at the pace until now; nothing where that cannot be told."""
+        done, seconds = self.done - self.first, time.monotonic() - self.started
+        if self.total is None or done <= 0:
+            return ""
+        return f"{duration(seconds / done * max(0, self.total - self.done))} left"
+
+    def __str__(self) -> str:
+        count = f"{self.what} {self.done:,}" + ("" if self.total is None else f" of {self.total:,}")
+        return ", ".join(filter(None, [count, self.detail, self.left()]))
+
+
+class Ticker:
+    """Shows all that is under way, from a thread of its own: one step of the work may take long."""
+
+    def start(self) -> None:
+        self.stopped = threading.Event()
+        threading.Thread(target=self.run, args=[self.stopped], daemon=True).start()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def run(self, stopped: threading.Event) -> None:
+        drawn = interactive()
+        wait = REFRESHED if drawn else FIRST
+        while not stopped.wait(wait):
+            with contextlib.suppress(OSError, ValueError):  # a closed terminal
+                self.show()
+            wait = REFRESHED if drawn else EVERY
+
+    def show(self) -> None:
+        """Draws the bars, or writes the line."""
+        active = list(ACTIVE)
+        for progress in active:
+            if progress.bar is not None:
+                progress.refresh()
+        if active and active[0].bar is None and sys.stderr is not None:
+            print("; ".join(map(str, active)), file=sys.stderr, flush=True)
+
+
+ACTIVE: list[Progress] = []  # what is under way, from the outermost
+TICKER = Ticker()
+
+
+def track(sequence: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """The items of `sequence`, one after another, with a Progress of `what` that counts those done.
+
+    Args:
+        total: their number, where `sequence` does not know it.
+    """
+    if total is None and isinstance(sequence, Sized):
+        total = len(sequence)
+    with Progress(what, total) as progress:
+        for done, item in enumerate(sequence, 1):
+            yield item
+            progress.reach(done)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def interactive() -> bool:
+    """Whether bars are shown: standard error is a terminal."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
 
 
 def epochs(count: int) -> str:
@@ -25,7 +181,7 @@ def logged(run: Path) -> Iterator[None]:
     file = logging.FileHandler(run / "train.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: dict[logging.Logger, logging.Handler] = {logging.getLogger(): file}
-    if not (sys.stdout.isatty() or CONSOLE.quiet):
+    if not (interactive() or CONSOLE.quiet):
         handlers[logging.getLogger("sepconv")] = logging.StreamHandler()
     for logger, handler in handlers.items():
         logger.addHandler(handler)
@@ -40,11 +196,11 @@ def logged(run: Path) -> Iterator[None]:
 @contextmanager
 def hushed() -> Iterator[None]:
     """Keeps what a training says of itself off the terminal."""
-    CONSOLE.quiet = True
+    before, CONSOLE.quiet = CONSOLE.quiet, True
     try:
         yield
     finally:
-        CONSOLE.quiet = False
+        CONSOLE.quiet = before
 
 
 def quiet() -> None:
