@@ -18,8 +18,7 @@ from sepconv.benchmark.loop import BareLoop, Turns, train
 from sepconv.config import LoopConfig, TrainConfig, read
 from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
-from sepconv.training.classifier import ImageClassifier
-from sepconv.training.train import describe_images
+from sepconv.training.classifier import ImageClassifier, describe_images
 
 ARGUMENTS = ["trainer=cpu", "recipe.batch_size=64", "steps=15", "rounds=2"]
 

@@ -19,7 +19,7 @@ from sepconv import devices as measure
 from sepconv.config import RecipeConfig, read
 from sepconv.data import datasets
 from sepconv.data.datasets import Dataset, hold_out, load
-from sepconv.data.module import Batches, ImageData
+from sepconv.data.module import Batches, ImageData, ShuffledBatches
 
 
 def parts(dataset: Dataset) -> list[set[int]]:
@@ -99,12 +99,12 @@ def test_selection_is_rows_in_order() -> None:
 
 def test_batches_cover_an_epoch_in_a_new_order_each_time() -> None:
     rows = torch.arange(100, 110)
-    batches = Batches(rows, 4, generator=torch.Generator().manual_seed(0))
+    batches = ShuffledBatches(rows, 4, len(rows), torch.Generator().manual_seed(0))
     first, second = list(batches), list(batches)
     assert len(batches) == len(first) == 3
     assert sorted(torch.cat(first).tolist()) == rows.tolist()
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
-    dropped = Batches(rows, 4, 8, torch.Generator().manual_seed(0))
+    dropped = ShuffledBatches(rows, 4, 8, torch.Generator().manual_seed(0))
     assert [len(batch) for batch in dropped] == [4, 4]
     assert len(dropped) == 2
     assert torch.cat(list(Batches(rows, 4))).tolist() == rows.tolist()

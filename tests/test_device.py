@@ -89,7 +89,7 @@ def test_a_step_and_a_test_stay_on_the_device(options: list[str], monkeypatch: p
         channels = data.dataset.shape[0]
         images = {
             "shape": list(data.dataset.shape),
-            "classes": len(data.dataset.classes),
+            "classes": list(data.dataset.classes),
             "mean": [0.5] * channels,
             "deviation": [0.2] * channels,
         }

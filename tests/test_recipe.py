@@ -79,7 +79,7 @@ def test_whitening_of_what_the_convolution_sees() -> None:
 def test_a_depthwise_convolution_is_not_whitened() -> None:
     keys = {"epochs": 1, "batch_size": 10, "drop_last": True, "optimizer": {"name": "SGD"}, "schedule": "constant"}
     recipe = read(RecipeConfig, {**keys, "augment": {}, "whiten": 0.5})
-    images = {"shape": [3, 16, 16], "classes": 10, "mean": [0.5] * 3, "deviation": [1.0] * 3}
+    images = {"shape": [3, 16, 16], "classes": list("0123456789"), "mean": [0.5] * 3, "deviation": [1.0] * 3}
     classifier = ImageClassifier({"name": "separable", "stem": "separable"}, asdict(recipe), images)
     data = ImageData(load(data_config("digits")), recipe, torch.device("cpu"))
     with pytest.raises(InputError, match="needs a standard first convolution"):

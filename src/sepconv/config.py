@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sepconv import InputError
 
 REPOSITORY = Path(__file__).parents[2]
-MADE = "runs.txt"  # in a multirun's folder: the directories of the runs that it made, a line each
+MADE = "runs.txt"  # in a multirun's folder: the runs that it made, relative to it, a line each
 MOST = 10**6  # classes, units of a layer: more is a slip of the finger
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -77,9 +77,16 @@ def check_choice(key: str, value: str, *choices: str) -> None:
         raise InputError(f"unknown {key}={value}: choose from {', '.join(choices)}")
 
 
-def check_model(key: str, options: dict[str, Any]) -> None:
+def check_name(key: str, name: str) -> None:
+    """Raises InputError unless `name` can be a part of a file's name."""
+    check(re.fullmatch(r"\w[\w-]{0,63}", name, re.ASCII) is not None, key, name, "a name of letters, digits, _ and -")
+
+
+def check_model(key: str, options: Any) -> None:
     """Raises InputError unless `options` name a network."""
-    check(isinstance(options.get("name"), str), key, options, "a network: {name: separable}, say, and its options")
+    named = isinstance(options, dict) and isinstance(options.get("name"), str)
+    check(named, key, options, "a network: {name: separable}, say, and its options")
+    check_name(f"{key}.name", options["name"])
 
 
 def check_optimizer(key: str, options: Any) -> None:
@@ -145,7 +152,7 @@ class Augment:
 class DataConfig:
     """Which images, and how they are split."""
 
-    name: str
+    name: str = checked(check_name)
     root: str = checked(check_given, f"{REPOSITORY}/data")  # folder of the files, in torchvision's layout
     download: bool = True  # fetch files that are missing
     image_size: int | None = number(None, least=1)  # side in pixels to resize to; null keeps the images' own
@@ -198,6 +205,7 @@ class TrainerConfig:
     # the optimizer can be captured and detect_anomaly is off, else eager)
     step: str = one_of("auto", "eager", "compile", "graph", "compiled_graph")
     limit_batches: int | None = number(None, least=1)  # at most so many batches of each kind an epoch; null: all
+    checkpoint_seconds: float = number(180.0, least=0)  # within an epoch, the state is kept so often, to resume from
     deterministic: bool = False  # only algorithms that give the same bits each time (a CPU's always do here)
     detect_anomaly: bool = False  # name the operation whose gradient is not a number; slow
 
@@ -235,6 +243,7 @@ class EvaluateConfig:
 
     run: str  # its directory
     checkpoint: str = one_of("best", "last")  # best: on the validation images
+    other_images: bool = False  # also where the test images are not those of the run, such as a new test set
     data: SourceConfig
     trainer: TrainerConfig
 
@@ -404,6 +413,7 @@ def defaults(name: str) -> dict[str, Any]:
 def complete(model: dict[str, Any]) -> dict[str, Any]:
     """`model` (name and options) with the defaults of what it leaves out, as runs leave out options that came later."""
     if model["name"] == "separated":
+        check_model("model.base", model.get("base"))
         return model | {"base": complete(model["base"])}
     return defaults(model["name"]) | model
 
@@ -411,8 +421,13 @@ def complete(model: dict[str, Any]) -> dict[str, Any]:
 def read(schema: type[T], config: DictConfig | dict[str, Any], prefix: str = "") -> T:
     """`config` as an instance of the dataclass `schema`, types and ranges checked; `prefix` leads its keys' names.
 
+    A dict is one that was recorded: it has plain values, as it may be another's, whose interpolations would read this
+    machine's environment.
+
     Raises InputError, in one line, for an unknown key, a wrong type, a missing value or one out of range.
     """
+    if isinstance(config, dict):
+        check_plain(config, prefix)
     try:
         plain = OmegaConf.to_container(OmegaConf.create(config))  # untyped: else merge would take unknown keys over
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
@@ -422,6 +437,16 @@ def read(schema: type[T], config: DictConfig | dict[str, Any], prefix: str = "")
         raise InputError(explain(error, prefix)) from error
     assert isinstance(instance, schema)
     return instance
+
+
+def check_plain(values: Any, prefix: str = "") -> None:
+    """Raises InputError where there is an interpolation among `values`, dicts and lists in one another."""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in pairs:
+        if "${" in str(key) or (isinstance(value, str) and "${" in value):
+            raise InputError(f"{prefix}{key}={value} is an interpolation: a record has plain values only")
+        if isinstance(value, dict | list | tuple):
+            check_plain(value, f"{prefix}{key}.")
 
 
 def check_values(schema: type, values: Any, prefix: str) -> None:

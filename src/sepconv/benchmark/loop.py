@@ -23,7 +23,8 @@ from sepconv.data.module import ImageData, count_images
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
-from sepconv.training.callbacks import Monitor, Stopwatch, make_checkpoints
+from sepconv.training.callbacks import Monitor, Stopwatch
+from sepconv.training.checkpoints import make_checkpoints
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.recipe import build_optimizer, build_schedule
 from sepconv.training.step import TrainingStep, resolve_step
@@ -167,7 +168,8 @@ def train(
     whitening = [Whitening(fresh=True)] if classifier.recipe.whiten else []
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-        callbacks = [Stopwatch(time.time()), *whitening, Monitor(), *make_checkpoints(Path(folder)), callback]
+        checkpoints = make_checkpoints(Path(folder), config.trainer.checkpoint_seconds)
+        callbacks = [Stopwatch(time.time()), *whitening, Monitor(), *checkpoints, callback]
         make_trainer(config.trainer, precision, callbacks, logger, epochs=1).fit(classifier, data)
 
 

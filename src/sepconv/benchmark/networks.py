@@ -18,7 +18,8 @@ from sepconv.devices import find_device, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE
-from sepconv.training.train import describe_images, make_classifier
+from sepconv.training.classifier import describe_images
+from sepconv.training.train import make_classifier
 
 TURN = 0.5  # seconds, at least, of a turn
 

@@ -1,6 +1,7 @@
 """The one data module: a data set on the device, and the order in which training sees it."""
 
 import math
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,32 +18,72 @@ GROUPS = 20  # parts that an epoch's batches are handed over in
 
 
 class Batches:
-    """`count` of `rows` (all of them, unless given), in parts of `size`: int64 (size,) on their device.
+    """`count` of `rows` (all of them, unless given), in parts of `size`: int64 (size,) on their device."""
 
-    With a generator, they are drawn anew each time, in as many passes as `count` takes: when the first part is asked
-    for, because Lightning makes iterators that it does not use.
-    """
-
-    def __init__(
-        self, rows: Tensor, size: int, count: int | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        self.rows, self.size, self.generator = rows, size, generator
-        self.count = len(rows) if count is None else count
-        if generator is None:
-            self.count = min(self.count, len(rows))
+    def __init__(self, rows: Tensor, size: int, count: int | None = None) -> None:
+        self.rows, self.size = rows, size
+        self.count = len(rows) if count is None else min(count, len(rows))
 
     def __len__(self) -> int:
         return math.ceil(self.count / self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        rows = self.rows
-        if self.generator is not None:
-            passes = [
-                torch.randperm(len(rows), generator=self.generator, device=rows.device)
-                for _ in range(math.ceil(self.count / len(rows)))
-            ]
-            rows = rows[torch.cat(passes)]
-        yield from rows[: self.count].split(self.size)
+        yield from self.rows[: self.count].split(self.size)
+
+
+class ShuffledBatches(Batches):
+    """`count` of `rows`, drawn anew each time, in as many passes over them as that takes.
+
+    They are drawn when the first part is asked for, because Lightning makes iterators that it does not use. Its
+    checkpoints hold `state_dict`, so that an epoch goes on after the parts that it has had.
+    """
+
+    def __init__(self, rows: Tensor, size: int, count: int, generator: torch.Generator) -> None:
+        super().__init__(rows, size)
+        self.count, self.generator = count, generator
+        self.before = generator.get_state()  # the epoch's rows are drawn
+        self.given = 0  # parts of the epoch
+        self.skipped = 0  # parts that the epoch had before a resume
+
+    def __iter__(self) -> Iterator[Tensor]:
+        skipped, self.skipped = self.skipped, 0
+        if skipped:
+            now = self.generator.get_state()  # some of the epoch's augmentation is drawn already
+            self.generator.set_state(self.before)
+            rows = self.draw()
+            self.generator.set_state(now)
+        else:
+            self.before = self.generator.get_state()
+            rows = self.draw()
+        for number, part in enumerate(rows.split(self.size)):
+            if number >= skipped:
+                self.given = number + 1
+                yield part
+
+    def draw(self) -> Tensor:
+        count, device = len(self.rows), self.rows.device
+        passes = math.ceil(self.count / count)
+        order = [torch.randperm(count, generator=self.generator, device=device) for _ in range(passes)]
+        return self.rows[torch.cat(order)][: self.count]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before, "given": self.given % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["given"]
+        now = self.generator.get_state()
+        restore(self.generator, state_dict["before"])
+        self.before = self.generator.get_state()
+        self.generator.set_state(now)
+
+
+def restore(generator: torch.Generator, state: Tensor) -> None:
+    """Gives `generator` a recorded `state`, or, where that is another kind of device's, one that follows from it."""
+    state = state.cpu()
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+    else:
+        generator.manual_seed(zlib.crc32(state.numpy().data))
 
 
 def count_images(dataset: Dataset, recipe: RecipeConfig) -> int:
@@ -91,9 +132,16 @@ class ImageData(L.LightningDataModule):
         self.generator = torch.Generator(device).manual_seed(seed)
         self.augment = Augmenter(recipe.augment, len(dataset.labels), self.generator)
 
+    @property
+    def images(self) -> dict[str, int]:
+        """Images of an epoch, of validation and of the test that are used."""
+        loaders = {"validation": self.val_dataloader(), "test": self.test_dataloader()}
+        train = min(self.count, len(self.dataset.train))
+        return {"train": train, **{part: loader.count for part, loader in loaders.items()}}
+
     def train_dataloader(self) -> Batches:
         size = math.ceil(self.steps / GROUPS) * self.batch_size
-        return Batches(self.dataset.train, size, self.count, self.generator)
+        return ShuffledBatches(self.dataset.train, size, self.count, self.generator)
 
     def val_dataloader(self) -> Batches:
         return self.evaluated(self.dataset.validation)
@@ -109,5 +157,5 @@ class ImageData(L.LightningDataModule):
         return {"generator": self.generator.get_state(), "augment": self.augment.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.generator.set_state(state_dict["generator"].cpu())
+        restore(self.generator, state_dict["generator"])
         self.augment.load_state_dict(state_dict["augment"])

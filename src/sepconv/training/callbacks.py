@@ -1,20 +1,21 @@
-"""What goes along with a training: its clock, the look at its losses, its checkpoints."""
+"""What goes along with a training: its clock, and the look at its losses."""
 
 import logging
 import statistics
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from sepconv import InputError
 from sepconv.devices import synchronize
+from sepconv.terminal import Progress
 
 log = logging.getLogger(__name__)
 
@@ -146,9 +147,18 @@ class Monitor(Callback):
         Diverged: from the hooks, before the epoch's validation, so that no checkpoint of a diverged network is written.
     """
 
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def __init__(self) -> None:
         self.outputs: list[dict[str, Any]] = []  # of each group of steps: loss, hits, rate, and images, last step
         self.checked = 0  # steps whose loss was looked at
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"outputs": self.outputs, "checked": self.checked}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.outputs, self.checked = state_dict["outputs"], state_dict["checked"]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.outputs, self.checked = [], 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
@@ -168,7 +178,7 @@ class Monitor(Callback):
         self.checked = steps
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        losses = [output["loss"].double().mean().item() for output in self.outputs]
+        losses = [output["loss"].cpu().double().mean().item() for output in self.outputs]
         hits = [output["hits"].sum().item() for output in self.outputs]
         images = [output["images"] for output in self.outputs]
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -184,29 +194,65 @@ class Monitor(Callback):
             sum(hits) / sum(images),
             trainer.callback_metrics["accuracy/validation"],
         )
+        self.outputs = []
 
 
-class Checkpoint(ModelCheckpoint):
-    """A file in the run's directory, wherever that is when the run is resumed."""
+class TrainingProgress(Callback):
+    """Shows how far a training, a validation by itself or a test is: by a bar, or a line now and then."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def here(path: str) -> str:
-            return path and str(Path(str(self.dirpath), Path(path).name))
+    progress: Progress | None = None
 
-        paths = {key: here(path) for key, path in state_dict.items() if key.endswith("_path")}
-        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict(state_dict | paths | {"best_k_models": models, "dirpath": self.dirpath})
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        self.progress = Progress(what, total, done)
+        self.progress.__enter__()
 
+    def reach(self, done: int, detail: str = "") -> None:
+        if self.progress is not None:
+            self.progress.reach(done, detail)
 
-class BestCheckpoint(Checkpoint):
-    """Keeps the epoch of the best validation accuracy: of equal ones the latest, which has trained longest."""
+    def end(self) -> None:
+        if self.progress is not None:
+            self.progress.__exit__()
+            self.progress = None
 
-    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        return current == self.best_model_score or super().check_monitor_top_k(trainer, current)
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.progress is None:  # here it is known where a resumed training goes on
+            self.steps = trainer.datamodule.steps  # type: ignore[attr-defined]  # of an epoch
+            self.group = -(-self.steps // int(trainer.num_training_batches))  # steps between calls
+            done = trainer.current_epoch * self.steps + batch_idx * self.group
+            self.begin("training: step", (trainer.max_epochs or 1) * self.steps, done)
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = trainer.current_epoch * self.steps + min(self.steps, (batch_idx + 1) * self.group)
+        detail = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        if (accuracy := trainer.callback_metrics.get("accuracy/validation")) is not None:
+            detail += f", validation accuracy {float(accuracy):.2%}"
+        self.reach(done, detail)
 
-def make_checkpoints(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """What writes best.ckpt and, after every epoch, last.ckpt; in this order, so that the last knows the best."""
-    best = BestCheckpoint(folder, "best", monitor="accuracy/validation", mode="max", enable_version_counter=False)
-    # not save_last, which saves only when the best is
-    return best, Checkpoint(folder, "last", enable_version_counter=False)
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.begin("evaluation: batch", sum(map(int, trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.reach(batch_idx + 1)
+
+    def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.begin("test: batch", sum(map(int, trainer.num_test_batches)))
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        self.reach(batch_idx + 1)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self.end()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self.end()

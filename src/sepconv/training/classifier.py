@@ -1,5 +1,6 @@
 """The one LightningModule: any network, trained by any recipe."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -12,10 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sepconv import networks
 from sepconv.config import RecipeConfig, read
+from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData
 from sepconv.data.transforms import classify_views, make_normalization
 from sepconv.training.recipe import build_optimizer, build_schedule, initialize
 from sepconv.training.step import TrainingStep
+
+PARTS = ("train", "validation", "test")
 
 
 class ImageClassifier(L.LightningModule):
@@ -27,8 +31,8 @@ class ImageClassifier(L.LightningModule):
     Args:
         model: `name` in sepconv.networks and that network's options.
         recipe: the fields of RecipeConfig.
-        images: `shape` (channels, height, width), the number of `classes`, and `mean` and `deviation`, per channel,
-            of the training pixels, from 0 to 1.
+        images: their `shape` (channels, height, width), the names of their `classes`, `mean` and `deviation`, per
+            channel, of the training pixels, from 0 to 1, and `digests` by part, to know them again.
 
     Raises:
         InputError: for a network that cannot be built.
@@ -42,7 +46,7 @@ class ImageClassifier(L.LightningModule):
         self.automatic_optimization = False  # the whole step is one function, to be captured as one graph
         self.form = "eager"  # of the training step, as sepconv.training.step resolves it
         self.recipe = read(RecipeConfig, recipe)
-        self.net = networks.build(shape=tuple(images["shape"]), classes=images["classes"], **model)
+        self.net = networks.build(shape=tuple(images["shape"]), classes=len(images["classes"]), **model)
         initialize(self.net, self.recipe.initialization)
         self.normalize = make_normalization(self.recipe.normalize, images["mean"], images["deviation"])
         self.register_buffer("fill", torch.tensor(images["mean"]) * 255)  # the pixel of a cut-out square
@@ -106,7 +110,9 @@ class ImageClassifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         part = "test" if self.trainer.testing else "validation"
-        means = {name: float(torch.stack(values).double().sum()) / self.images for name, values in self.sums.items()}
+        means = {
+            name: float(torch.stack(values).cpu().double().sum()) / self.images for name, values in self.sums.items()
+        }
         self.log_dict({f"{name}/{part}": mean for name, mean in means.items()}, prog_bar=True)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -136,3 +142,37 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "loss": F.cross_entropy(logits, labels, reduction="sum"),
         "accuracy": (logits.argmax(1) == labels).sum(),
     }
+
+
+def describe_images(dataset: Dataset) -> dict[str, Any]:
+    """What an ImageClassifier knows of its images, in plain values."""
+    mean, deviation = dataset.statistics()
+    return {
+        "shape": list(dataset.shape),
+        "classes": list(dataset.classes),
+        "mean": mean,
+        "deviation": deviation,
+        "digests": dataset.digests(),
+    }
+
+
+def name_kind(images: dict[str, Any]) -> str:
+    """The kind of images that a network takes, in words."""
+    channels, height, width = images["shape"]
+    return f"{height} x {width} x {channels} images of {len(images['classes'])} classes"
+
+
+def explain_difference(recorded: dict[str, Any], found: dict[str, Any], parts: Sequence[str] = PARTS) -> str:
+    """In what `found` images are not the `recorded` ones; empty where they are, class by class and pixel by pixel.
+
+    Args:
+        recorded, found: as `describe_images` gives them.
+        parts: that are compared.
+    """
+    if recorded["shape"] != found["shape"] or len(recorded["classes"]) != len(found["classes"]):
+        return f"{name_kind(recorded)} then, {name_kind(found)} now"
+    for place, (then, now) in enumerate(zip(recorded["classes"], found["classes"], strict=True)):
+        if then != now:
+            return f"class {place} was {then!r} and is {now!r}"
+    changed = [part for part in parts if recorded["digests"].get(part) != found["digests"][part]]
+    return f"the images of {' and '.join(changed)} differ" if changed else ""

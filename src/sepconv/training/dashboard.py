@@ -85,9 +85,8 @@ class Dashboard(Callback):
         for name, pictures in (("original", images), ("augmented", changed)):
             self.writer.add_image(f"images/{name}", grid(pictures.float() / 255))
 
-    @timed
-    def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, ImageClassifier)
+    def show_test(self, trainer: L.Trainer, module: ImageClassifier) -> None:
+        """What the test showed, once its figures are recorded."""
         if trainer.max_epochs == 1:
             self.introduce(module)
         step = trainer.fit_loop.epoch_loop.global_step

@@ -1,18 +1,20 @@
 """A recorded run's network, loaded and evaluated again."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from sepconv import InputError, terminal
-from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig
+from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, complete
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData
 from sepconv.devices import find_device, resolve_precision
-from sepconv.training import runs
-from sepconv.training.classifier import ImageClassifier
+from sepconv.training import checkpoints, runs
+from sepconv.training.classifier import PARTS, ImageClassifier, describe_images, explain_difference
 from sepconv.training.trainer import make_trainer
 
 
@@ -21,7 +23,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     Raises InputError for a path that is no run, or whose data are not there.
     """
-    run, _, classifier, dataset = load_run(config.run, config.checkpoint, config.data)
+    parts = () if config.other_images else ("test",)
+    run, _, classifier, dataset = load_run(config.run, config.checkpoint, config.data, parts)
     recorded = runs.read_result(run).test_accuracy if (run / "result.json").exists() else float("nan")
     accuracy = measure_accuracy(classifier, dataset, config.trainer)
     table = Table(title=f"{run}, {config.checkpoint} checkpoint", title_justify="left")
@@ -44,29 +47,52 @@ def measure_accuracy(classifier: ImageClassifier, dataset: Dataset, config: Trai
 
 
 def load_run(
-    directory: str, checkpoint: str, source: SourceConfig
+    directory: str, checkpoint: str, source: SourceConfig, parts: Sequence[str] = PARTS
 ) -> tuple[Path, TrainConfig, ImageClassifier, Dataset]:
     """A run's directory, configuration (its data where they are now), classifier from a checkpoint, and data set.
 
-    Raises InputError for a path that is no run, or whose data are not there.
+    Args:
+        parts: of the data set that must have the images that the run had.
+
+    Raises InputError for a path that is no run, or whose data are not there or not the same.
     """
     run, recorded, _ = runs.read_config(directory)
-    path = runs.read_checkpoint(run, checkpoint, recorded)
+    classifier = load_classifier(run, checkpoint, recorded)
     if source.root is not None:
         recorded = replace(recorded, data=replace(recorded.data, root=source.root))
     dataset = load(recorded.data)
-    return run, recorded, load_classifier(path), dataset
+    check_images(run, classifier, dataset, recorded.data.root, parts)
+    return run, recorded, classifier, dataset
 
 
-def load_classifier(checkpoint: Path) -> ImageClassifier:
-    """The classifier of a checkpoint, on the CPU.
+def check_images(
+    run: Path, classifier: ImageClassifier, dataset: Dataset, root: str, parts: Sequence[str] = PARTS
+) -> None:
+    """Raises InputError unless `parts` of `dataset`, from `root`, have the classes and images that the run had."""
+    if difference := explain_difference(classifier.hparams["images"], describe_images(dataset), parts):
+        raise InputError(f"{root} does not hold the images of {run}: {difference}; give data.root=, where they are")
 
-    Raises InputError where other code wrote it, whose network of that name had other weights.
+
+def load_classifier(run: Path, name: str, config: TrainConfig) -> ImageClassifier:
+    """The classifier of a run's checkpoint `name` (best, last), on the CPU.
+
+    Raises InputError where the checkpoint is missing, damaged, of another network than `config` names, or by other
+    code, whose network of that name had other weights.
     """
+    path = run / "checkpoints" / f"{name}.ckpt"
+    if not path.exists():
+        raise InputError(f"{run} has no checkpoint {name}.ckpt: it stopped before the first was written")
+    checkpoint = checkpoints.load(path)
+    options: dict[str, Any] = checkpoint["hyper_parameters"]
+    model = options.get("model")
+    if not isinstance(model, dict) or complete(model) != config.model:
+        raise InputError(f"{path} holds another network than the run's config.yaml: {model}, not {config.model}")
     try:
-        return ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    except RuntimeError as error:  # torch's answer to weights that do not fit
+        classifier = ImageClassifier(**options)
+        classifier.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:  # torch's and Python's words for what is amiss
         raise InputError(
-            f"{checkpoint} was made by other code, whose network had other weights: check out the commit in its run's "
+            f"{path} was made by other code, whose network had other weights: check out the commit in its run's "
             "result.json"
         ) from error
+    return classifier

@@ -13,55 +13,114 @@ runs/<data>/<model>/<date-time>-seed<k>/
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from sepconv import InputError
-from sepconv.config import REPOSITORY, TrainConfig, complete, read
+from sepconv import InputError, files
+from sepconv.config import REPOSITORY, TrainConfig, check_name, checked, complete, number, read
+from sepconv.reading import check_each, check_fields, describe, fits, read_json, read_yaml
+from sepconv.text import shorten
 
 CODE = ("src", "scripts", "configs")
+LARGEST = 1e15  # of a time, a size or a rate: a finite number that can be drawn
+
+
+@dataclass(kw_only=True)
+class Epoch:
+    """An epoch of a training: how long training had taken by its end, and how it validated."""
+
+    epoch: int = number(least=1)  # its number
+    seconds: float = number(least=0, most=LARGEST)
+    val_loss: float
+    val_accuracy: float = number(least=0, most=1)
+
+
+@dataclass(kw_only=True)
+class Images:
+    """How many images of each part were used."""
+
+    train: int = number(least=1)  # in an epoch
+    validation: int = number(least=1)
+    test: int = number(least=1)
+
+
+@dataclass(kw_only=True)
+class Digests:
+    """What tells the images of each part, as `sepconv.data.datasets.Dataset.digests` gives it."""
+
+    train: str
+    validation: str
+    test: str
+
+
+@dataclass(kw_only=True)
+class Device:
+    """What a run ran on."""
+
+    kind: str
+    name: str
+    threads: int | None = number(None, least=1)
+
+
+@dataclass(kw_only=True)
+class Code:
+    """The code that a run is of."""
+
+    sha: str | None  # of its commit
+    dirty: bool | None  # whether it was changed since
+
+
+@dataclass(kw_only=True)
+class Libraries:
+    """The version that a record must have, of all that compute."""
+
+    torch: str
 
 
 @dataclass(kw_only=True)
 class Result:
     """A finished run's figures, as `result.json` has them. Accuracies are shares of 1."""
 
-    model: str  # its name
-    data: str
-    seed: int
-    parameters: int
-    macs: int  # multiply-accumulates of one image's forward pass
-    test_accuracy: float
+    model: str = checked(check_name)  # its name
+    data: str = checked(check_name)
+    seed: int = number(least=0, below=2**32)
+    parameters: int = number(least=1)
+    macs: int = number(least=1)  # multiply-accumulates of one image's forward pass
+    test_accuracy: float = number(least=0, most=1)
     test_loss: float
-    test_accuracy_tta: float | None = None  # by the mean logits of several views, where recipe.tta asks for them
-    val_accuracy: float  # of the checkpoint that was tested
-    images: dict[str, int]  # of each part: train, validation, test
-    batch_size: int
-    epochs: int
-    fit_seconds: float  # whitening, steps, validation, checkpoints
-    history: list[dict[str, Any]]  # of each epoch: its number, seconds of training so far, validation loss and accuracy
-    dashboard_seconds: float
-    seconds_to_first_step: float | None  # from the process's start; None where no step was left to do
-    train_images_per_second: float | None  # None where the training was too short
-    eval_images_per_second: float | None
-    test_seconds: float  # of the whole test, all views
-    peak_memory_bytes: int
+    # by the mean logits of several views, where recipe.tta asks for them
+    test_accuracy_tta: float | None = number(None, least=0, most=1)
+    val_accuracy: float = number(least=0, most=1)  # of the checkpoint that was tested
+    classes: list[str]  # names of the images' classes
+    images: dict[str, int] = checked(partial(check_fields, Images))
+    digests: dict[str, str] = checked(partial(check_fields, Digests))
+    batch_size: int = number(least=1)
+    epochs: int = number(least=0)
+    fit_seconds: float = number(least=0, most=LARGEST)  # whitening, steps, validation, checkpoints
+    history: list[dict[str, Any]] = checked(partial(check_each, Epoch))  # of each epoch; none of what was not trained
+    dashboard_seconds: float = number(least=0, most=LARGEST)
+    # from the process's start; None where no step was left to do
+    seconds_to_first_step: float | None = number(least=0, most=LARGEST)
+    train_images_per_second: float | None = number(above=0, most=LARGEST)  # None where the training was too short
+    eval_images_per_second: float | None = number(above=0, most=LARGEST)
+    test_seconds: float = number(least=0, most=LARGEST)  # of the whole test, all views
+    peak_memory_bytes: int = number(least=0, most=LARGEST)
     precision: str  # Lightning's name for it
     step: str | None = None  # the form of the training step; None where nothing was trained
-    device: dict[str, Any]
-    git: dict[str, Any]  # sha, and whether the code was changed since (dirty)
-    versions: dict[str, str | None]
+    device: dict[str, Any] = checked(partial(check_fields, Device))
+    git: dict[str, Any] = checked(partial(check_fields, Code))
+    versions: dict[str, str | None] = checked(partial(check_fields, Libraries))
     command: str
     separated_from: str | None = None  # the run whose network scripts/separate.py separated
 
@@ -83,65 +142,56 @@ def create(config: TrainConfig, overrides: list[str]) -> Path:
             except FileExistsError:  # another run of this second
                 attempt += 1
                 continue
-            OmegaConf.save(asdict(config), path / "config.yaml")
-            OmegaConf.save(overrides, path / "overrides.yaml")
+            (path / "checkpoints").mkdir()
+            files.write(path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+            files.write(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
             return path.resolve()
     except OSError as error:
         raise InputError(f"cannot make a run directory in {parent} ({error.strerror}): choose another runs=") from error
 
 
+@contextmanager
+def lock(run: str | Path) -> Iterator[None]:
+    """Holds a run for this process. Raises InputError for a path that is no run, and where another process has it."""
+    path, _, _ = read_config(run)
+    with files.lock(path, "trained"):
+        yield
+
+
 def read_config(run: str | Path) -> tuple[Path, TrainConfig, list[str]]:
-    """The directory, configuration and overrides of a run. Raises InputError for a path that is no run."""
-    path = Path(run).expanduser().resolve()
-    if not (path / "config.yaml").is_file():
+    """The directory, configuration and overrides of a run.
+
+    Raises InputError for a path that is no run, and for a record that is damaged, or has more than plain values.
+    """
+    path = Path(os.path.realpath(os.path.expanduser(run)))
+    if not os.path.isfile(path / "config.yaml"):
         raise InputError(f"{path} is no run: give a directory that train.py made, with a config.yaml in it")
+    recorded = read_yaml(path / "config.yaml")
     try:
-        recorded = OmegaConf.load(path / "config.yaml")
-        if not isinstance(recorded, DictConfig):
+        if not isinstance(recorded, dict):
             raise ValueError("no keys in it")
         config = read(TrainConfig, recorded)
         config = replace(config, model=complete(config.model))
-        overrides = list(OmegaConf.load(path / "overrides.yaml")) if (path / "overrides.yaml").is_file() else []
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"{path}/config.yaml is not a run's configuration: {' '.join(str(error).split())}") from error
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"{path}/config.yaml is not a run's configuration: {shorten(str(error), 300)}") from error
+    overrides = read_yaml(path / "overrides.yaml") if os.path.lexists(path / "overrides.yaml") else []
+    if not fits(overrides, list[str]):
+        raise InputError(f"{path}/overrides.yaml is not {describe(list[str])}, a run's arguments")
     return path, config, overrides
 
 
-def read_checkpoint(run: Path, name: str, config: TrainConfig) -> Path:
-    """The path of a run's checkpoint `name` (best, last).
-
-    Raises InputError where it is missing, cannot be loaded, or is of another network than `config` names.
-    """
-    import torch  # here: compare.py does not wait for it
-
-    path = run / "checkpoints" / f"{name}.ckpt"
-    if not path.is_file():
-        raise InputError(f"{run} has no checkpoint {name}.ckpt: it stopped before its first epoch's end")
-    try:
-        model = complete(torch.load(path, map_location="meta", weights_only=True)["hyper_parameters"]["model"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no checkpoint of ours ({type(error).__name__}): it cannot be loaded") from error
-    if model != config.model:
-        raise InputError(f"{path} holds another network than the run's config.yaml: {model}, not {config.model}")
-    return path
-
-
 def write_result(run: Path, result: Result) -> None:
-    """Writes `result.json` whole or not at all."""
-    part = run / "result.json.part"
-    part.write_text(json.dumps(asdict(result), indent=2) + "\n")
-    os.replace(part, run / "result.json")
+    """Writes `result.json`."""
+    files.write(run / "result.json", json.dumps(asdict(result), indent=2) + "\n")
 
 
 def read_result(run: Path) -> Result:
-    """A complete run's figures. Raises InputError where there are none."""
+    """A complete run's figures. Raises InputError where there are none, or a figure is not what it can be."""
+    figures = read_json(run / "result.json")
     try:
-        figures = json.loads((run / "result.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{run} has no readable result.json: the run is not complete") from error
-    required = {field.name for field in fields(Result) if field.default is MISSING}
-    if not isinstance(figures, dict) or not figures.keys() >= required:
-        raise InputError(f"{run}/result.json is not a run's: it lacks {', '.join(sorted(required - set(figures)))}")
+        check_fields(Result, "", figures)
+    except InputError as error:
+        raise InputError(f"{run}/result.json is not a run's: {shorten(str(error), 300)}") from error
     return Result(**{field.name: figures[field.name] for field in fields(Result) if field.name in figures})
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from rich.text import Text
+
 from sepconv.config import TrainConfig
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.module import ImageData
@@ -48,4 +50,4 @@ def conclude(result: Result, run: Path) -> None:
 
 def show(facts: dict[str, str]) -> None:
     for name, value in facts.items():
-        CONSOLE.print(f"[bold]{name:<14}[/] {value}", soft_wrap=True)
+        CONSOLE.print(Text(f"{name:<14}", "bold"), value, soft_wrap=True)

@@ -1,8 +1,10 @@
 """A run, from its configuration to its recorded figures."""
 
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sepconv import InputError, terminal
+from sepconv import InputError, Stopped, terminal
 from sepconv.config import RecipeConfig, TrainConfig, flatten
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
@@ -18,15 +20,18 @@ from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData
 from sepconv.devices import describe_device, find_device, peak_memory, reset_peak_memory, resolve_precision
 from sepconv.training import runs, summary
-from sepconv.training.callbacks import Monitor, Stopwatch, make_checkpoints
-from sepconv.training.classifier import ImageClassifier
+from sepconv.training.callbacks import Monitor, Stopwatch
+from sepconv.training.checkpoints import make_checkpoints
+from sepconv.training.classifier import ImageClassifier, describe_images, explain_difference, name_kind
 from sepconv.training.dashboard import Dashboard
-from sepconv.training.evaluate import load_classifier
+from sepconv.training.evaluate import check_images, load_classifier
 from sepconv.training.recipe import build_optimizer
 from sepconv.training.runs import Result
 from sepconv.training.step import resolve_step
 from sepconv.training.trainer import make_trainer
 from sepconv.training.whitening import Whitening, find_stem
+
+log = logging.getLogger(__name__)
 
 # a run in TensorBoard's HPARAMS: the same columns for all, few enough for its parallel coordinates
 CHOICES = ("epochs", "batch_size", "optimizer.name", "optimizer.lr", "optimizer.weight_decay", "label_smoothing")
@@ -44,6 +49,7 @@ class Beginning:
     fresh: bool = False  # with new weights
     run: Path | None = None  # the directory of a run that is resumed
     checkpoint: Path | None = None  # and the state that it goes on from
+    notes: list[str] = field(default_factory=list)  # what its reader must know
 
 
 def train(
@@ -63,43 +69,55 @@ def train(
         InputError: for a configuration or data that cannot be used, or a loss that diverges.
     """
     reset_peak_memory()
-    if config.resume is not None:
-        beginning = resume(config, overrides, dataset)
-    elif config.weights is not None:
-        beginning = start_from_weights(config, overrides, dataset)
-    else:
-        beginning = start_afresh(config, overrides, dataset)
-    config, overrides = beginning.config, beginning.overrides
-    dataset, classifier = beginning.dataset, beginning.classifier
-    device = find_device(config.trainer)
-    precision = resolve_precision(config.recipe.precision, device)
-    data = ImageData(dataset, config.recipe, device, config.seed, config.trainer.limit_batches)
-    # before there is a directory: what cannot be trained leaves none behind
-    check_trainable(classifier, data)
-    classifier.form = resolve_step(config.trainer, device, build_optimizer(classifier.net, config.recipe.optimizer))
-    run = beginning.run or runs.create(config, overrides)
-    cost = Cost(counting.parameters(classifier.net), counting.macs(classifier.net, dataset.shape))
+    with ExitStack() as held:
+        if config.resume is not None:
+            held.enter_context(runs.lock(config.resume))
+            beginning = resume(config, overrides, dataset)
+        elif config.weights is not None:
+            beginning = start_from_weights(config, overrides, dataset)
+        else:
+            beginning = start_afresh(config, overrides, dataset)
+        config, overrides = beginning.config, beginning.overrides
+        classifier = beginning.classifier
+        device = find_device(config.trainer)
+        precision = resolve_precision(config.recipe.precision, device)
+        data = ImageData(beginning.dataset, config.recipe, device, config.seed, config.trainer.limit_batches)
+        # before there is a directory: what cannot be trained leaves none behind
+        check_trainable(classifier, data)
+        classifier.form = resolve_step(config.trainer, device, build_optimizer(classifier.net, config.recipe.optimizer))
+        run = beginning.run
+        if run is None:
+            config = replace(config, data=replace(config.data, root=str(Path(config.data.root).expanduser().resolve())))
+            run = runs.create(config, overrides)
+            held.enter_context(runs.lock(run))
+        with terminal.logged(run), resumable(run):
+            for note in beginning.notes:
+                log.warning(note)
+            return run, work(replace(beginning, config=config, run=run), data, precision, started)
+
+
+def work(beginning: Beginning, data: ImageData, precision: str, started: float) -> Result:
+    """Fits, tests and records the run of `beginning`, whose directory is there."""
+    config, classifier, run = beginning.config, beginning.classifier, beginning.run
+    assert run is not None
+    cost = Cost(counting.parameters(classifier.net), counting.macs(classifier.net, data.dataset.shape))
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
-    stopwatch, dashboard = Stopwatch(started), Dashboard(logger.experiment, dataset)
-    best, last = make_checkpoints(run / "checkpoints")
+    stopwatch, dashboard = Stopwatch(started), Dashboard(logger.experiment, beginning.dataset)
+    best, last = make_checkpoints(run / "checkpoints", config.trainer.checkpoint_seconds)
     whitening = [Whitening(beginning.fresh)] if config.recipe.whiten else []
     callbacks = [stopwatch, *whitening, Monitor(), best, last, dashboard]
-    with terminal.logged(run):
-        trainer = make_trainer(config.trainer, precision, callbacks, logger, config.recipe.epochs)
-        summary.introduce(config, data, cost, precision, run)
-        log_cost(logger, cost)
-        try:
-            trainer.fit(classifier, data, ckpt_path=beginning.checkpoint, weights_only=True)
-        except SystemExit:  # Lightning's answer to a keyboard interrupt
-            continues = (run / "checkpoints/last.ckpt").exists()
-            raise KeyboardInterrupt(f"resume={run} continues" if continues else f"{run} is not complete") from None
-        # before the test: to load the best checkpoint takes the stopwatch back to it
-        fit_seconds, history = stopwatch.fit_seconds, stopwatch.history
-        tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
+    trainer = make_trainer(config.trainer, precision, callbacks, logger, config.recipe.epochs)
+    summary.introduce(config, data, cost, precision, run)
+    log_cost(logger, cost)
+    trainer.fit(classifier, data, ckpt_path=beginning.checkpoint, weights_only=True)
+    # before the test: to load the best checkpoint takes the stopwatch back to it
+    fit_seconds, history = stopwatch.fit_seconds, stopwatch.history
+    tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
     assert best.best_model_score is not None
     result = make_result(
         config,
-        dataset,
+        data,
+        classifier,
         cost,
         stopwatch,
         tested,
@@ -111,11 +129,42 @@ def train(
         train_images_per_second=stopwatch.images_per_second("train"),
         precision=precision,
         step=classifier.form,
-        command=runs.command_line("train", overrides),
+        command=runs.command_line("train", beginning.overrides),
     )
     record(run, config, result, logger)
+    with kept("the pictures of the test"):
+        dashboard.show_test(trainer, classifier)
     summary.conclude(result, run)
-    return run, result
+    return result
+
+
+@contextmanager
+def resumable(run: Path) -> Iterator[None]:
+    """Says how the run goes on, if it can, where a signal or the disk ends its training or its test."""
+
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as stop:  # Lightning answers the one with the other
+        cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
+        raise Stopped(f"resume={run} continues", cause.status if isinstance(cause, Stopped) else 130) from None
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or run} cannot be written ({error.strerror}): then resume={run} continues"
+        ) from error
+    except InputError as error:
+        if run.is_dir():
+            raise
+        raise InputError(f"{run} was removed while its training ran: {error}") from error
+
+
+@contextmanager
+def kept(what: str) -> Iterator[None]:
+    """Within it, an error costs `what` of a run whose result is recorded, and a line in its log, and nothing more."""
+    try:
+        yield
+    except Exception:
+        log.warning("%s: an error, shown in the log, kept them from being written", what)
+        log.debug("", exc_info=True)
 
 
 def start_afresh(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -> Beginning:
@@ -136,7 +185,7 @@ def start_from_weights(config: TrainConfig, overrides: list[str], dataset: Datas
     """
     assert config.weights is not None
     run, source, _ = runs.read_config(config.weights)
-    trained = load_classifier(runs.read_checkpoint(run, "best", source))
+    trained = load_classifier(run, "best", source)
     fixed = {"model": source.model, "recipe.normalize": source.recipe.normalize}
     for key, value in {"model": config.model, "recipe.normalize": config.recipe.normalize}.items():
         changes = [o for o in overrides if re.match(rf"[+~]*({re.escape(key)}[=.]|experiment=)", o)]
@@ -149,12 +198,16 @@ def start_from_weights(config: TrainConfig, overrides: list[str], dataset: Datas
     L.seed_everything(config.seed, verbose=False)
     dataset = dataset or load(config.data)
     images: dict[str, Any] = trained.hparams["images"]
-    needed, given = name_kind(images), name_kind(describe_images(dataset))
+    here = describe_images(dataset)
+    needed, given = name_kind(images), name_kind(here)
     if needed != given:
         raise InputError(f"weights={run} takes {needed}; data={config.data.name} has {given}")
-    classifier = make_classifier(config.model, config.recipe, dataset, images)
+    difference = explain_difference(images, here) if source.data.name == config.data.name else ""
+    notes = [f"weights={run} were trained on other images, perhaps on some of this test: {difference}"]
+    seen = {key: images[key] for key in ("mean", "deviation")}
+    classifier = make_classifier(config.model, config.recipe, dataset, here | seen)
     classifier.net.load_state_dict(trained.net.state_dict())
-    return Beginning(config, overrides, dataset, classifier)
+    return Beginning(config, overrides, dataset, classifier, notes=notes if difference else [])
 
 
 def resume(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -> Beginning:
@@ -175,11 +228,17 @@ def resume(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -
         recorded = replace(recorded, trainer=trainer)
     if any(o.startswith("data.root=") for o in overrides):
         recorded = replace(recorded, data=replace(recorded.data, root=config.data.root))
-    checkpoint = runs.read_checkpoint(run, "last", recorded)
+    checkpoint = run / "checkpoints/last.ckpt"
+    if not any((run / "checkpoints").glob("*.ckpt")):
+        begin = start_from_weights if recorded.weights else start_afresh
+        beginning = begin(recorded, first_overrides, dataset)
+        notes = [*beginning.notes, f"{run} stopped before its first checkpoint: it begins again"]
+        return replace(beginning, run=run, notes=notes)
     L.seed_everything(recorded.seed, verbose=False)
     # not made anew: it may know its images from the run that its weights came from
-    classifier = load_classifier(checkpoint)
+    classifier = load_classifier(run, "last", recorded)
     dataset = dataset or load(recorded.data)
+    check_images(run, classifier, dataset, recorded.data.root)
     return Beginning(recorded, first_overrides, dataset, classifier, run=run, checkpoint=checkpoint)
 
 
@@ -194,18 +253,6 @@ def make_classifier(
     Raises InputError for a network that cannot be built.
     """
     return ImageClassifier(model, asdict(recipe), images or describe_images(dataset))
-
-
-def describe_images(dataset: Dataset) -> dict[str, Any]:
-    """What an ImageClassifier must know of its images, in plain values."""
-    mean, deviation = dataset.statistics()
-    return {"shape": list(dataset.shape), "classes": len(dataset.classes), "mean": mean, "deviation": deviation}
-
-
-def name_kind(images: dict[str, Any]) -> str:
-    """The kind of images that a network takes, in words."""
-    channels, height, width = images["shape"]
-    return f"{height} x {width} x {channels} images of {images['classes']} classes"
 
 
 def check_trainable(classifier: ImageClassifier, data: ImageData) -> None:
@@ -227,7 +274,8 @@ def log_cost(logger: TensorBoardLogger, cost: Cost) -> None:
 
 def make_result(
     config: TrainConfig,
-    dataset: Dataset,
+    data: ImageData,
+    classifier: ImageClassifier,
     cost: Cost,
     stopwatch: Stopwatch,
     tested: Mapping[str, float],
@@ -244,13 +292,16 @@ def make_result(
     for name in test_figures:
         if "accuracy" in name:
             test_figures[name] = round(test_figures[name], 6)  # Lightning keeps it in float32
+    images: dict[str, Any] = classifier.hparams["images"]
     return Result(
         model=config.model["name"],
         data=config.data.name,
         seed=config.seed,
         parameters=cost.parameters,
         macs=cost.macs,
-        images={part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
+        classes=images["classes"],
+        images=data.images,
+        digests=images["digests"],
         batch_size=config.recipe.batch_size,
         seconds_to_first_step=stopwatch.seconds_to_first_step,
         eval_images_per_second=stopwatch.images_per_second("eval"),
@@ -265,11 +316,12 @@ def make_result(
 
 
 def record(run: Path, config: TrainConfig, result: Result, logger: TensorBoardLogger) -> None:
-    """Writes a finished run's figures: to TensorBoard's HPARAMS, then to `result.json`."""
+    """Writes a finished run's figures: to `result.json`, then to TensorBoard's HPARAMS."""
+    runs.write_result(run, result)
     metrics = {f"result/{name}": value for name in HPARAMS if (value := getattr(result, name)) is not None}
     recipe = flatten(asdict(config.recipe))
     options = ", ".join(f"{key}={value}" for key, value in config.model.items() if key != "name")
     identity = {"data": config.data.name, "model": config.model["name"], "options": options, "seed": config.seed}
-    logger.log_hyperparams(identity | {name: recipe.get(name, 0.0) for name in CHOICES}, metrics)
-    logger.finalize("success")
-    runs.write_result(run, result)
+    with kept("the run's line in TensorBoard's HPARAMS"):
+        logger.log_hyperparams(identity | {name: recipe.get(name, 0.0) for name in CHOICES}, metrics)
+        logger.finalize("success")

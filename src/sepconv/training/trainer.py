@@ -1,15 +1,22 @@
 """Lightning's trainer as this project sets it up."""
 
 import os
-import sys
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sepconv import terminal
 from sepconv.config import TrainerConfig
 from sepconv.devices import find_device, keep_freed_memory
+from sepconv.training.callbacks import TrainingProgress
+from sepconv.training.checkpoints import CheckpointFiles
+
+# A run is one process. Lightning takes a rank from the environment, where a cluster's starter gives each of the
+# processes that it starts one, and has those after the first write nothing.
+rank_zero_only.rank = 0  # type: ignore[attr-defined]
 
 
 def make_trainer(
@@ -25,7 +32,6 @@ def make_trainer(
     # Lightning sets it for processes that fork, which ours do not; where there is no GPU it has torch's optimizers
     # look for NVIDIA's library at every step, for 0.15 ms
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    bar = sys.stdout.isatty() and not terminal.CONSOLE.quiet
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(kind := find_device(config).type, kind),
         devices=1,
@@ -34,9 +40,10 @@ def make_trainer(
         deterministic=config.deterministic,
         benchmark=not config.deterministic,  # cuDNN tries its algorithms at the first of each shape
         detect_anomaly=config.detect_anomaly,
-        callbacks=callbacks + ([TQDMProgressBar(refresh_rate=20)] if bar else []),
+        callbacks=[*callbacks, TrainingProgress()],
+        plugins=[LightningEnvironment(), CheckpointFiles()],
         logger=logger,
-        enable_progress_bar=bar,
+        enable_progress_bar=False,  # TrainingProgress is there where nobody looks at a terminal, too
         enable_model_summary=False,
         num_sanity_val_steps=0,
         enable_checkpointing=bool(logger),

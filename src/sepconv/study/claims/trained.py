@@ -17,7 +17,6 @@ from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.compare import Run
 from sepconv.study.plots import finish, make_panel
 from sepconv.study.statistics import Difference, Estimate
-from sepconv.training import runs
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.evaluate import load_classifier, measure_accuracy
 from sepconv.training.train import make_classifier
@@ -166,7 +165,7 @@ def overfitting_and_storage(lab: Lab) -> Finding:
 
 def best_classifier(run: Run) -> ImageClassifier:
     """The classifier of a run's best checkpoint."""
-    return load_classifier(runs.read_checkpoint(run.path, "best", run.config))
+    return load_classifier(run.path, "best", run.config)
 
 
 def train_accuracy(lab: Lab, run: Run) -> float:
