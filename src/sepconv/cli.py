@@ -90,8 +90,9 @@ def command(name: str, positional: str | None = None) -> Callable[[Main], Callab
             except InputError as error:
                 fail(error)  # here, inside the task: else Hydra would first print a line of its own
             if run is not None and hydra_config.mode == RunMode.MULTIRUN:
-                with (Path(hydra_config.sweep.dir) / MADE).open("a") as file:
-                    file.write(f"{run}\n")
+                folder = Path(hydra_config.sweep.dir)
+                with (folder / MADE).open("a") as file:
+                    file.write(f"{os.path.relpath(run, folder.resolve())}\n")
 
         @functools.wraps(main)
         def entry() -> None:

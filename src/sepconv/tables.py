@@ -1,6 +1,7 @@
 """Tables of records: on a terminal, as Markdown and as CSV."""
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -9,6 +10,10 @@ from typing import Any, NamedTuple
 import rich.table
 from rich import box
 from rich.console import Console
+
+from sepconv.text import escape_markdown, printable
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 class Column(NamedTuple):
@@ -55,8 +60,9 @@ class Table:
         return Table(self.title, columns, self.records)
 
     def markdown(self) -> list[str]:
-        """The lines of the table in Markdown, without the title."""
-        return markdown_table(self.headings, self.rows, ["---" if left else "---:" for left in self.left])
+        """The lines of the table in Markdown, which shows its text as it is; without the title."""
+        headings, *rows = [[escape_markdown(cell) for cell in row] for row in (self.headings, *self.rows)]
+        return markdown_table(headings, rows, ["---" if left else "---:" for left in self.left])
 
     def show(self, console: Console) -> None:
         """Prints the table whole, even where it is wider than the terminal, or than a file's 80 columns."""
@@ -71,7 +77,7 @@ class Table:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str] = ()) -> list[str]:
-    """The lines of a table in Markdown.
+    """The lines of a table of Markdown.
 
     Args:
         align: of each column, `---` to the left (where nothing is given) or `---:` to the right.
@@ -81,12 +87,20 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], align
 
 
 def as_csv(records: Sequence[dict[str, Any]]) -> str:
-    """Records with the same keys as CSV, under a line of those."""
+    """Records with the same keys as CSV, under a line of those; text that would be a formula has a ' in front."""
     text = StringIO()
     writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({key: csv_cell(value) for key, value in record.items()} for record in records)
     return text.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a CSV file has it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not NUMBER.fullmatch(text) else text
 
 
 def print_whole(console: Console, table: rich.table.Table) -> None:

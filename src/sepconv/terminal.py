@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
+from rich.text import Text
 from tqdm import tqdm
+
+from sepconv.text import printable
 
 T = TypeVar("T")
 
@@ -23,7 +26,13 @@ FIRST, EVERY = 10.0, 60.0  # seconds until the first line where there is no bar,
 
 
 class Output(Console):
-    """Standard output, on which a bar makes way for a line, and which a command outlives where it is closed or full."""
+    """Standard output, on which a bar makes way for a line, and which a command outlives where it is closed or full.
+
+    Text is shown as it is: brackets are no markup, and what a terminal would obey is an escape.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         if getattr(sys.stdout, "errors", None) == "strict":  # what a terminal of another alphabet lacks becomes a code
@@ -43,7 +52,7 @@ class Output(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-CONSOLE = Output(highlight=False)
+CONSOLE = Output(highlight=False, markup=False, emoji=False)
 
 
 class Progress:
@@ -178,7 +187,7 @@ def logged(run: Path) -> Iterator[None]:
     """Sends the log to the run's `train.log`; our own lines go to standard error too, where no bar is shown."""
     logging.captureWarnings(True)
     logging.getLogger().setLevel(logging.INFO)
-    file = logging.FileHandler(run / "train.log")
+    file = logging.FileHandler(run / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: dict[logging.Logger, logging.Handler] = {logging.getLogger(): file}
     if not (interactive() or CONSOLE.quiet):
@@ -191,6 +200,16 @@ def logged(run: Path) -> Iterator[None]:
         for logger, handler in handlers.items():
             logger.removeHandler(handler)
         file.close()
+
+
+@contextmanager
+def kept(what: str) -> Iterator[None]:
+    """Within it, an error of any kind costs `what` is written, a picture say, and a line in the log; nothing more."""
+    try:
+        yield
+    except Exception as error:
+        reason = printable(" ".join(str(error).split()))
+        logging.getLogger(__name__).warning("%s could not be written (%s: %s)", what, type(error).__name__, reason)
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def table(record: dict[str, Any]) -> Table:
         Column("fit (s)", lambda part: write_spread(part["fit_seconds"])),
         Column("process (s)", of_cold("seconds")),
         Column("to the first step (s)", of_cold("seconds_to_first_step")),
-        Column("over `import lightning`", of_cold("ratio")),
+        Column('over "import lightning"', of_cold("ratio")),
     ]
     title = f"{record['training']} on {record['data']}, {record['precision']}, {record['parameters']:,} parameters"
     return Table(title, columns, [warm, cold])

@@ -6,6 +6,7 @@ but for the time to a target, which training's own validation tells.
 
 import glob
 import math
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,9 @@ from typing import Any
 
 from sepconv import InputError
 from sepconv.config import MADE, CompareConfig, TrainConfig, flatten
+from sepconv.reading import read_text
 from sepconv.study.statistics import Difference, Estimate
+from sepconv.text import tell_apart
 from sepconv.training import runs
 from sepconv.training.runs import Result
 
@@ -24,7 +27,10 @@ COSTS = {"parameters": True, "macs": True, "train_images_per_second": False, "fi
 TIMES = {"train_images_per_second", "eval_images_per_second", "fit_seconds", "target_seconds", "peak_memory_bytes"}
 # overrides that do not tell networks apart
 NEUTRAL = {"data", "data.root", "data.download", "model", "seed", "runs", "trainer", "trainer.accelerator"}
+PARTS = ("train", "validation", "test")
+SPLIT = ("image_size", "validation", "test", "train", "split_seed", "root")  # what may make images differ
 NAMED = 3  # keys that are named where configurations differ
+MOST_LISTED = 2**23  # bytes of a multirun's list of runs
 
 
 @dataclass(frozen=True)
@@ -105,17 +111,21 @@ class Comparison:
 
     sections: list[Section]
     unfinished: list[Path]
+    missing: list[Path]  # runs that a multirun lists, and that are not there
     duplicates: list[Path]  # earlier runs of a configuration and seed that has a later one
 
 
 def compare(config: CompareConfig) -> Comparison:
     """The runs under the paths and patterns of `config.runs`, compared.
 
-    Raises InputError where no run is finished, their data were split differently, or there is no such reference.
+    Raises InputError where no run is finished, a record is wrong, the runs' images differ, or there is no such
+    reference.
     """
-    finished, unfinished = find_runs(config.runs)
+    finished, unfinished, missing = find_runs(config.runs)
     if not finished:
-        left = f" ({len(unfinished)} unfinished)" if unfinished else ""
+        counts = {"unfinished": len(unfinished), "missing": len(missing)}
+        left = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        left = f" ({left})" if left else ""
         patterns = ", ".join(config.runs)
         raise InputError(f"no finished run{left} in {patterns}: give run directories, or a folder of them")
     by_data: dict[str, list[Run]] = defaultdict(list)
@@ -131,50 +141,69 @@ def compare(config: CompareConfig) -> Comparison:
     if config.reference and not any(is_called(s.reference, config.reference) for s in sections):
         names = sorted({network.label for section in sections for network in section.networks})
         raise InputError(f"unknown reference={config.reference}: choose from {', '.join(names)}")
-    return Comparison(sections, unfinished, duplicates)
+    return Comparison(sections, unfinished, missing, duplicates)
 
 
-def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path]]:
-    """The finished runs, and the directories of unfinished ones, at or under paths or patterns of them.
+def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path], list[Path]]:
+    """The finished runs at or under paths or patterns of them; directories of unfinished runs, and of missing ones.
 
-    A multirun's folder stands for the runs that it made. Raises InputError for a path that is not there.
+    A multirun's folder stands for the runs that it made, wherever both were moved to. Raises InputError for a path that
+    is not there, and for a wrong record.
     """
     directories: dict[Path, None] = {}  # in order, each once
     for pattern in patterns:
-        paths = [Path(path) for path in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
+        place = os.path.expanduser(pattern)
+        paths = [place] if os.path.lexists(place) else sorted(glob.glob(place, recursive=True))
         if not paths:
             raise InputError(f"{pattern} is not there: give run directories, a folder of them, or a pattern")
-        for path in paths:
-            path = path.parent if path.is_file() else path
-            listed = (path / MADE).read_text().splitlines() if (path / MADE).is_file() else []
-            folders = [Path(line) for line in listed] or sorted(config.parent for config in path.rglob("config.yaml"))
-            directories |= dict.fromkeys(folder.resolve() for folder in folders)
-    finished, unfinished = [], []
+        for path in map(Path, paths):
+            folder = path if path.is_dir() else path.parent
+            folders = list_runs(folder) or sorted(config.parent for config in folder.rglob("config.yaml"))
+            directories |= dict.fromkeys(Path(os.path.realpath(each)) for each in folders)
+    finished, unfinished, missing = [], [], []
     for directory in directories:
-        if (directory / "result.json").is_file():
-            path, config, overrides = runs.read_config(directory)
-            finished.append(Run(path, config, runs.read_result(path), overrides))
+        if not os.path.isfile(directory / "config.yaml"):
+            missing.append(directory)
+        elif os.path.lexists(directory / "result.json"):
+            finished.append(read_run(directory))
         else:
             unfinished.append(directory)
-    return finished, unfinished
+    return finished, unfinished, missing
+
+
+def list_runs(folder: Path) -> list[Path]:
+    """The directories of the runs that a multirun made, by its list in `folder`; none where there is no list."""
+    if not os.path.lexists(folder / MADE):
+        return []
+    return [folder / line for line in read_text(folder / MADE, MOST_LISTED).split("\n") if line]
+
+
+def read_run(directory: Path) -> Run:
+    """A finished run. Raises InputError where its record is wrong, or is of another run than its configuration."""
+    path, config, overrides = runs.read_config(directory)
+    result = runs.read_result(path)
+    for key, value in {"data": config.data.name, "model": config.model["name"], "seed": config.seed}.items():
+        if getattr(result, key) != value:
+            raise InputError(f"{path}/result.json is of another run: its {key} is not {value}, as config.yaml says")
+    return Run(path, config, result, overrides)
 
 
 def check_split(data: str, finished: list[Run]) -> None:
-    """Raises InputError unless all runs have the same images in the same parts."""
-    splits: dict[str, Run] = {}
-    for run in finished:
-        source = run.config.data
-        keys = ("image_size", "validation", "test", "split_seed")
-        values = {key: getattr(source, key) for key in keys} | {"images": run.result.images}
-        if source.name == "folder":
-            values["root"] = source.root
-        splits.setdefault(", ".join(f"{key} {value}" for key, value in values.items()), run)
-    if len(splits) > 1:
-        (one, first), (other, second), *_ = splits.items()
-        raise InputError(
-            f"runs on different images cannot be compared: {data} with {one} in {first.path}, with {other} in "
-            f"{second.path}: give the runs of one"
-        )
+    """Raises InputError unless all runs had the same classes, and the same images in the same parts."""
+    first, *others = finished
+    for other in others:
+        results = first.result, other.result
+        differing = [f"{part} images" for part in PARTS
+                     if len({(result.digests[part], result.images[part]) for result in results}) > 1]  # fmt: skip
+        if first.result.classes != other.result.classes:
+            differing.insert(0, "classes")
+        if differing:
+            pairs = {key: [getattr(run.config.data, key) for run in (first, other)] for key in SPLIT}
+            why = "; ".join(f"data.{key} {one} and {two}" for key, (one, two) in pairs.items() if one != two)
+            raise InputError(
+                f"runs on different images cannot be compared: the {', '.join(differing)} of {data} differ between "
+                f"{first.path} and {other.path}{f' ({why})' if why else ''}: give runs on the same"
+            )
 
 
 def group(finished: list[Run]) -> tuple[list[Network], list[Path]]:
@@ -217,7 +246,7 @@ def make_labels(examples: list[Run]) -> list[str]:
         more = ", ..." if len(keys) > NAMED else ""
         text = ", ".join(f"{key}={values.get(key)}" for key in keys[:NAMED]) + more
         labels.append(name.replace(" (defaults)", "") + (f" ({text})" if text else ""))
-    return labels
+    return tell_apart(labels)
 
 
 def differing_keys(settings: Iterable[dict[str, Any]]) -> list[str]:

@@ -3,8 +3,11 @@
 import math
 import statistics
 import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
 from itertools import cycle, zip_longest
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib import style
@@ -13,8 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sepconv.study.compare import COSTS, TIMES, Network, Section
+from sepconv.terminal import kept
+from sepconv.text import shorten
 
 STYLE = "petroff10"  # colours that the colour-blind tell apart (Petroff, arXiv 2107.02270); markers differ too
+# names are no mathematics; in an SVG, text stays text, and the same input gives the same file
+SETTINGS: dict[str, Any] = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "sepconv"}
+LONGEST = 80  # characters of a name
 MARKERS = "osD^vPX*<>"
 AXIS_LABELS = {
     "parameters": "parameters",
@@ -25,13 +33,38 @@ AXIS_LABELS = {
 WORST = 1e-4  # share of errors below which an axis that is logarithmic in them ends
 
 
-def draw_section(section: Section) -> dict[str, Figure]:
-    """By name: accuracy against each cost, learning curves where there are some, throughput where it is compared."""
-    with style.context(STYLE):
-        figures = {"accuracy": draw_accuracy(section), "curves": draw_curves(section)}
-        if section.timed:
-            figures["throughput"] = draw_throughput(section)
-    return {name: figure for name, figure in figures.items() if figure is not None}
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is drawn."""
+
+    svg: str  # its element
+    png: bytes
+
+
+def draw_section(section: Section) -> dict[str, Picture]:
+    """By name: accuracy against each cost, learning curves where there are some, throughput where it is compared.
+
+    One that cannot be drawn is left out, with a line.
+    """
+    drawings: dict[str, Callable[[Section], Figure]] = {"accuracy": draw_accuracy}
+    if any(network.histories for network in section.networks):
+        drawings["curves"] = draw_curves
+    if section.timed:
+        drawings["throughput"] = draw_throughput
+    pictures = {}
+    for name, draw in drawings.items():
+        with kept(f"the picture of {name} on {section.data}"), style.context([STYLE, SETTINGS]):
+            pictures[name] = render(draw(section))
+    return pictures
+
+
+def render(figure: Figure) -> Picture:
+    """A figure as SVG and as PNG."""
+    svg, png = BytesIO(), BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=150)
+    text = svg.getvalue().decode()
+    return Picture(text[text.index("<svg") :], png.getvalue())
 
 
 def make_panel(width: float, height: float) -> tuple[Figure, Axes]:
@@ -50,7 +83,8 @@ def looks(section: Section) -> list[tuple[Network, str, str, str]]:
     """Each network with its label in legends, colour and marker."""
     colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
     styles = zip(section.networks, cycle(colors), cycle(MARKERS), strict=False)
-    return [(network, f"{network.label} (n = {len(network.runs)})", color, marker) for network, color, marker in styles]
+    return [(network, f"{shorten(network.label, LONGEST)} (n = {len(network.runs)})", color, marker)
+            for network, color, marker in styles]  # fmt: skip
 
 
 def draw_accuracy(section: Section) -> Figure:
@@ -81,11 +115,9 @@ def draw_accuracy(section: Section) -> Figure:
     return figure
 
 
-def draw_curves(section: Section) -> Figure | None:
+def draw_curves(section: Section) -> Figure:
     """Validation accuracy against epochs and against seconds: the mean over seeds, and the range as a band."""
     trained = [look for look in looks(section) if look[0].histories]
-    if not trained:
-        return None
     x_labels = ["epochs", *([AXIS_LABELS["fit_seconds"]] if section.timed else [])]
     figure = Figure(figsize=(9.2 if section.timed else 5, 3.4), layout="constrained")
     panels = figure.subplots(1, len(x_labels), sharey=True, squeeze=False)[0]
@@ -123,7 +155,7 @@ def draw_throughput(section: Section) -> Figure:
                 )  # fmt: skip
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    title = f"{section.data}: throughput, {section.hardware[0]}"
+    title = f"{section.data}: throughput, {shorten(section.hardware[0], LONGEST)}"
     axes.set(xlabel="images/s (median over seeds, lowest to highest)", title=title)
     finish(axes, grid="x")
     return figure
@@ -132,7 +164,6 @@ def draw_throughput(section: Section) -> Figure:
 def add_legend(figure: Figure, axes: Axes) -> None:
     """What is in `axes`, below all panels; the figure grows by the lines that it takes."""
     handles, names = axes.get_legend_handles_labels()
-    names = [name if len(name) <= 80 else f"{name[:77]}..." for name in names]
     beside = 2 if max(map(len, names)) <= 40 else 1
     figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(names) / beside))
     figure.legend(handles, names, loc="outside lower center", ncols=beside, frameon=False)

@@ -4,20 +4,20 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from io import StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
-import matplotlib
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
 from sepconv import InputError
 from sepconv.config import CompareConfig
 from sepconv.study.compare import COSTS, Comparison, Network, Section, name_hardware
-from sepconv.study.plots import draw_section
+from sepconv.study.plots import Picture, draw_section
 from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE
+from sepconv.text import code_span, escape_markdown, printable
 
 SIDE_BY_SIDE = 4  # networks, at most, that the terminal shows as columns
 COST_NAMES = {"parameters": "parameters", "macs": "MACs", "train_images_per_second": "images/s", "fit_seconds": "fit"}
@@ -28,11 +28,11 @@ LEGEND = (
     "both accuracy and that cost."
 )
 
-Figures = dict[str, dict[str, Figure]]  # by data set and name
+Pictures = dict[str, dict[str, Picture]]  # by data set and name
 
 
 def report_comparison(comparison: Comparison, config: CompareConfig, overrides: list[str]) -> None:
-    """Prints the comparison, and writes it to `config.output`: report.html, report.md, tables and plots.
+    """Prints the comparison, and writes it to `config.output`: tables and pages, then both pages with plots.
 
     Raises InputError where the folder cannot be written.
     """
@@ -43,22 +43,33 @@ def report_comparison(comparison: Comparison, config: CompareConfig, overrides: 
             CONSOLE.print(f"note: {note}", soft_wrap=True)
     for line in left_out(comparison):
         CONSOLE.print(line, soft_wrap=True)
-    folder = Path(config.output).expanduser()
+    folder = Path(os.path.expanduser(config.output))
     options = [o for o in overrides if not o.startswith("runs=")]
     command = shlex.join(["python", "scripts/compare.py", *config.runs, *options])
-    figures = {section.data: draw_section(section) for section in comparison.sections}
+    write(folder, "networks.csv", as_csv(list(network_records(comparison))))
+    write(folder, "runs.csv", as_csv(run_records(comparison)))
+    write_pages(comparison, {section.data: {} for section in comparison.sections}, folder, command)
+    drawn = {section.data: draw_section(section) for section in comparison.sections}
+    for data, pictures in drawn.items():
+        for name, picture in pictures.items():
+            write(folder, f"{data}-{name}.png", picture.png)
+    write_pages(comparison, drawn, folder, command)
+    CONSOLE.print(f"report in {folder.resolve()}/report.html", soft_wrap=True)
+
+
+def write(folder: Path, name: str, content: str | bytes) -> None:
+    """Writes a file of the report. Raises InputError where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").write_text(page(comparison, figures, folder, command))
-        (folder / "report.md").write_text(markdown(comparison, figures, command))
-        (folder / "networks.csv").write_text(as_csv(list(network_records(comparison))))
-        (folder / "runs.csv").write_text(as_csv(run_records(comparison)))
-        for data, pictures in figures.items():
-            for name, figure in pictures.items():
-                figure.savefig(folder / f"{data}-{name}.png", dpi=150)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
-    CONSOLE.print(f"report in {folder.resolve()}/report.html", soft_wrap=True)
+
+
+def write_pages(comparison: Comparison, pictures: Pictures, folder: Path, command: str) -> None:
+    """Writes report.md and report.html, with `pictures`."""
+    write(folder, "report.md", markdown(comparison, pictures, command))
+    write(folder, "report.html", page(comparison, pictures, folder, command))
 
 
 def section_table(section: Section) -> Table:
@@ -110,19 +121,21 @@ def left_out(comparison: Comparison) -> Iterator[str]:
     """What was not compared, by name."""
     for path in comparison.unfinished:
         yield f"unfinished, left out: {path}"
+    for path in comparison.missing:
+        yield f"missing, left out: {path}"
     for path in comparison.duplicates:
         yield f"left out for a later run of the same configuration and seed: {path}"
 
 
-def markdown(comparison: Comparison, figures: Figures, command: str) -> str:
+def markdown(comparison: Comparison, pictures: Pictures, command: str) -> str:
     """The report as Markdown."""
-    lines = ["# Comparison", "", f"`{command}`, {time.strftime('%Y-%m-%d')}", ""]
+    lines = ["# Comparison", "", f"{code_span(command)}, {time.strftime('%Y-%m-%d')}", ""]
     for section in comparison.sections:
         table, data = section_table(section), section.data
-        lines += [f"## {table.title}", "", *table.markdown(), ""]
-        lines += [f"- {note}" for note in section.notes] + [""]
-        lines += [f"![{name} on {data}]({data}-{name}.png)" for name in figures[data]] + [""]
-    lines += [LEGEND, "", *(f"- {line}" for line in left_out(comparison))]
+        lines += [f"## {escape_markdown(table.title)}", "", *table.markdown(), ""]
+        lines += [f"- {escape_markdown(note)}" for note in section.notes] + [""]
+        lines += [f"![{name} on {data}]({data}-{name}.png)" for name in pictures[data]] + [""]
+    lines += [LEGEND, "", *(f"- {escape_markdown(line)}" for line in left_out(comparison))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -175,17 +188,29 @@ def run_records(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def page(comparison: Comparison, figures: Figures, folder: Path, command: str) -> str:
+def page(comparison: Comparison, pictures: Pictures, folder: Path, command: str) -> str:
     """The report as one HTML page: plots within, tables that sort, links to each run's configuration."""
+
+    def relative(path: Path) -> str:
+        return quote(os.fsencode(os.path.relpath(path, os.path.realpath(folder))))
+
     loader = jinja2.PackageLoader("sepconv.study", ".")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    sections = [(s, section_table(s), map(svg, figures[s.data].values())) for s in comparison.sections]
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
+    )
+    sections = [
+        (section, section_table(section), [Markup(picture.svg) for picture in pictures[section.data].values()])
+        for section in comparison.sections
+    ]
     return environment.get_template("report.html").render(
         command=command,
         date=time.strftime("%Y-%m-%d"),
         legend=LEGEND,
         sections=sections,
-        relative=lambda path: os.path.relpath(path, folder.resolve()),
+        relative=relative,
         environment=environment_values,
         left_out=list(left_out(comparison)),
     )
@@ -199,12 +224,3 @@ def environment_values(section: Section) -> dict[str, str]:
             if value is not None:
                 values.setdefault(name, {})[str(value)] = None
     return {"hardware": "; ".join(section.hardware)} | {name: ", ".join(texts) for name, texts in values.items()}
-
-
-def svg(figure: Figure) -> str:
-    """A figure as an SVG element."""
-    text = StringIO()
-    # text stays text; the same input gives the same file
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sepconv"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]

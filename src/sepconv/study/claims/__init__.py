@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import style
+from rich.text import Text
 
 from sepconv import InputError
 from sepconv.config import ClaimsConfig, check_choice
@@ -64,7 +65,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     path = folder / "claims" / f"{data}.json"
     records: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
-        CONSOLE.print(f"[bold]{name}[/] {sentences[name]}", soft_wrap=True)
+        CONSOLE.print(Text(name, "bold"), sentences[name], soft_wrap=True)
         started, lab.used = time.time(), []
         with style.context(STYLE):
             finding = CLAIMS[name](lab)

@@ -36,9 +36,16 @@ class Lab:
         self.config, self.dataset = config, dataset
         self.device = find_device(config.trainer)
         self.cost_by_model: dict[str, Cost] = {}
-        finished, _ = find_runs([config.runs]) if Path(config.runs).expanduser().is_dir() else ([], [])
-        self.runs = {self.identity(run.config): run for run in finished}  # by what their figures depend on
+        finished = find_runs([config.runs])[0] if Path(config.runs).expanduser().is_dir() else []
+        digests = dataset.digests()
+        # by what their figures depend on
+        self.runs = {self.identity(run.config): run for run in finished if self.same_images(run, digests)}
         self.used: list[Run] = []
+
+    def same_images(self, run: Run, digests: dict[str, str]) -> bool:
+        """Whether a run had the images of these digests, but for a claim that trains on fewer of them."""
+        parts = ["validation", "test"] + ["train"] * (run.config.data.train == self.config.data.train)
+        return all(run.result.digests[part] == digests[part] for part in parts)
 
     @staticmethod
     def identity(config: TrainConfig) -> str:
