@@ -6,9 +6,9 @@ from sepconv.config import CostConfig
 
 @command("cost")
 def main(config: CostConfig, overrides: list[str], started: float) -> None:
-    from sepconv.costs.report import count_costs, show  # torch loads only here, so that --help does not wait for it
+    from sepconv.costs.report import report_costs  # torch loads only here, so that --help does not wait for it
 
-    show(count_costs(config), config.format)
+    report_costs(config)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import csv
 import html
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from conftest import REPOSITORY, Outcome, refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from sepconv import InputError
 from sepconv.config import CompareConfig, TrainConfig, read
 from sepconv.study.compare import Network, compare
 
@@ -31,7 +34,9 @@ def make(tmp_path: Path) -> Callable[..., Path]:
     """Writes a finished run with the accuracy given: its directory."""
     made = 0
 
-    def run(model: str, seed: int, accuracy: float, *overrides: str, done: bool = True, **result: Any) -> Path:
+    def run(
+        model: str, seed: int, accuracy: float, *overrides: str, done: bool = True, split: int = 0, **result: Any
+    ) -> Path:
         nonlocal made
         made += 1
         with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
@@ -47,6 +52,8 @@ def make(tmp_path: Path) -> Callable[..., Path]:
                 "test_loss": 0.1, "batch_size": 128, "dashboard_seconds": 0.1, "seconds_to_first_step": 5.0,
                 "test_seconds": 0.5,
                 "images": {"train": 55_000, "validation": 5_000, "test": 10_000},
+                "classes": list("0123456789"),
+                "digests": {"train": f"train {split}", "validation": f"validation {split}", "test": "test"},
                 "history": [
                     {"epoch": 1, "seconds": 30.0 + seed, "val_loss": 0.1, "val_accuracy": accuracy - 0.01},
                     {"epoch": 2, "seconds": 60.0 + seed, "val_loss": 0.1, "val_accuracy": accuracy},
@@ -177,8 +184,25 @@ def test_what_cannot_be_compared(make: Callable[..., Path], tmp_path: Path, comm
     assert outcome.status == 0, outcome.err
     assert "times and memory are not compared" in outcome.out
     shutil.rmtree(gpu)
-    make("separable", 0, 0.99, "data.split_seed=5")
-    refused(command("compare", tmp_path / "runs"), "different images cannot be compared", "split_seed 5")
+    make("separable", 0, 0.99, "data.split_seed=5", split=5)
+    refused(command("compare", tmp_path / "runs"), "different images cannot be compared",
+            "train images, validation images of mnist differ", "split_seed 0 and 5")  # fmt: skip
+
+
+def test_runs_on_the_same_images_are_told_by_their_digests(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Another place, or another way to the same split, does not matter; other classes or fewer images do."""
+    make("baseline", 0, 0.99)
+    make("baseline", 1, 0.99, f"data.root={tmp_path}", "data.validation=6000")
+    (section,) = compare(ask(tmp_path)).sections
+    assert list(section.reference.runs) == [0, 1]
+    for difference, word in (
+        ({"classes": list("1023456789")}, "classes of mnist"),
+        ({"images": {"train": 55_000, "validation": 5_000, "test": 512}}, "test images of mnist"),
+    ):
+        other = make("tiny", 0, 0.99, **difference)
+        with pytest.raises(InputError, match=word):
+            compare(ask(tmp_path))
+        shutil.rmtree(other)
 
 
 def test_what_differs_beside_the_network_is_named(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -195,16 +219,36 @@ def test_paths(make: Callable[..., Path], tmp_path: Path) -> None:
     runs = [make("baseline", seed, 0.99) for seed in range(3)]
     folder = tmp_path / "multirun"
     folder.mkdir()
-    (folder / "runs.txt").write_text(f"{runs[0]}\n{runs[2]}\n")
+    (folder / "runs.txt").write_text(f"{runs[0]}\n{os.path.relpath(runs[2], folder)}\n")  # older lists, and ours
+    odd = tmp_path / "odd [0-9]*?"
+    odd.mkdir()
+    shutil.copytree(runs[1], odd / "run")
     for paths, seeds in {
         (str(runs[1]),): [1],
         (str(runs[1] / "result.json"), str(runs[1])): [1],
         (f"{tmp_path}/runs/*/*/*seed[02]",): [0, 2],
         (str(folder),): [0, 2],
         (str(tmp_path),): [0, 1, 2],
+        (str(odd),): [1],
     }.items():
         (section,) = compare(ask(tmp_path, runs=list(paths))).sections
         assert list(section.reference.runs) == seeds
+
+
+def test_a_multirun_that_was_moved(make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]) -> None:
+    """Its runs are found where they were moved with it; one that is not there is missing, not unfinished."""
+    run, gone = make("baseline", 0, 0.99), make("baseline", 1, 0.99)
+    folder = tmp_path / "runs/multirun/one"
+    folder.mkdir(parents=True)
+    (folder / "runs.txt").write_text("".join(f"{os.path.relpath(each, folder)}\n" for each in (run, gone)))
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "elsewhere" / gone.relative_to(tmp_path / "runs"))
+    comparison = compare(ask(tmp_path, runs=[str(tmp_path / "elsewhere/multirun/one")]))
+    assert list(comparison.sections[0].reference.runs) == [0]
+    assert not comparison.unfinished
+    assert [path.name for path in comparison.missing] == [gone.name]
+    outcome = command("compare", tmp_path / "elsewhere/multirun/one", f"output={tmp_path / 'out'}")
+    assert f"missing, left out: {comparison.missing[0]}" in outcome.out
 
 
 def test_bad_input(make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]) -> None:
@@ -216,7 +260,7 @@ def test_bad_input(make: Callable[..., Path], tmp_path: Path, command: Callable[
     refused(command("compare", run, "target=2"), "target=2", "out of range")
     refused(command("compare", run, "output=/dev/null/x"), "cannot write", "output=")
     (run / "result.json").write_text("{")
-    refused(command("compare", run), "no readable result.json")
+    refused(command("compare", run), f"{run}/result.json is not JSON")
 
 
 def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -244,7 +288,7 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 3
     assert not re.search(r"(src|href)=\"https?:", page)
-    links = [html.unescape(link) for link in re.findall(r'href="([^"#]+config\.yaml)"', page)]
+    links = [unquote(html.unescape(link)) for link in re.findall(r'href="([^"#]+config\.yaml)"', page)]
     assert len(links) == 4
     assert all((out / link).is_file() for link in links)
     for name in ("accuracy", "curves", "throughput"):

@@ -27,6 +27,7 @@ from yaml import YAMLError
 
 from sepconv import InputError, Stopped
 from sepconv.config import MADE, REPOSITORY, SCHEMAS, Augment, explain, read
+from sepconv.text import printable
 
 CONFIGS = REPOSITORY / "configs"
 
@@ -151,7 +152,7 @@ def explain_composition(error: Exception) -> str:
 
 def fail(message: Any) -> NoReturn:
     """Ends the program with status 2 and one line."""
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {printable(str(message))}\n")
     raise SystemExit(2)
 
 

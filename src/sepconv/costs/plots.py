@@ -12,13 +12,15 @@ from sepconv import InputError
 from sepconv.costs.counting import Layer
 from sepconv.costs.effective_receptive_field import MASS, central_window, effective_side
 from sepconv.costs.roofline import Machine
+from sepconv.text import shorten
 
 
 def draw_roofline(machine: Machine, layers: list[Layer], seconds: list[float], dtype: str) -> Figure:
     """The roofline with each layer that does arithmetic on it, and predicted against measured `seconds` of each."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(f"{machine.device['name']}, forward pass in {dtype}, batch of {layers[0].input[0]}")
+    name = shorten(machine.device["name"], 80)
+    figure.suptitle(f"{name}, forward pass in {dtype}, batch of {layers[0].input[0]}", parse_math=False)
     kinds = list(dict.fromkeys(layer.kind for layer in layers))
     colours = {kind: f"C{place}" if place < 10 else "grey" for place, kind in enumerate(kinds)}
 
@@ -65,7 +67,7 @@ def draw_receptive_fields(maps: dict[str, Tensor], layers: Iterable[Layer]) -> F
         title = f"{name}\n{layer.kind} {layer.kernel[0]} x {layer.kernel[1]}" if layer.kernel else name
         size = layer.sees[0].size
         theory = "theory: all" if math.isinf(size) else f"theory {size:.0f}"
-        panel.set_title(f"{title}\n{theory}, effective {effective_side(mass, layer)}", fontsize=7)
+        panel.set_title(f"{title}\n{theory}, effective {effective_side(mass, layer)}", fontsize=7, parse_math=False)
     share = f"side of a square with {MASS:.0%} of the squared gradient"
     figure.suptitle(f"Effective receptive field ({share}), theoretical one framed", fontsize=9)
     return figure

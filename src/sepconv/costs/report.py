@@ -19,22 +19,34 @@ from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE
 
 Record = dict[str, Any]
+Drawing = Callable[[Any], Any]  # takes the module sepconv.costs.plots, which waits for matplotlib, and gives a figure
+Drawings = dict[str, Drawing]  # by the configuration's key that asks for the picture
 Shape = tuple[int, int, int]  # channels, height, width
 
 COUNTS = ("parameters", "macs", "macs_backward", "macs_data_gradient", "macs_weight_gradient")
 
 
-def count_costs(config: CostConfig) -> Record:
-    """The figures that `config` asks for, as plain values; its pictures are written.
+def report_costs(config: CostConfig) -> None:
+    """Prints the figures that `config` asks for, then writes its pictures. Raises InputError where that fails."""
+    record, drawings = count_costs(config)
+    show(record, config.format)
+    if drawings:
+        from sepconv.costs import plots
 
-    Raises InputError for a network that cannot be built for these images, a device that is not there, or a picture
-    that cannot be written.
+        for key, draw in drawings.items():
+            plots.save(draw(plots), getattr(config, key), key)
+
+
+def count_costs(config: CostConfig) -> tuple[Record, Drawings]:
+    """The figures that `config` asks for, as plain values, and what draws its pictures, by their keys.
+
+    Raises InputError for a network that cannot be built for these images, or a device that is not there.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch finds no CUDA device here; choose device=cpu")
     device = torch.device(config.device) if config.device else None
     if config.sweep:
-        return {
+        sweep = {
             "out_channels": roofline.OUT_CHANNELS,
             "side": roofline.SIDE,
             "batch": config.batch,
@@ -42,6 +54,7 @@ def count_costs(config: CostConfig) -> Record:
             "device": device and describe_device(device),
             "sweep": roofline.sweep(device, config.dtype, config.batch),
         }
+        return sweep, {}
     if config.shape is None or config.classes is None:
         shape, classes = image_shape(config.data)
     if config.shape is not None:
@@ -61,11 +74,13 @@ def count_costs(config: CostConfig) -> Record:
         "total": layer_record(counting.total(layers), shape, config.dtype),
         **twin_record(config.model, net, shape, classes),
     }
+    drawings: Drawings = {}
     if config.receptive_field:
-        add_effective_sides(result, net, layers, device or torch.device("cpu"), config.receptive_field)
+        drawings["receptive_field"] = add_effective_sides(result, net, layers, device or torch.device("cpu"))
     if device is not None:
-        add_times(result, net, layers, device, config)
-    return result
+        draw = add_times(result, net, layers, device, config)
+        drawings |= {"plot": draw} if config.plot else {}
+    return result, drawings
 
 
 def layer_record(layer: Layer, shape: Shape, dtype: str) -> Record:
@@ -97,23 +112,19 @@ def twin_record(model: Record, net: nn.Module, shape: Shape, classes: int) -> Re
     return {"comparison": [asdict(block) for block in blocks]}
 
 
-def add_effective_sides(
-    result: Record, net: nn.Module, layers: list[Layer], device: torch.device, picture: str
-) -> None:
-    """Adds each layer's effective receptive field, None where it has none, and draws them in the file `picture`."""
+def add_effective_sides(result: Record, net: nn.Module, layers: list[Layer], device: torch.device) -> Drawing:
+    """Adds each layer's effective receptive field, None where it has none; gives what draws them."""
     if not spatial_layers(layers):
         raise InputError("receptive_field= has nothing to draw: every map has one position; choose larger images")
     maps = gradient_maps(net, layers, device=device)
     for layer, row in zip(layers, result["layers"], strict=True):
         mass = maps.get(layer.name) if layer.call is None else None
         row["effective_receptive_field"] = None if mass is None else effective_side(mass, layer)
-    from sepconv.costs import plots  # here: without a picture, nothing waits for matplotlib
-
-    plots.save(plots.draw_receptive_fields(maps, layers), picture, "receptive_field")
+    return lambda plots: plots.draw_receptive_fields(maps, layers)
 
 
-def add_times(result: Record, net: nn.Module, layers: list[Layer], device: torch.device, config: CostConfig) -> None:
-    """Adds the device's roofline and the time of each layer and of the whole network; draws it where asked to."""
+def add_times(result: Record, net: nn.Module, layers: list[Layer], device: torch.device, config: CostConfig) -> Drawing:
+    """Adds the device's roofline and the time of each layer and of the whole network; gives what draws it."""
     seconds = roofline.time_layers(net, layers, device, config.dtype)
     machine = roofline.measure_machine(device)
     for layer, row, measured in zip(layers, result["layers"], seconds, strict=True):
@@ -127,10 +138,7 @@ def add_times(result: Record, net: nn.Module, layers: list[Layer], device: torch
         result["total"][key] = sum(row[key] for row in result["layers"])
     result["machine"] = asdict(machine)
     result["network_seconds"] = roofline.time_network(net, result["shape"], config.batch, device, config.dtype)
-    if config.plot:
-        from sepconv.costs import plots  # here: without a picture, nothing waits for matplotlib
-
-        plots.save(plots.draw_roofline(machine, layers, seconds, config.dtype), config.plot, "plot")
+    return lambda plots: plots.draw_roofline(machine, layers, seconds, config.dtype)
 
 
 def show(result: Record, form: str) -> None:

@@ -1,7 +1,10 @@
-"""What TensorBoard shows of a run beside its curves: images, filters, gradients, costs, mistakes."""
+"""What TensorBoard shows of a run beside its curves: images, filters, gradients, costs, mistakes.
+
+What cannot be drawn or written is missing there, with a line in the run's log, and the run goes on.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -16,6 +19,8 @@ from torchvision.utils import make_grid
 from sepconv.costs.report import layer_markdown
 from sepconv.data.datasets import Dataset, sample
 from sepconv.data.transforms import Augmenter
+from sepconv.terminal import kept
+from sepconv.text import shorten, tell_apart
 from sepconv.training.classifier import ImageClassifier
 
 # What to see first: tags of TensorBoard's "custom scalars" tab, each chart with all runs that are selected.
@@ -36,6 +41,7 @@ SHOWN = 64  # images of the augmented batch
 MISTAKES = 24
 DEPTHWISE = 4  # depthwise layers whose filters are shown, from the first
 CURVES = 20  # classes with a precision-recall curve, from the first
+LONGEST = 40  # characters of a class's name
 
 
 def timed(hook: Callable[..., None]) -> Callable[..., None]:
@@ -62,17 +68,20 @@ class Dashboard(Callback):
         assert isinstance(module, ImageClassifier)
         if trainer.current_epoch == 0 and trainer.max_epochs != 1:
             self.introduce(module)
-        # of the epoch's last step
-        weights = [(name, p.grad) for name, p in module.net.named_parameters() if p.ndim > 1 and p.grad is not None]
-        norms = torch.stack([grad.norm() for _, grad in weights]).tolist()
-        for depth, ((name, _), norm) in enumerate(zip(weights, norms, strict=True)):
-            self.writer.add_scalar(f"gradient_norm/{depth:02d} {name}", norm, module.global_step)
+        with kept("the norms of the gradients"):
+            # of the epoch's last step
+            weights = [(name, p.grad) for name, p in module.net.named_parameters() if p.ndim > 1 and p.grad is not None]
+            norms = torch.stack([grad.norm() for _, grad in weights]).tolist()
+            for depth, ((name, _), norm) in enumerate(zip(weights, norms, strict=True)):
+                self.writer.add_scalar(f"gradient_norm/{depth:02d} {name}", norm, module.global_step)
 
     def introduce(self, module: ImageClassifier) -> None:
         """What does not change: early in a long training, but not within the time of one that is a single epoch."""
-        self.writer.add_custom_scalars(LAYOUT)
-        self.writer.add_text("cost", layer_markdown(module.net, self.dataset.shape))
-        self.show_batch(module)
+        with kept("the cost of each layer"):
+            self.writer.add_custom_scalars(LAYOUT)
+            self.writer.add_text("cost", layer_markdown(module.net, self.dataset.shape))
+        with kept("the pictures of training images"):
+            self.show_batch(module)
 
     def show_batch(self, module: ImageClassifier) -> None:
         """Some training images, as they are and as the recipe augments them, by draws that are not training's."""
@@ -90,16 +99,20 @@ class Dashboard(Callback):
         if trainer.max_epochs == 1:
             self.introduce(module)
         step = trainer.fit_loop.epoch_loop.global_step
-        for tag, image in filters(module.net).items():
-            self.writer.add_image(f"filters/{tag}", image, step)
+        with kept("the pictures of filters"):
+            for tag, image in filters(module.net).items():
+                self.writer.add_image(f"filters/{tag}", image, step)
         probabilities = torch.cat(module.scores).softmax(1).cpu()
         rows = self.dataset.test[: len(probabilities)]
         images, labels = self.dataset.pixels[rows], self.dataset.labels[rows]
-        classes = self.dataset.classes
-        self.writer.add_figure("test/confusion", draw_confusion(probabilities.argmax(1), labels, classes), step)
-        self.writer.add_figure("test/mistakes", draw_mistakes(probabilities, images, labels, classes), step)
-        for i, name in enumerate(classes[:CURVES]):
-            self.writer.add_pr_curve(f"precision_recall/{name}", labels == i, probabilities[:, i], step)
+        classes = [shorten(name, LONGEST) for name in tell_apart(self.dataset.classes)]
+        with kept("the confusion matrix"):
+            self.writer.add_figure("test/confusion", draw_confusion(probabilities.argmax(1), labels, classes), step)
+        with kept("the picture of mistakes"):
+            self.writer.add_figure("test/mistakes", draw_mistakes(probabilities, images, labels, classes), step)
+        with kept("the precision-recall curves"):
+            for i, name in enumerate(classes[:CURVES]):
+                self.writer.add_pr_curve(f"precision_recall/{name}", labels == i, probabilities[:, i], step)
 
 
 def grid(images: Tensor, columns: int = 8, side: int = 64) -> Tensor:
@@ -128,7 +141,7 @@ def filters(net: nn.Module) -> dict[str, Tensor]:
     return pictures
 
 
-def draw_confusion(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
+def draw_confusion(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
     """How many images of each class (rows) were taken for each (columns); hits, which would outshine all, are pale."""
     count = len(classes)
     matrix = (labels * count + predicted).bincount(minlength=count**2).view(count, count)
@@ -138,8 +151,8 @@ def draw_confusion(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) 
     axes.imshow(mistakes.numpy(), cmap="Blues")
     few = count <= 20
     if few:
-        axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
-        axes.set_yticks(range(count), classes)
+        axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 3 else 0, parse_math=False)
+        axes.set_yticks(range(count), classes, parse_math=False)
         for row in range(count):
             for column in range(count):
                 if value := int(matrix[row, column]):
@@ -150,7 +163,7 @@ def draw_confusion(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) 
     return figure
 
 
-def draw_mistakes(probabilities: Tensor, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
+def draw_mistakes(probabilities: Tensor, images: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
     """The wrongly classified images (N, H, W, C) that the network was surest of."""
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero().flatten()
@@ -162,6 +175,6 @@ def draw_mistakes(probabilities: Tensor, images: Tensor, labels: Tensor, classes
     for axes, row in zip(figure.axes, order.tolist(), strict=False):
         axes.imshow(images[row].squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         title = f"{classes[int(labels[row])]}, taken for {classes[int(predicted[row])]}"
-        axes.set_title(f"{title}\n{confidence[row]:.0%}", fontsize="small")
+        axes.set_title(f"{title}\n{confidence[row]:.0%}", fontsize="small", parse_math=False)
     figure.suptitle(f"the surest of {len(wrong):,} mistakes on {len(labels):,} test images")
     return figure
