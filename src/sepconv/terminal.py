@@ -187,19 +187,34 @@ def logged(run: Path) -> Iterator[None]:
     """Sends the log to the run's `train.log`; our own lines go to standard error too, where no bar is shown."""
     logging.captureWarnings(True)
     logging.getLogger().setLevel(logging.INFO)
-    file = logging.FileHandler(run / "train.log", encoding="utf-8", errors="backslashreplace")
+    file = RunLog(run / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: dict[logging.Logger, logging.Handler] = {logging.getLogger(): file}
     if not (interactive() or CONSOLE.quiet):
         handlers[logging.getLogger("sepconv")] = logging.StreamHandler()
     for logger, handler in handlers.items():
         logger.addHandler(handler)
+    excepthook, threading.excepthook = threading.excepthook, note_thread
     try:
         yield
     finally:
+        threading.excepthook = excepthook
         for logger, handler in handlers.items():
             logger.removeHandler(handler)
-        file.close()
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+class RunLog(logging.FileHandler):
+    """A run's log: a full disk costs lines of it, not the training."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def note_thread(error: threading.ExceptHookArgs) -> None:
+    """Logs what ended a thread, such as TensorBoard's writer; the next to give it work is told too."""
+    logging.getLogger().error("%s: %s", error.thread and error.thread.name, error.exc_value)
 
 
 @contextmanager

@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from sepconv import InputError, terminal
 from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, complete
 from sepconv.data.datasets import Dataset, load
-from sepconv.data.module import ImageData
+from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import find_device, resolve_precision
+from sepconv.tables import Column, Table
 from sepconv.training import checkpoints, runs
 from sepconv.training.classifier import PARTS, ImageClassifier, describe_images, explain_difference
 from sepconv.training.trainer import make_trainer
@@ -27,11 +26,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     run, _, classifier, dataset = load_run(config.run, config.checkpoint, config.data, parts)
     recorded = runs.read_result(run).test_accuracy if (run / "result.json").exists() else float("nan")
     accuracy = measure_accuracy(classifier, dataset, config.trainer)
-    table = Table(title=f"{run}, {config.checkpoint} checkpoint", title_justify="left")
-    for heading in ("test accuracy", "recorded (best checkpoint)", "test images"):
-        table.add_column(heading, justify="right")
-    table.add_row(f"{accuracy:.2%}", "-" if math.isnan(recorded) else f"{recorded:.2%}", f"{len(dataset.test):,}")
-    terminal.CONSOLE.print(table)
+    images, limit = len(dataset.test), config.trainer.limit_batches
+    if limit is not None:
+        images = min(images, limit * evaluation_batch(find_device(config.trainer)))
+    terminal.CONSOLE.print(f"{run}, {config.checkpoint} checkpoint", soft_wrap=True)
+    columns = [
+        Column("test accuracy", lambda figure: f"{figure:.2%}"),
+        Column("recorded (best checkpoint)", lambda _: "-" if math.isnan(recorded) else f"{recorded:.2%}"),
+        Column("test images", lambda _: f"{images:,}"),
+    ]
+    Table("", columns, [accuracy]).show(terminal.CONSOLE)
     return {"accuracy": accuracy, "recorded": recorded}
 
 

@@ -141,20 +141,18 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
 @contextmanager
 def resumable(run: Path) -> Iterator[None]:
     """Says how the run goes on, if it can, where a signal or the disk ends its training or its test."""
-
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as stop:  # Lightning answers the one with the other
         cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
         raise Stopped(f"resume={run} continues", cause.status if isinstance(cause, Stopped) else 130) from None
-    except OSError as error:
-        raise InputError(
-            f"{error.filename or run} cannot be written ({error.strerror}): then resume={run} continues"
-        ) from error
-    except InputError as error:
-        if run.is_dir():
-            raise
-        raise InputError(f"{run} was removed while its training ran: {error}") from error
+    except (OSError, InputError) as error:
+        if not run.is_dir():
+            raise InputError(f"{run} was removed while its training ran") from error
+        if isinstance(error, OSError):
+            path = error.filename or run
+            raise InputError(f"cannot write {path} ({error.strerror}): then resume={run} continues") from error
+        raise
 
 
 @contextmanager

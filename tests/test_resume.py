@@ -1,0 +1,251 @@
+"""Nothing is lost: what a training that is stopped, or whose disk, images or pictures fail, leaves behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, Outcome, refused
+from PIL import Image
+
+from sepconv import InputError, Stopped, files
+from sepconv.data.module import restore
+from sepconv.training import checkpoints
+from sepconv.training.callbacks import Monitor
+from sepconv.training.checkpoints import CheckpointFiles
+from sepconv.training.classifier import ImageClassifier
+from sepconv.training.dashboard import Dashboard
+
+Train = Callable[..., Path]
+Command = Callable[..., Outcome]
+
+
+def result(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.load(run / "checkpoints/last.ckpt")["state_dict"]
+
+
+def identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture
+def stopped(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Trains, and has `owner`'s method `hook` raise `error` at its call `number`: the run's directory."""
+
+    def run(owner: type, hook: str, number: int, error: BaseException, status: int, *arguments: object) -> Path:
+        calls = 0
+        original = getattr(owner, hook)
+
+        def stopping(self: Any, *given: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise error
+            return original(self, *given, **options)
+
+        before = set(tmp_path.glob("runs/*/*/*"))
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, hook, stopping)
+            outcome = command("train", "trainer=cpu", f"runs={tmp_path / 'runs'}", *arguments)
+        assert outcome.status == status, outcome
+        (made,) = set(tmp_path.glob("runs/*/*/*")) - before
+        assert not (made / "result.json").exists()
+        lines = outcome.err.splitlines()
+        assert f"resume={made} continues" in lines[-1], outcome.err
+        assert "Traceback" not in outcome.err
+        return made
+
+    return run
+
+
+@pytest.mark.parametrize("number", [2, 14, 21])  # groups of steps: in the first epoch and the second
+def test_within_an_epoch(train: Train, command: Command, stopped: Callable[..., Path], number: int) -> None:
+    """The state within an epoch is enough to end with the same bits, and the same figures, as without a stop."""
+    arguments = ["recipe.epochs=2", "recipe.epoch_images=3000", "recipe.batch_size=100", "trainer.checkpoint_seconds=0",
+                 "recipe.augment.flip=true", "recipe.augment.alternate=true", "recipe.augment.crop=2",
+                 "recipe.normalize=unit", "model=baseline"]  # fmt: skip
+    whole = train(*arguments)
+    run = stopped(ImageClassifier, "training_step", number, Stopped(status=143), 143, *arguments)
+    state = checkpoints.load(run / "checkpoints/last.ckpt")
+    assert state["global_step"] == 2 * (number - 1)
+    assert command("train", f"resume={run}").status == 0
+    assert identical(weights(run), weights(whole))
+    same = ("test_accuracy", "test_loss", "val_accuracy", "digests", "images", "classes")
+    assert {key: result(run)[key] for key in same} == {key: result(whole)[key] for key in same}
+    logs = [(directory / "train.log").read_text().splitlines() for directory in (run, whole)]
+    losses = [[line.partition("callbacks: ")[2] for line in log if "loss" in line] for log in logs]
+    assert losses[0] == losses[1]
+
+
+def test_before_the_first_checkpoint(train: Train, command: Command, stopped: Callable[..., Path]) -> None:
+    arguments = ["recipe.epochs=1", "trainer.limit_batches=3"]
+    run = stopped(ImageClassifier, "training_step", 1, KeyboardInterrupt(), 130, *arguments)
+    assert command("train", f"resume={run}").status == 0
+    assert identical(weights(run), weights(train(*arguments)))
+
+
+def test_in_the_test(command: Command, stopped: Callable[..., Path]) -> None:
+    arguments = ["recipe.epochs=1", "trainer.limit_batches=3"]
+    run = stopped(ImageClassifier, "test_step", 1, Stopped(status=143), 143, *arguments)
+    assert command("train", f"resume={run}").status == 0
+    assert result(run)["test_accuracy"] > 0
+    assert refused(command("train", f"resume={run}"), "is complete") is None
+
+
+def test_a_checkpoint_that_cannot_be_written(train: Train, command: Command, stopped: Callable[..., Path]) -> None:
+    """A training whose state cannot be kept ends, and goes on later from the state before."""
+    arguments = ["recipe.epochs=3", "trainer.limit_batches=3"]
+    full = OSError(28, "No space left on device")
+    run = stopped(CheckpointFiles, "save_checkpoint", 4, full, 2, *arguments)
+    assert checkpoints.load(run / "checkpoints/last.ckpt")["epoch"] == 0
+    assert command("train", f"resume={run}").status == 0
+    assert identical(weights(run), weights(train(*arguments)))
+
+
+def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "last.ckpt"
+    files.write(target, b"before")
+    target.with_name("last.ckpt.part").mkdir()  # cannot be opened for writing, by root neither
+    with pytest.raises(InputError, match=r"cannot write .*last.ckpt"):
+        CheckpointFiles().save_checkpoint({"state_dict": {}}, target)
+    assert target.read_bytes() == b"before"
+    with pytest.raises(InputError, match="cannot write"):
+        files.write(tmp_path / "gone" / "last.ckpt", b"after")
+
+
+def test_a_directory_removed_while_it_is_written(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_train_epoch_end = Monitor.on_train_epoch_end
+
+    def removing(self: Monitor, *given: Any) -> None:
+        on_train_epoch_end(self, *given)
+        (run,) = tmp_path.glob("runs/*/*/*")
+        shutil.rmtree(run)
+
+    monkeypatch.setattr(Monitor, "on_train_epoch_end", removing)
+    outcome = command("train", "trainer=cpu", f"runs={tmp_path}/runs", "recipe.epochs=1", "trainer.limit_batches=2")
+    assert outcome.status == 2
+    assert "was removed while its training ran" in outcome.err.splitlines()[-1]
+
+
+def test_a_damaged_checkpoint_is_refused(train: Train, command: Command) -> None:
+    """torch itself loads other weights from a file with a changed bit."""
+    run = train("recipe.epochs=1", "trainer.limit_batches=2")
+    path = run / "checkpoints/best.ckpt"
+    data = bytearray(path.read_bytes())
+    weight = next(tensor for tensor in weights(run).values() if tensor.numel() > 100)
+    data[data.index(weight.numpy().tobytes()) + 5] ^= 4
+    path.write_bytes(data)
+    refused(command("evaluate", f"run={run}", "trainer=cpu"), "best.ckpt is damaged", "checksum")
+    path.write_bytes(data[: len(data) // 2])
+    refused(command("train", f"weights={run}"), "best.ckpt is damaged")
+
+
+def test_one_process_trains_a_run(command: Command, stopped: Callable[..., Path]) -> None:
+    run = stopped(ImageClassifier, "training_step", 1, KeyboardInterrupt(), 130, "recipe.epochs=1")
+    with files.lock(run, "trained"):
+        refused(command("train", f"resume={run}"), "is being trained by another process")
+    assert command("train", f"resume={run}").status == 0
+
+
+def test_pictures_that_fail_do_not_cost_the_result(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Dashboard, *given: Any) -> None:
+        assert next(tmp_path.glob("*/*/*/result.json")).exists()
+        raise RuntimeError("no room for a picture")
+
+    monkeypatch.setattr(Dashboard, "show_test", failing)
+    outcome = command("train", "trainer=cpu", f"runs={tmp_path}", "recipe.epochs=1", "trainer.limit_batches=2")
+    assert outcome.status == 0, outcome.err
+    assert "the pictures of the test" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_run_that_a_cluster_starts(tmp_path: Path) -> None:
+    """With the rank of one process of several in its environment, a run is a run: it has its curves and its result."""
+    ranks = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "8", "SLURM_JOB_NAME": "grid",
+             "SLURM_JOB_ID": "1", "SLURM_NODELIST": "n", "SLURM_NODEID": "0", "RANK": "3", "LOCAL_RANK": "3",
+             "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "GROUP_RANK": "0"}  # fmt: skip
+    arguments = ["trainer=cpu", f"runs={tmp_path}", "recipe.epochs=1", "trainer.limit_batches=2", "seed=3"]
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts/train.py", *arguments],
+        capture_output=True, text=True, env=os.environ | ranks,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.glob("*/*/*")
+    assert result(run)["seed"] == 3
+    assert list(run.glob("events.*"))
+
+
+def make_folder(root: Path, images: int = 12, names: tuple[str, ...] = ("cat", "dog"), seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(images):
+            Image.fromarray(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_run_is_bound_to_its_images(
+    train: Train, stopped: Callable[..., Path], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other images, or other names of the same classes, are refused; the same images in another place are not."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("images"))
+    arguments = ["data=folder", "data.image_size=8", "recipe.batch_size=4", "recipe.epochs=1", "data.root=images"]
+    run, begun = (
+        train(*arguments),
+        stopped(ImageClassifier, "test_step", 1, KeyboardInterrupt(), 130, *arguments),
+    )
+    monkeypatch.chdir("/")  # the place of the images is recorded, not how it was typed
+    assert command("evaluate", f"run={run}", "trainer=cpu").status == 0
+    moved = (tmp_path / "images").rename(tmp_path / "moved")
+    root = f"data.root={moved}"
+    assert command("evaluate", f"run={run}", "trainer=cpu", root).status == 0
+
+    Image.new("RGB", (8, 8)).save(moved / "cat" / "one more.png")  # moves others from one part to another
+    refused(command("evaluate", f"run={run}", root), "the images of test differ")
+    refused(command("separate", f"run={run}", "method=spatial", "rank=1", root), "the images of")
+    refused(command("train", f"resume={begun}", root), "the images of")
+    assert command("evaluate", f"run={run}", "trainer=cpu", root, "other_images=true").status == 0
+    outcome = command("train", f"weights={run}", *arguments[:4], root, f"runs={tmp_path / 'tuned'}", "trainer=cpu")
+    assert outcome.status == 0
+    assert "were trained on other images" in outcome.err
+    (moved / "cat" / "one more.png").unlink()
+
+    (moved / "cat").rename(moved / "pig")  # now dogs come first
+    for words in ([f"run={run}", "other_images=true"], [f"run={run}"]):
+        refused(command("evaluate", *words, root), "class 0 was 'cat' and is 'dog'")
+    refused(command("train", f"resume={begun}", root), "class 0 was 'cat' and is 'dog'")
+    (moved / "pig").rename(moved / "cat")
+    assert command("train", f"resume={begun}", root).status == 0
+
+
+def test_counts_are_of_the_images_that_are_used(train: Train, command: Command) -> None:
+    run = train("recipe.epochs=1", "trainer.limit_batches=1", "recipe.batch_size=100", "data.test=0.5")
+    assert result(run)["images"]["train"] == 100
+    assert result(run)["images"]["test"] == 500
+    assert " 500 " in command("evaluate", f"run={run}", "trainer.limit_batches=1", "trainer=cpu").out
+
+
+def test_the_state_of_another_kind_of_generator() -> None:
+    """A GPU's, which is smaller, gives a CPU's draws of its own, the same each time."""
+    generator = torch.Generator()
+    draws = []
+    for state in (torch.arange(16, dtype=torch.uint8), torch.arange(16, dtype=torch.uint8), torch.zeros(16).byte()):
+        restore(generator, state)
+        draws.append(torch.rand(3, generator=generator).tolist())
+    assert draws[0] == draws[1] != draws[2]
