@@ -1,6 +1,6 @@
 PYTHON = .venv/bin/python
 
-.PHONY: train test lint tensorboard peers lock
+.PHONY: train test torture lint tensorboard peers lock
 
 train: .venv/ready
 	$(PYTHON) scripts/train.py model=separable
@@ -8,6 +8,10 @@ train: .venv/ready
 # One process a core (up to eight, for their memory), of one thread each: most tests do not fill two threads.
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
+# Trials of what docs/promises.md promises, which they write: half an hour on two cores.
+torture: .venv/ready
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/torture --numprocesses 2 --dist worksteal --timeout 1800
 
 lint: .venv/ready
 	$(PYTHON) -m ruff format --check .

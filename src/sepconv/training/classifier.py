@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sepconv import networks
-from sepconv.config import RecipeConfig, read
+from sepconv import InputError, networks
+from sepconv.config import RecipeConfig, check_shape, read
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData
 from sepconv.data.transforms import classify_views, make_normalization
@@ -154,6 +154,22 @@ def describe_images(dataset: Dataset) -> dict[str, Any]:
         "deviation": deviation,
         "digests": dataset.digests(),
     }
+
+
+def check_description(images: Any) -> None:
+    """Raises InputError unless `images` are as `describe_images` gives them."""
+    kinds = {"shape": int, "classes": str, "mean": float, "deviation": float, "digests": str}
+    valid = isinstance(images, dict) and images.keys() == kinds.keys()
+    for key, kind in kinds.items():
+        values = images[key] if valid else []
+        if isinstance(values, dict) and key == "digests" and values.keys() == set(PARTS):
+            values = list(values.values())
+        valid = valid and isinstance(values, list) and all(type(value) is kind for value in values)
+    if not valid:
+        raise InputError(f"no description of images ({str(images)[:100]})")
+    check_shape("shape", images["shape"])
+    if not len(images["mean"]) == len(images["deviation"]) == images["shape"][0] or not images["classes"]:
+        raise InputError(f"images of {images['shape'][0]} channels with the mean and deviation of others")
 
 
 def name_kind(images: dict[str, Any]) -> str:

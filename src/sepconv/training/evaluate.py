@@ -13,7 +13,7 @@ from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import find_device, resolve_precision
 from sepconv.tables import Column, Table
 from sepconv.training import checkpoints, runs
-from sepconv.training.classifier import PARTS, ImageClassifier, describe_images, explain_difference
+from sepconv.training.classifier import PARTS, ImageClassifier, check_description, describe_images, explain_difference
 from sepconv.training.trainer import make_trainer
 
 
@@ -88,13 +88,19 @@ def load_classifier(run: Path, name: str, config: TrainConfig) -> ImageClassifie
         raise InputError(f"{run} has no checkpoint {name}.ckpt: it stopped before the first was written")
     checkpoint = checkpoints.load(path)
     options: dict[str, Any] = checkpoint["hyper_parameters"]
-    model = options.get("model")
-    if not isinstance(model, dict) or complete(model) != config.model:
-        raise InputError(f"{path} holds another network than the run's config.yaml: {model}, not {config.model}")
     try:
-        classifier = ImageClassifier(**options)
+        model = complete(options["model"])
+        if model != config.model:
+            raise InputError(f"another network than the run's config.yaml: {model}, not {config.model}")
+        check_description(options["images"])
+        classifier = ImageClassifier(options["model"], options["recipe"], options["images"])
+    except InputError as error:
+        raise InputError(f"{path} holds {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"{path} holds no network that can be built ({type(error).__name__}: {error})") from error
+    try:
         classifier.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, TypeError, KeyError, AttributeError) as error:  # torch's and Python's words for what is amiss
+    except (RuntimeError, TypeError, AttributeError) as error:  # torch's words for weights that do not fit
         raise InputError(
             f"{path} was made by other code, whose network had other weights: check out the commit in its run's "
             "result.json"

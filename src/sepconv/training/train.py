@@ -145,7 +145,8 @@ def resumable(run: Path) -> Iterator[None]:
         yield
     except (SystemExit, KeyboardInterrupt) as stop:  # Lightning answers the one with the other
         cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
-        raise Stopped(f"resume={run} continues", cause.status if isinstance(cause, Stopped) else 130) from None
+        answer = f"{run} is complete" if (run / "result.json").exists() else f"resume={run} continues"
+        raise Stopped(answer, cause.status if isinstance(cause, Stopped) else 130) from None
     except (OSError, InputError) as error:
         if not run.is_dir():
             raise InputError(f"{run} was removed while its training ran") from error
