@@ -10,21 +10,25 @@ depthwise      each input channel's kernels, K² x C_out  r filters a channel; 1
 
 At full rank (the smaller side of the matrix) the layers compute the same function; below it, no other layers of that
 form have weights nearer to the convolution's (Eckart and Young 1936). `spatial` separates exactly at rank 1 what is a
-product of a column and a row; it saves MACs only below rank K/2, and its many maps take memory and time.
+product of a column and a row; it saves MACs only below rank K/2, and its many maps take so much memory and time that
+it runs as the one convolution that it multiplies out to (KernelWise).
 `spatial_joint` shares r maps among all kernels: scheme 2 of Jaderberg et al., arXiv 1405.3866, in the closed form of
 Tai et al., arXiv 1511.06067. On a depthwise convolution, one filter a channel, it is the same as `spatial`.
 `depthwise` is the network decoupling of Guo et al., arXiv 1808.05517: r depthwise separable convolutions, summed.
 """
 
+import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from sepconv.networks.blocks import sequential
 from sepconv.networks.cpu import DepthwiseConv2d
 
 METHODS = ("spatial", "spatial_joint", "depthwise")
+MOST_MAPS = 2**26  # bytes of maps between the two steps of KernelWise, which take images in parts of so many
 
 
 def find_separable(net: nn.Module, method: str) -> dict[str, nn.Conv2d]:
@@ -99,13 +103,13 @@ def make_factors(conv: nn.Conv2d, method: str, rank: int) -> nn.Sequential:
         maps = conv.in_channels * rank
         first, second = whole | {"groups": conv.in_channels}, {"kernel_size": 1, "groups": conv.groups}
     names = ("depthwise", "pointwise") if method == "depthwise" else ("vertical", "horizontal")
+    steps: OrderedDict[str, nn.Module] = OrderedDict()
+    steps[names[0]] = convolution(conv, conv.in_channels, maps, bias=False, **first)
     mixed = method == "spatial" and conv.in_channels > conv.groups
-    factors = sequential(**{
-        names[0]: convolution(conv, conv.in_channels, maps, bias=False, **first),
-        # from the order of input channels, then of output channels, to the other
-        "shuffle": nn.ChannelShuffle(conv.in_channels) if mixed else None,
-        names[1]: convolution(conv, maps, conv.out_channels, bias=conv.bias is not None, **second),
-    })  # fmt: skip
+    if mixed:  # from the order of input channels, then of output channels, to the other
+        steps["shuffle"] = nn.ChannelShuffle(conv.in_channels)
+    steps[names[1]] = convolution(conv, maps, conv.out_channels, bias=conv.bias is not None, **second)
+    factors = KernelWise(steps, conv) if mixed else nn.Sequential(steps)
     return factors.train(conv.training)
 
 
@@ -114,6 +118,49 @@ def convolution(like: nn.Conv2d, in_channels: int, out_channels: int, **geometry
     kind = DepthwiseConv2d if geometry["groups"] == in_channels > 1 else nn.Conv2d
     device, dtype = like.weight.device, like.weight.dtype
     return kind(in_channels, out_channels, padding_mode=like.padding_mode, device=device, dtype=dtype, **geometry)
+
+
+class KernelWise(nn.Sequential):
+    """The steps of `spatial` in the place of a dense convolution: vertical, shuffle, horizontal.
+
+    They run as the convolution that they multiply out to, with the same function and gradients, and without their
+    C_in·C_out·r maps. The steps themselves run where `stepwise` is set, to be timed; on the meta device, where they are
+    counted; and where one of them was separated further.
+
+    Args:
+        steps: by name.
+        conv: what they stand for: its geometry, not its weights.
+    """
+
+    vertical: nn.Conv2d
+    horizontal: nn.Conv2d
+    stepwise = False
+
+    def __init__(self, steps: OrderedDict[str, nn.Module], conv: nn.Conv2d) -> None:
+        super().__init__(steps)
+        self.product = (copy.deepcopy(conv).to("meta"),)  # in a tuple: not a part of this module, whose weights are its
+
+    def forward(self, input: Tensor) -> Tensor:
+        steps = (self.vertical, self.horizontal)
+        if input.device.type == "meta":
+            return super().forward(input)
+        if self.stepwise or not all(isinstance(step, nn.Conv2d) for step in steps):
+            maps = 4 * max(step.weight.shape[0] for step in self.modules() if isinstance(step, nn.Conv2d))
+            size = max(1, MOST_MAPS // (maps * input.shape[2] * input.shape[3]))
+            return torch.cat([super(KernelWise, self).forward(part) for part in input.split(size)])
+        parameters = {"weight": self.weight()}
+        if self.horizontal.bias is not None:
+            parameters["bias"] = self.horizontal.bias
+        return functional_call(self.product[0], parameters, (input,))
+
+    def weight(self) -> Tensor:
+        """The weight (C_out, C_in, K, K) of the one convolution."""
+        inputs, outputs = self.vertical.in_channels, self.horizontal.out_channels
+        columns = self.vertical.weight.reshape(inputs, outputs, -1, self.vertical.kernel_size[0])
+        rows = self.horizontal.weight.reshape(outputs, -1, inputs, self.horizontal.kernel_size[1])
+        # (C_out, C_in, r, K, K); by products one by one, which autocast leaves as exact as the weights are
+        products = columns.transpose(0, 1)[..., None] * rows.transpose(1, 2)[..., None, :]
+        return products.sum(2)
 
 
 class Decomposition:

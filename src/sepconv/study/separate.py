@@ -1,10 +1,13 @@
-"""A trained run separated: ranks chosen, networks measured, and the one asked for recorded as a run."""
+"""A trained run separated: ranks chosen, the network recorded as a run, and others measured beside it."""
 
 import copy
+import hashlib
+import json
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +15,19 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from sepconv import InputError
-from sepconv.config import SeparateConfig, flatten
+from sepconv import InputError, files
+from sepconv.config import SeparateConfig, TrainConfig, flatten
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import sample
 from sepconv.data.module import ImageData, evaluation_batch
-from sepconv.devices import find_device, reset_peak_memory, resolve_precision, synchronize
-from sepconv.networks.lowrank import Decomposition, find_separable, make_factors, put
+from sepconv.devices import describe_device, find_device, reset_peak_memory, resolve_precision, synchronize
+from sepconv.networks.lowrank import Decomposition, KernelWise, find_separable, make_factors, put
 from sepconv.study.separation_report import Ranks, label, print_report, write_report
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, Progress, track
 from sepconv.training import runs
 from sepconv.training.callbacks import Stopwatch
 from sepconv.training.classifier import ImageClassifier
@@ -32,12 +36,13 @@ from sepconv.training.recipe import build_optimizer
 from sepconv.training.runs import Result
 from sepconv.training.step import resolve_step
 from sepconv.training.train import log_cost, make_result, record, train
-from sepconv.training.trainer import make_trainer
+from sepconv.training.trainer import make_trainer, stoppable
 from sepconv.training.whitening import find_stem
 
 CALIBRATION = 500  # training images on which a rank's effect on the logits is measured
 CHOICES = 32  # at most so many ranks of a layer are tried
 ROUNDS, TIMED = 10, 128  # of the speed measurement: rounds, and images a batch
+LONGEST = 10.0  # seconds after which no round begins but the first
 
 
 @dataclass(kw_only=True)
@@ -66,68 +71,180 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
     The validation images decide; only the original network and the finished ones see the test images. `overrides` are
     the command's arguments, for the record; the job began at `started`, in seconds since the epoch.
 
+    The network that is asked for comes first, with its run and report; `config.sweep` others are added to the report
+    after it. What is finished is kept: the same command, where it was stopped, goes on from there.
+
     Returns the directory of the separated network's run, and the report that it holds beside what every run does, in
     `separation.json`, `separation.csv` and `separation.png`. Raises InputError for a path that is no run, data that
     are not there, a rank out of range, a target not to be met.
     """
     reset_peak_memory()
     original = Original(config)
-    path = original.uniform() if config.rank is not None else original.greedy()
-    if len(path) == 1:
-        raise InputError(f"no rank of method={config.method} saves MACs in this network: give rank=, or another method")
-    macs = [original.macs(ranks) for ranks in path]
-    asked = place_asked(config, macs)
-    rows: dict[int, Row] = {}
+    original.check_target()
+    with ExitStack() as held, stoppable("what is finished is kept, and the same command goes on from there"):
+        separation = Separation.find(original, held) or Separation.make(original, overrides, held)
+        path = original.uniform() if config.rank is not None else original.greedy(separation)
+        separation.follow(path)
+        macs = [original.macs(ranks) for ranks in path]
+        place = find_place(config, macs)
+        separation.measure(0)
+        if place is None:
+            place = search(separation, config)
+        separation.record(place, overrides, started)
+        if config.sweep > 0:
+            others = [0, *(other + 1 for other in choose_places(macs[1:], config.sweep))]
+            for other in track(others, "sweep: network"):
+                separation.measure(other, finetune=other != place)
+            separation.time()
+        separation.finish()
+    return separation.run, separation.report
 
-    def measure(place: int, finetune: bool = True) -> Row:
-        if place not in rows:
-            rows[place] = original.measure(path[place], finetune)
-            CONSOLE.print(describe(rows[place], original.full, macs[0]), soft_wrap=True)
-        return rows[place]
 
-    lowest = measure(0, finetune=config.sweep > 0).accuracy - (config.accuracy_drop or 0)
-    for place in choose_places(macs[1:], config.sweep):
-        measure(place + 1, finetune=place + 1 != asked)  # the one asked for is fine-tuned as a run of its own
-    if asked is None:
-        asked = last_above(lowest, measure, list(rows), len(path))
-        if asked == 0:
-            best = max(row.reached for place, row in rows.items() if place > 0)
-            raise InputError(
-                f"accuracy_drop={config.accuracy_drop} cannot be met: method={config.method} comes to {best:.2%} of "
-                f"the validation images at most, from {rows[0].accuracy:.2%}"
-            )
-    chosen = measure(asked, finetune=False)
-    run, result = original.save(chosen, overrides, started)
-    accuracy = measure_accuracy(original.separated({}), original.dataset, config.trainer)
-    test_accuracy = {"original": accuracy, "separated": result.test_accuracy}
-    finetuned_run = {}
-    if config.finetune_epochs > 0:
-        finetuned_path, finetuned = original.train_on(run)
-        chosen.finetuned_accuracy = finetuned.val_accuracy
-        test_accuracy["finetuned"] = finetuned.test_accuracy
-        finetuned_run["finetuned_run"] = str(finetuned_path)
-    order = sorted(rows)
-    original.time([rows[place] for place in order])
-    targets = {key: getattr(config, key) for key in ("rank", "macs", "accuracy_drop")}
-    report = {
-        "original_run": str(original.run),
-        "model": original.recorded.model,
-        "data": original.recorded.data.name,
-        "method": config.method,
-        "layers": original.full,
-        "target": {key: value for key, value in targets.items() if value is not None},
-        "finetune_epochs": config.finetune_epochs,
-        "test_accuracy": test_accuracy,
-        **finetuned_run,
-        "device": result.device,
-        "precision": result.precision,
-        "chosen": order.index(asked),
-        "networks": [asdict(rows[place]) for place in order],
-        "command": result.command,
-    }
-    write_report(run, report)
-    print_report(run, report)
-    return run, report
+def search(separation: "Separation", config: SeparateConfig) -> int:
+    """The place of the network of fewest MACs that keeps the accuracy. Raises InputError where there is none."""
+    assert config.accuracy_drop is not None
+    original, count = separation.measure(0), len(separation.path)
+    with Progress("search: network", count.bit_length()) as progress:
+
+        def measure(place: int) -> Row:
+            row = separation.measure(place, finetune=True)
+            progress.reach(len(separation.rows) - 1)
+            return row
+
+        place = last_above(original.accuracy - config.accuracy_drop, measure, [0], count)
+    if place == 0:
+        best = max(row.reached for other, row in separation.rows.items() if other > 0)
+        separation.remove()
+        raise InputError(
+            f"accuracy_drop={config.accuracy_drop} cannot be met: method={config.method} comes to {best:.2%} of "
+            f"the validation images at most, from {original.accuracy:.2%}"
+        )
+    return place
+
+
+class Separation:
+    """The directory of a separated network, a run's, and the report in it, which is written as each part is done.
+
+    Args:
+        report: as it was left, where the directory is not new.
+    """
+
+    def __init__(self, original: "Original", run: Path, report: dict[str, Any]) -> None:
+        self.original, self.run, self.report = original, run, report
+        self.path: list[Ranks] = []
+        self.rows: dict[int, Row] = {}  # measured networks, by their place in the path
+        self.place: int | None = None  # of the network that is recorded
+
+    @classmethod
+    def find(cls, original: "Original", held: ExitStack) -> "Separation | None":
+        """The latest one that the same command began and did not finish, held for this process."""
+        identity = original.identity()
+        for file in sorted(original.folder.glob("*/separation.json"), reverse=True):
+            try:
+                report = json.loads(file.read_text())
+                if report.get("complete", True) or any(report.get(key) != value for key, value in identity.items()):
+                    continue
+                held.enter_context(runs.lock(file.parent))
+            except (OSError, ValueError, AttributeError):  # damaged, or another process's
+                continue
+            CONSOLE.print(f"goes on from {file.parent}", soft_wrap=True)
+            return cls(original, file.parent.resolve(), report)
+        return None
+
+    @classmethod
+    def make(cls, original: "Original", overrides: list[str], held: ExitStack) -> "Separation":
+        """A new one."""
+        _, _, first_overrides = runs.read_config(original.run)
+        here = [o for o in overrides if o.startswith(("trainer", "data.root=", "runs="))]
+        others = [o for o in first_overrides if not o.lstrip("+~").startswith("model")]
+        run = runs.create(original.describe({}), amend(others, here))
+        held.enter_context(runs.lock(run))
+        report = {
+            **original.identity(),
+            "model": original.recorded.model,
+            "data": original.recorded.data.name,
+            "layers": original.full,
+            "device": describe_device(original.device),
+            "precision": original.precision,
+            "command": runs.command_line("separate", overrides),
+            "complete": False,
+            "calibration": {},  # squared error of the logits by layer and rank, where ranks were chosen by it
+            "test_accuracy": {},
+            "chosen": None,
+            "networks": [],
+        }
+        separation = cls(original, run, report)
+        separation.write()
+        return separation
+
+    def follow(self, path: list[Ranks]) -> None:
+        """Takes `path` as the networks that there are, from the original to the cheapest."""
+        self.path = path
+        self.rows = {path.index(row["ranks"]): Row(**row) for row in self.report["networks"] if row["ranks"] in path}
+
+    def measure(self, place: int, finetune: bool = False) -> Row:
+        """The figures of a network of the path, measured unless they were; `finetune`d, where the command says so."""
+        original = self.original
+        row = self.rows.get(place) or original.measure(self.path[place])
+        tuned = finetune and original.config.finetune_epochs > 0
+        if tuned and row.finetuned_accuracy is None:
+            row.finetuned_accuracy = original.finetune(original.separated(row.ranks))
+        elif place in self.rows:
+            return row
+        self.rows[place] = row
+        self.write()
+        CONSOLE.print(describe(row, original.full, original.total.macs), soft_wrap=True)
+        return row
+
+    def record(self, place: int, overrides: list[str], started: float) -> None:
+        """Records the network of `place` as this run, and fine-tuned as another, as far as that is left to do."""
+        original, row = self.original, self.measure(place)
+        self.place = place
+        if (self.run / "result.json").exists():
+            result = runs.read_result(self.run)
+        else:
+            result = original.save(row, self.run, overrides, started)
+        row.accuracy = result.val_accuracy
+        tested = self.report["test_accuracy"]
+        tested["separated"] = result.test_accuracy
+        if "original" not in tested:
+            accuracy = measure_accuracy(original.separated({}), original.dataset, original.config.trainer)
+            self.report["test_accuracy"] = {"original": accuracy} | tested
+        self.time()
+        self.publish()
+        if original.config.finetune_epochs > 0:
+            path, finetuned = original.train_on(self.run)
+            row.finetuned_accuracy = finetuned.val_accuracy
+            self.report["test_accuracy"]["finetuned"] = finetuned.test_accuracy
+            self.report["finetuned_run"] = str(path)
+            self.publish()
+
+    def time(self) -> None:
+        """Measures the speed of all networks that were measured so far."""
+        self.original.time([self.rows[place] for place in sorted(self.rows)])
+
+    def write(self) -> None:
+        """Writes the report as far as it goes."""
+        order = sorted(self.rows)
+        networks = [asdict(self.rows[place]) for place in order] or self.report["networks"]
+        chosen = None if self.place is None else order.index(self.place)
+        self.report |= {"chosen": chosen, "networks": networks}
+        files.write(self.run / "separation.json", json.dumps(self.report, indent=2) + "\n")
+
+    def publish(self) -> None:
+        """Writes the report, its table and its picture."""
+        self.write()
+        write_report(self.run, self.report)
+
+    def finish(self) -> None:
+        """Marks the report as complete, and shows it."""
+        self.report["complete"] = True
+        self.publish()
+        print_report(self.run, self.report)
+
+    def remove(self) -> None:
+        """Removes the directory, in which nothing was recorded."""
+        shutil.rmtree(self.run)
 
 
 class Original:
@@ -145,41 +262,86 @@ class Original:
         convolutions = find_separable(net, config.method)
         if not convolutions:
             raise InputError(f"{self.recorded.model['name']} has no convolution that method={config.method} separates")
-        self.decompositions = {name: Decomposition(conv, config.method) for name, conv in convolutions.items()}
+        named = track(convolutions.items(), "decomposition: layer")
+        self.decompositions = {name: Decomposition(conv, config.method) for name, conv in named}
         self.full = {name: layer.full for name, layer in self.decompositions.items()}
         layers = counting.layers(net, self.dataset.shape)
-        # each layer as often as it is used
-        self.uses = {name: [layer for layer in layers if layer.name == name] for name in convolutions}
-        self.total_macs = counting.total(layers).macs
-        self.saved: dict[tuple[str, int], int] = {}  # MACs, by layer and rank
+        self.total = Cost(counting.parameters(net), counting.total(layers).macs)
+        # of each layer, as often as it is used: its own cost, and that of each rank
+        self.costs: dict[str, tuple[Cost, Cost]] = {}
+        for name, conv in convolutions.items():
+            uses = [layer for layer in layers if layer.name == name]
+            factors = make_factors(copy.deepcopy(conv).to("meta"), config.method, 1)
+            macs = sum(counting.macs(factors, (use.input[1], use.input[2], use.input[3])) for use in uses)
+            weights = counting.parameters(factors) - (0 if conv.bias is None else conv.bias.numel())
+            self.costs[name] = Cost(conv.weight.numel(), sum(use.macs for use in uses)), Cost(weights, macs)
         self.logits = self.compute_logits(self.classifier, self.dataset.validation)
         optimizer = scale_rates(self.recorded.recipe.optimizer, config.finetune_lr)
         self.finetuning = replace(self.recorded.recipe, epochs=max(1, config.finetune_epochs), optimizer=optimizer)
         self.step = resolve_step(config.trainer, self.device, build_optimizer(net, optimizer))
+
+    @property
+    def folder(self) -> Path:
+        """Where the directories of its separations are."""
+        return Path(self.config.runs).expanduser() / self.recorded.data.name / "separated"
+
+    def identity(self) -> dict[str, Any]:
+        """What a report has of the command that made it, but for how many networks it measures beside."""
+        config = self.config
+        targets = {key: getattr(config, key) for key in ("rank", "macs", "accuracy_drop")}
+        return {
+            "original_run": str(self.run),
+            "checkpoint_sha256": hashlib.sha256((self.run / "checkpoints/best.ckpt").read_bytes()).hexdigest(),
+            "method": config.method,
+            "target": {key: value for key, value in targets.items() if value is not None},
+            "finetune_epochs": config.finetune_epochs,
+            "finetune_lr": config.finetune_lr,
+            "trainer": asdict(config.trainer),
+        }
+
+    def check_target(self) -> None:
+        """Raises InputError for a target that the costs alone show to be out of reach."""
+        config = self.config
+        if config.rank is not None:
+            find_place(config, [0] * (max(self.full.values()) + 1))
+            return
+        least = {name: 1 for name in self.full if self.macs_saved(name, 1) > 0}
+        if not least:
+            raise InputError(
+                f"no rank of method={config.method} saves MACs in this network: give rank=, or another method"
+            )
+        find_place(config, [self.total.macs, self.macs(least)])
 
     def uniform(self) -> list[Ranks]:
         """The network as it is, then every layer at full rank, and so on to rank 1; each layer as far as it goes."""
         ranks = range(max(self.full.values()), 0, -1)
         return [{}, *({name: min(rank, full) for name, full in self.full.items()} for rank in ranks)]
 
-    def greedy(self) -> list[Ranks]:
+    def greedy(self, separation: Separation) -> list[Ranks]:
         """The network as it is, then one layer's rank lowered at each step, until no layer's can be.
 
         It is the layer whose next lower rank adds the least squared error of the logits for each MAC that it saves;
         a layer's error at a rank is measured with the others as they were. Ranks that save nothing are left out.
-        Ranks are chosen greedily, by singular values, in Zhang et al., arXiv 1505.06798, section 2.4.
+        Ranks are chosen greedily, by singular values, in Zhang et al., arXiv 1505.06798, section 2.4. The errors are
+        kept in the report of `separation`.
         """
         rows = sample(self.dataset.train, CALIBRATION)
         reference = self.compute_logits(self.classifier, rows)
         # of each layer, from the dearest: the rank (None: as it is), MACs saved, squared error
         options: dict[str, list[tuple[int | None, int, float]]] = {}
-        for name, full in self.full.items():
-            options[name] = [(None, 0, 0.0)]
+        known: dict[str, dict[str, float]] = separation.report["calibration"]
+        for name, full in track(self.full.items(), "choice of ranks: layer"):
             falling = range(full, 0, -1)
-            for rank in (falling[place] for place in choose_places(falling, CHOICES)):
-                if (saved := self.macs_saved(name, rank)) > 0:
-                    logits = self.compute_logits(self.separated({name: rank}), rows)
-                    options[name].append((rank, saved, float((logits - reference).square().sum())))
+            ranks = [falling[place] for place in choose_places(falling, CHOICES)]
+            ranks = [rank for rank in ranks if self.macs_saved(name, rank) > 0]
+            if name not in known:
+                known[name] = {}
+                for rank in ranks:
+                    change = self.compute_logits(self.approximated({name: rank}), rows) - reference
+                    known[name][str(rank)] = float(change.square().sum())
+                separation.write()
+            steps = [(rank, self.macs_saved(name, rank), known[name][str(rank)]) for rank in ranks]
+            options[name] = [(None, 0, 0.0), *steps]
         at = dict.fromkeys(options, 0)
 
         def price(name: str) -> float:
@@ -189,8 +351,8 @@ class Original:
         path: list[Ranks] = [{}]
         while lower := [name for name in options if at[name] + 1 < len(options[name])]:
             at[min(lower, key=price)] += 1
-            ranks = {name: options[name][place][0] for name, place in at.items()}
-            path.append({name: rank for name, rank in ranks.items() if rank is not None})
+            chosen = {name: options[name][place][0] for name, place in at.items()}
+            path.append({name: rank for name, rank in chosen.items() if rank is not None})
         return path
 
     def separated(self, ranks: Ranks) -> ImageClassifier:
@@ -200,20 +362,29 @@ class Original:
             put(classifier.net, name, self.decompositions[name].factors(rank))
         return classifier.cpu()
 
+    def approximated(self, ranks: Ranks) -> ImageClassifier:
+        """A copy of the classifier that computes what `separated` does by dense layers: in less time and memory."""
+        classifier = copy.deepcopy(self.classifier)
+        with torch.no_grad():
+            for name, rank in ranks.items():
+                conv = classifier.net.get_submodule(name)
+                assert isinstance(conv, torch.nn.Conv2d)
+                conv.weight.copy_(self.decompositions[name].weight(rank))
+        return classifier.cpu()
+
     def macs(self, ranks: Ranks) -> int:
         """MACs of the whole network with layers separated at `ranks`."""
-        return self.total_macs - sum(self.macs_saved(name, rank) for name, rank in ranks.items())
+        return self.total.macs - sum(self.macs_saved(name, rank) for name, rank in ranks.items())
 
     def macs_saved(self, name: str, rank: int) -> int:
         """MACs that a layer at `rank` saves; negative where it adds some."""
-        if (name, rank) not in self.saved:
-            layer = self.decompositions[name]
-            factors = make_factors(layer.conv, layer.method, rank)
-            self.saved[name, rank] = 0
-            for use in self.uses[name]:
-                _, channels, height, width = use.input
-                self.saved[name, rank] += use.macs - counting.macs(factors, (channels, height, width))
-        return self.saved[name, rank]
+        whole, each = self.costs[name]
+        return whole.macs - rank * each.macs
+
+    def parameters(self, ranks: Ranks) -> int:
+        """Parameters of the whole network with layers separated at `ranks`."""
+        costs = ((self.costs[name], rank) for name, rank in ranks.items())
+        return self.total.parameters - sum(whole.parameters - rank * each.parameters for (whole, each), rank in costs)
 
     def compute_logits(self, classifier: ImageClassifier, rows: Tensor) -> Tensor:
         """Logits (N, classes) for the images of `rows` (N,), in fp32 proper."""
@@ -222,23 +393,20 @@ class Original:
             parts = [classifier(self.dataset[part][0].to(self.device)) for part in rows.split(size)]
         return torch.cat(parts).cpu().double()
 
-    def measure(self, ranks: Ranks, finetune: bool) -> Row:
-        """The figures of the network separated at `ranks`; fine-tuned too, where `finetune` and the command say so."""
-        classifier = self.separated(ranks)
+    def measure(self, ranks: Ranks) -> Row:
+        """The figures of the network separated at `ranks`, before fine-tuning."""
+        classifier = self.approximated(ranks)
         change = self.compute_logits(classifier, self.dataset.validation) - self.logits
         error = sum(self.decompositions[name].error(rank) for name, rank in ranks.items())
-        row = Row(
+        return Row(
             ranks=ranks,
             weight_error=(error / sum(layer.error(0) for layer in self.decompositions.values())) ** 0.5,
             logit_error=float(change.norm() / self.logits.norm()),
             logit_difference=float(change.abs().max()),
-            parameters=counting.parameters(classifier.net),
-            macs=counting.macs(classifier.net, self.dataset.shape),
+            parameters=self.parameters(ranks),
+            macs=self.macs(ranks),
             accuracy=measure_accuracy(classifier, self.judged, self.config.trainer),
         )
-        if finetune and self.config.finetune_epochs > 0:
-            row.finetuned_accuracy = self.finetune(classifier)
-        return row
 
     def data(self) -> ImageData:
         """The data as a training of the run's seed would draw them."""
@@ -251,36 +419,40 @@ class Original:
         classifier.recipe = self.finetuning
         classifier.form = self.step
         trainer = make_trainer(self.config.trainer, self.precision, [], False, self.finetuning.epochs)
-        try:
-            trainer.fit(classifier, self.data())
-        except SystemExit:  # Lightning's answer to a keyboard interrupt
-            raise KeyboardInterrupt("nothing is recorded") from None
+        trainer.fit(classifier, self.data())
         return round(float(trainer.callback_metrics["accuracy/validation"]), 6)
 
-    def save(self, row: Row, overrides: list[str], started: float) -> tuple[Path, Result]:
-        """Records the network of `row` as a run, as `sepconv.training.train` would: its directory and result."""
+    def describe(self, ranks: Ranks) -> TrainConfig:
+        """The configuration of the run of the network separated at `ranks`."""
         recorded, config = self.recorded, self.config
-        model = {"name": "separated", "base": recorded.model, "method": config.method, "ranks": row.ranks}
-        separated = replace(recorded, model=model, trainer=config.trainer, runs=config.runs, resume=None, weights=None)
-        classifier = ImageClassifier(model, asdict(recorded.recipe), dict(self.classifier.hparams["images"]))
+        model = {"name": "separated", "base": recorded.model, "method": config.method, "ranks": ranks}
+        data = replace(recorded.data, root=str(Path(recorded.data.root).expanduser().resolve()))
+        return replace(
+            recorded, data=data, model=model, trainer=config.trainer, runs=config.runs, resume=None, weights=None
+        )
+
+    def save(self, row: Row, run: Path, overrides: list[str], started: float) -> Result:
+        """Records the network of `row` as the run of that directory, as `sepconv.training.train` would: its result."""
+        recorded, config = self.recorded, self.config
+        separated = self.describe(row.ranks)
+        files.write(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(separated))))
+        images: dict[str, Any] = self.classifier.hparams["images"]
+        classifier = ImageClassifier(separated.model, asdict(recorded.recipe), dict(images))
         classifier.load_state_dict(self.separated(row.ranks).state_dict())
-        _, _, first_overrides = runs.read_config(self.run)
-        here = [o for o in overrides if o.startswith(("trainer", "data.root=", "runs="))]
-        others = [o for o in first_overrides if not o.lstrip("+~").startswith("model")]
-        run = runs.create(separated, amend(others, here))
         stopwatch = Stopwatch(started)
         logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
-        cost = Cost(row.parameters, row.macs)
+        cost = Cost(counting.parameters(classifier.net), counting.macs(classifier.net, self.dataset.shape))
         log_cost(logger, cost)
         trainer = make_trainer(config.trainer, self.precision, [stopwatch], logger, recorded.recipe.epochs)
         validated = trainer.validate(classifier, self.data(), verbose=False)[0]
         best = run / "checkpoints/best.ckpt"
-        trainer.save_checkpoint(best, weights_only=True)
-        shutil.copyfile(best, best.with_name("last.ckpt"))
+        for path in (best, best.with_name("last.ckpt")):
+            trainer.save_checkpoint(path, weights_only=True)
         tested = trainer.test(classifier, self.data(), ckpt_path=best, weights_only=True, verbose=False)[0]
         result = make_result(
             separated,
-            self.dataset,
+            self.data(),
+            classifier,
             cost,
             stopwatch,
             tested,
@@ -295,12 +467,19 @@ class Original:
             separated_from=str(self.run),
         )
         record(run, separated, result, logger)
-        return run, result
+        return result
 
     def train_on(self, run: Path) -> tuple[Path, Result]:
-        """Fine-tunes the separated network of `run` as a run of its own: its directory and result."""
+        """Fine-tunes the separated network of `run` as a run of its own, or goes on with that: directory and result."""
         _, separated, overrides = runs.read_config(run)
         recipe = self.finetuning
+        for path in sorted(run.parent.iterdir()):
+            if path.name > run.name and (path / "config.yaml").is_file():
+                _, begun, _ = runs.read_config(path)
+                if (begun.weights, begun.recipe) == (str(run), recipe):
+                    if (path / "result.json").exists():
+                        return path, runs.read_result(path)
+                    return train(replace(begun, resume=str(path)), [f"resume={path}"], time.time())
         options = flatten(recipe.optimizer, "recipe.optimizer.")
         rates = [f"{key}={value}" for key, value in options.items() if key.endswith(".lr")]
         changes = [f"weights={run}", f"recipe.epochs={recipe.epochs}", *rates]
@@ -309,7 +488,8 @@ class Original:
     def time(self, rows: Sequence[Row]) -> None:
         """Measures the images a second of the forward pass of each network of `rows`: medians over ROUNDS.
 
-        The networks take turns, so that what else the machine does meets all of them.
+        The networks take turns, so that what else the machine does meets all of them. Separated layers run step by
+        step, kernel-wise ones too.
         """
         device, half = self.device, self.precision == "bf16-mixed"
         images = self.dataset[self.dataset.validation[:TIMED]][0].to(device)
@@ -317,9 +497,15 @@ class Original:
         for classifier in classifiers:
             classifier.setup("test")  # its memory format
             classifier.to(device).eval()
+            for layer in classifier.modules():
+                if isinstance(layer, KernelWise):
+                    layer.stepwise = True
         seconds: list[list[float]] = [[] for _ in rows]
+        began = time.perf_counter()
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-            for turn in range(ROUNDS + 1):
+            for turn in track(range(ROUNDS + 1), "speed: round"):
+                if turn > 1 and time.perf_counter() - began > LONGEST:
+                    break
                 for classifier, times in zip(classifiers, seconds, strict=True):
                     synchronize(device)
                     started = time.perf_counter()
@@ -331,8 +517,8 @@ class Original:
             row.images_per_second = len(images) / statistics.median(times)
 
 
-def place_asked(config: SeparateConfig, macs: list[int]) -> int | None:
-    """The place of the network that `config` asks for among those of `macs`; None where their accuracy decides.
+def find_place(config: SeparateConfig, macs: list[int]) -> int | None:
+    """The place of the network that meets the target among those of `macs`; None where their accuracy decides.
 
     Raises InputError for a rank out of range, and a share of MACs out of reach.
     """
@@ -354,8 +540,8 @@ def choose_places(values: Sequence[int], count: int) -> list[int]:
     if len(values) <= count:
         return list(range(len(values)))
     ratio = values[-1] / values[0]
-    wanted = [values[0] * ratio ** (i / (count - 1)) for i in range(count)] if count > 1 else list(values[-1:])[:count]
-    return sorted({min(range(len(values)), key=lambda place: abs(values[place] - value)) for value in wanted})
+    even = [values[0] * ratio ** (i / (count - 1)) for i in range(count)] if count > 1 else list(values[-1:])[:count]
+    return sorted({min(range(len(values)), key=lambda place: abs(values[place] - value)) for value in even})
 
 
 def last_above(lowest: float, measure: Callable[[int], Row], measured: list[int], count: int) -> int:

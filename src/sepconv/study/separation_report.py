@@ -1,15 +1,15 @@
 """What `scripts/separate.py` writes and prints: its networks as JSON, CSV, a plot and a table."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from sepconv import files
 from sepconv.study.plots import AXIS_LABELS, WORST, accuracy_by_error, finish, make_panel, plain_log
 from sepconv.tables import Column, Table, as_csv
-from sepconv.terminal import CONSOLE, epochs
+from sepconv.terminal import CONSOLE, epochs, kept
 
 Ranks = dict[str, int]  # of each separated layer, by name; a layer that is not in it stays as it is
 
@@ -27,12 +27,12 @@ def label(ranks: Ranks, layers: Iterable[str]) -> str:
 
 
 def write_report(run: Path, report: dict[str, Any]) -> None:
-    """Writes the report into the run's directory: as JSON, its networks as CSV, and as a plot."""
-    (run / "separation.json").write_text(json.dumps(report, indent=2) + "\n")
+    """Writes the networks of the report into the run's directory: as CSV and as a plot."""
     networks = report["networks"]
     rows = [row | {"ranks": " ".join(f"{name}:{rank}" for name, rank in row["ranks"].items())} for row in networks]
-    (run / "separation.csv").write_text(as_csv(rows))
-    plot(report).savefig(run / "separation.png", dpi=150)
+    files.write(run / "separation.csv", as_csv(rows))
+    with kept("separation.png"):
+        plot(report).savefig(run / "separation.png", dpi=150)
 
 
 def plot(report: dict[str, Any]) -> Figure:

@@ -1,6 +1,8 @@
 """Lightning's trainer as this project sets it up."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -8,7 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sepconv import terminal
+from sepconv import Stopped, terminal
 from sepconv.config import TrainerConfig
 from sepconv.devices import find_device, keep_freed_memory
 from sepconv.training.callbacks import TrainingProgress
@@ -48,3 +50,15 @@ def make_trainer(
         num_sanity_val_steps=0,
         enable_checkpointing=bool(logger),
     )
+
+
+@contextmanager
+def stoppable(kept: str) -> Iterator[None]:
+    """Raises Stopped, with what is `kept`, where a signal ends the work within it: Lightning raises SystemExit."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as stop:
+        cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
+        if not isinstance(cause, KeyboardInterrupt):
+            raise
+        raise Stopped(kept, cause.status if isinstance(cause, Stopped) else 130) from None
