@@ -27,7 +27,7 @@ Command = Callable[..., Outcome]
         ("+nonsense=3", ["unknown key nonsense: choose from data, model"]),
         ("suite=loop", ["suite is no choice of this command", "--help"]),
         ("TrainConfig=x", ["unknown key TrainConfig"]),
-        ("model=3", ["must be a string"]),
+        ("model=3", ["unknown model=3", "baseline"]),
         ("model=[tiny,resnet]", ["model"]),
         ("model.expansion=3", ["unknown key model.expansion", "width", "resolution"]),
         ("recipe.optimizer.speed=3", ["unknown key recipe.optimizer.speed", "betas", "+recipe.optimizer.speed=..."]),

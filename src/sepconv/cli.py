@@ -4,32 +4,32 @@ import copyreg
 import functools
 import os
 import re
+import shlex
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
-from itertools import chain, pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import hydra
 import psutil
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sepconv import InputError, Stopped
-from sepconv.config import MADE, REPOSITORY, SCHEMAS, Augment, explain, read
+from sepconv.arguments import begin_anew, gather, group_choices, list_jobs, parse, split, take_path
+from sepconv.config import CONFIGS, MADE, SCHEMAS, Augment, explain, find_paths, read
+from sepconv.streams import lasting_output
 from sepconv.text import printable
-
-CONFIGS = REPOSITORY / "configs"
 
 Main = Callable[[Any, list[str], float], Path | None]  # the directory of the run that it made, where it makes one
 
@@ -59,62 +59,125 @@ def structured(schema: type) -> DictConfig:
 def choices() -> str:
     """The groups of this command and their choices, for its help; nothing where it has none."""
     groups = [group for group in sorted(HydraConfig.get().runtime.choices) if not group.startswith("hydra/")]
-    names = {group: sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in groups}
-    lines = "\n".join(f"{group}: {', '.join(names[group])}" for group in groups)
+    lines = "\n".join(f"{group}: {', '.join(group_choices(group))}" for group in groups)
     return f"Choices (group=choice):\n\n{lines}\n\n" if groups else ""
 
 
 def command(name: str, positional: str | None = None) -> Callable[[Main], Callable[[], None]]:
     """Makes `main(config, overrides, started)` a command that reads `configs/<name>.yaml`, overridden by its arguments.
 
-    `config` is an instance of the schema that the file names; `overrides` are the arguments as given; `started` is when
-    this process began, or the job where it is a later one of a grid, in seconds since the epoch. Arguments that are no
-    key=value are the key `positional`, a list, where there is one. Hydra's own options (`--help`, `--cfg job`, `-m`)
-    work. A mistake of the user's ends the command with status 2 and one line on standard error; an error of ours keeps
-    its traceback.
+    `config` is an instance of the schema that `main` names; `overrides` are the arguments as Hydra reads them;
+    `started` is when this process began, or the job where it is a later one of a grid, in seconds since the epoch.
+    Arguments that are no key=value are the key `positional`, a list of paths, where there is one. Hydra's own options
+    (`--help`, `--cfg job`, `-m`) work. A mistake of the user's ends the command with status 2 and one line on standard
+    error, Ctrl-C with 130 and SIGTERM with 143; an error of ours keeps its traceback.
     """
 
     def decorate(main: Main) -> Callable[[], None]:
-        starts = chain([psutil.Process().create_time()], iter(time.time, None))
-        begun = False
-
-        def task(composed: DictConfig) -> None:
-            nonlocal begun
-            begun, started = True, next(starts)
-            hydra_config, schema = HydraConfig.get(), OmegaConf.get_type(composed)
-            assert schema is not None
-            try:
-                run = main(read(schema, composed), list(hydra_config.overrides.task), started)
-            except KeyboardInterrupt as stop:
-                sys.stderr.write(f"stopped: {stop}\n")
-                raise SystemExit(stop.status if isinstance(stop, Stopped) else 130) from None
-            except InputError as error:
-                fail(error)  # here, inside the task: else Hydra would first print a line of its own
-            if run is not None and hydra_config.mode == RunMode.MULTIRUN:
-                folder = Path(hydra_config.sweep.dir)
-                with (folder / MADE).open("a") as file:
-                    file.write(f"{os.path.relpath(run, folder.resolve())}\n")
-
         @functools.wraps(main)
         def entry() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print
             signal.signal(signal.SIGTERM, stop)
-            if positional:
-                sys.argv[1:] = gather(sys.argv[1:], positional)
-            try:
-                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
-            except (HydraException, OmegaConfBaseException) as error:
-                fail(explain_composition(error))
-            except (OSError, ValueError, YAMLError) as error:
-                if begun:
-                    raise
-                if isinstance(error, OSError):  # of Hydra's own folder
-                    fail(f"cannot write to {error.filename} ({error.strerror}): choose another folder with runs=")
-                fail(" ".join(str(error).split()))
+            with lasting_output():
+                try:
+                    Command(name, main, positional).run(sys.argv[1:])
+                except KeyboardInterrupt as stopped:
+                    sys.stderr.write(f"stopped{f': {stopped}' if str(stopped) else ''}\n")
+                    raise SystemExit(stopped.status if isinstance(stopped, Stopped) else 130) from None
+                except InputError as error:
+                    fail(error)
 
         return entry
 
     return decorate
+
+
+class Command:
+    """One call of the command `name`, as `command` says."""
+
+    def __init__(self, name: str, main: Main, positional: str | None) -> None:
+        self.name, self.main, self.positional = name, main, positional
+        self.started: float | None = psutil.Process().create_time()  # of the first job
+        self.grid = False
+        self.folder: Path | None = None  # of the grid, where a job has made a run
+
+    def run(self, arguments: list[str]) -> None:
+        options, overrides = split(arguments)
+        others = [option for option in options if option not in ("-m", "--multirun")]
+        self.grid = others != options
+        overrides = self.take_paths(overrides)
+        parsed = parse(overrides, self.grid)
+        if self.grid:
+            self.run_grid(list_jobs(parsed), others)
+        else:
+            self.perform(overrides, options)
+
+    def take_paths(self, overrides: list[str]) -> list[str]:
+        """`overrides` with paths as they were typed."""
+        config = get_type_hints(self.main)["config"]
+        schemas = [schema for schema in SCHEMAS if issubclass(schema, config)]
+        if self.positional:
+            keys = [each.name for schema in schemas for each in fields(schema)]
+            overrides = gather(overrides, self.positional, keys)
+        for schema in schemas:
+            for key, listed in find_paths(schema).items():
+                overrides = [take_path(override, key, listed, self.grid) for override in overrides]
+        return overrides
+
+    def run_grid(self, jobs: list[list[str]], options: list[str]) -> None:
+        """Every job, whatever becomes of those before it. Raises SystemExit where some failed."""
+        failed: dict[str, Exception] = {}
+        for number, job in enumerate(jobs, 1):
+            print(f"job {number} of {len(jobs)}: {printable(' '.join(job))}", flush=True)
+            try:
+                self.perform(job, options)
+            except KeyboardInterrupt as stopped:
+                left = jobs[number if str(stopped) else number - 1 :]
+                lines = [shlex.join(["python", f"scripts/{self.name}.py", *each]) for each in left]
+                message = "\n".join([str(stopped), "jobs that were not begun:" * bool(left), *lines]).strip()
+                raise Stopped(message, stopped.status if isinstance(stopped, Stopped) else 130) from None
+            except Exception as error:
+                failed[" ".join(job)] = error
+                if isinstance(error, InputError):
+                    sys.stderr.write(f"error: {printable(str(error))}\n")
+                else:
+                    traceback.print_exc()
+        if failed:
+            lines = [printable(f"{job}: {error or type(error).__name__}") for job, error in failed.items()]
+            sys.stderr.write("\n  ".join([f"{len(failed)} of {len(jobs)} jobs failed:", *lines]) + "\n")
+            raise SystemExit(2 if all(isinstance(error, InputError) for error in failed.values()) else 1)
+
+    def perform(self, overrides: list[str], options: list[str]) -> None:
+        """One job, or what `options` ask for instead. Raises InputError for what the user gave."""
+        failure: Exception | None = None
+
+        def task(composed: DictConfig) -> None:
+            nonlocal failure
+            started, self.started = self.started or time.time(), None
+            schema = OmegaConf.get_type(composed)
+            assert schema is not None
+            try:
+                made = self.main(read(schema, composed), list(HydraConfig.get().overrides.task), started)
+                if made is not None and self.grid:
+                    self.list_run(made)
+            except Exception as error:  # kept: Hydra would print a line of its own
+                failure = error
+
+        sys.argv[1:] = [*begin_anew(self.name, overrides, options), *options]
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=self.name)(task)()
+        except Exception as error:  # the arguments and files that Hydra reads
+            raise InputError(explain_composition(error)) from error
+        if failure is not None:
+            raise failure
+
+    def list_run(self, run: Path) -> None:
+        """Adds the directory `run` to those that the grid has made, as it is seen from the list."""
+        if self.folder is None:
+            self.folder = Path(HydraConfig.get().sweep.dir).expanduser()
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / MADE).open("a") as file:
+            file.write(f"{os.path.relpath(run, self.folder.resolve())}\n")
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -122,23 +185,13 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(status=128 + number)
 
 
-def gather(arguments: list[str], key: str) -> list[str]:
-    """`arguments` with those that are neither options nor key=value as one override of the list `key`."""
-    valued = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-    others: list[str] = []
-    gathered: list[str] = []
-    for before, argument in pairwise(["", *arguments]):
-        hydras = argument.startswith(("-", "+", "~")) or "=" in argument or before in valued
-        (others if hydras else gathered).append(argument)
-    quoted = ("'" + argument.replace("\\", "\\\\").replace("'", "\\'") + "'" for argument in gathered)
-    return [*others, f"{key}=[{','.join(quoted)}]"] if gathered else others
-
-
 def explain_composition(error: Exception) -> str:
     """One line for what Hydra says of a bad command line or experiment: choices, keys, values, syntax."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"unknown {group}={choice}: choose from {', '.join(sorted(error.options))}"
+    if isinstance(error, OSError):
+        return f"cannot use {error.filename or 'the working directory'} ({error.strerror})"
     message = " ".join(str(error).split())
     file = re.match(r"In '([^']+)'", message)
     where = f" (in {file[1]})" if file else ""
@@ -147,7 +200,9 @@ def explain_composition(error: Exception) -> str:
             return explain(cause) + where
     if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", message):
         return f"{match[1]} is no choice of this command: --help lists them{where}"
-    return message
+    if isinstance(error, HydraException | ValueError | YAMLError):
+        return message
+    return f"these arguments cannot be read ({type(error).__name__}: {message})"
 
 
 def fail(message: Any) -> NoReturn:

@@ -6,19 +6,24 @@ Light to import, so that a mistake in a key is answered before torch is loaded.
 import difflib
 import math
 import operator
+import os
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepconv import InputError
 
-REPOSITORY = Path(__file__).parents[2]
+PACKAGED = Path(__file__).parent / "configs"  # where the package was installed from its repository, a copy
+CHECKOUT = None if PACKAGED.is_dir() else Path(__file__).parents[2]
+# what is read and written by default lies in its data/, runs/ and so on
+REPOSITORY = CHECKOUT or Path.cwd()
+CONFIGS = CHECKOUT / "configs" if CHECKOUT else PACKAGED
 MADE = "runs.txt"  # in a multirun's folder: the runs that it made, relative to it, a line each
 MOST = 10**6  # classes, units of a layer: more is a slip of the finger
 PICTURES = (".png", ".pdf", ".svg")
@@ -32,6 +37,13 @@ def checked(rule: Rule, default: Any = MISSING) -> Any:
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"rule": rule})
     return field(default=default, metadata={"rule": rule})
+
+
+def path(default: Any = MISSING, rule: Rule | None = None) -> Any:
+    """A field for a path, or a list of them: the command line takes it as it was typed, and `~` is one's home."""
+    made = checked(rule or check_given, default)
+    made.metadata = {**made.metadata, "path": True}
+    return made
 
 
 LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -63,6 +75,20 @@ def one_of(*choices: str, default: Any = MISSING) -> Any:
             check_choice(key, choice, *choices)
 
     return checked(rule, choices[0] if default is MISSING else default)
+
+
+def check_numbers(key: str, value: Any) -> None:
+    """Raises InputError for a number in `value` that is infinite, none, or beyond 64 bits, as no key takes one."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            check_numbers(f"{key}.{name}", each)
+    elif isinstance(value, list):
+        for each in value:
+            check_numbers(key, each)
+    elif isinstance(value, float):
+        check(math.isfinite(value), key, value, "a finite number")
+    elif isinstance(value, int):
+        check(-(2**63) <= value < 2**63, key, value, "a whole number of 64 bits")
 
 
 def check(valid: bool, key: str, value: object, right: str) -> None:
@@ -115,6 +141,18 @@ def check_picture(key: str, path: str) -> None:
         raise InputError(f"{key}={path}: its folder does not exist; make it, or choose another")
 
 
+def check_channels(key: str, channels: int) -> None:
+    """Raises InputError unless images can have so many channels."""
+    check(channels in (1, 3), key, channels, "1 (grey), 3 (RGB), or null")
+
+
+def check_held_out(key: str, amount: int | float) -> None:
+    """Raises InputError unless `amount` is a number of images or a share of them."""
+    whole = isinstance(amount, int) and not isinstance(amount, bool)
+    right = "a whole number of images, or a share above 0 and below 1"
+    check(amount >= 1 if whole else 0 < amount < 1, key, amount, right)
+
+
 def check_shape(key: str, shape: list[int]) -> None:
     """Raises InputError unless `shape` is that of an image."""
     check(len(shape) == 3 and min(shape) > 0, key, shape, "[channels,height,width], each 1 or more, or null")
@@ -153,15 +191,22 @@ class DataConfig:
     """Which images, and how they are split."""
 
     name: str = checked(check_name)
-    root: str = checked(check_given, f"{REPOSITORY}/data")  # folder of the files, in torchvision's layout
+    root: str = path(f"{REPOSITORY}/data", check_given)  # folder of the files, in torchvision's layout
     download: bool = True  # fetch files that are missing
     image_size: int | None = number(None, least=1)  # side in pixels to resize to; null keeps the images' own
+    # of a folder's images: 1 (grey) or 3 (RGB); null: 1 where all are grey all over, else 3
+    channels: int | None = checked(check_channels, None)
     test: float | None = number(None, above=0, below=1)  # share held out as test set, where the source brings none
-    validation: int | float = number(0.1, above=0)  # images (1 or more) or share (below 1) of train held out
+    # images (a whole number) or share (below 1) of train held out, where the source brings no validation set
+    validation: int | float = checked(check_held_out, 0.1)
     train: int | None = number(None, least=1)  # train on so many of the rest, each class in its share; null: on all
     split_seed: int = 0  # draws the held-out images: the same in every run, so that runs can be paired
     epochs: int  # a length of training that suits the set's size; recipes refer to it
     augment: Augment = field(default_factory=Augment)  # what leaves these images' labels unchanged; recipes refer to it
+
+    def __post_init__(self) -> None:
+        if self.channels is not None and self.name != "folder":
+            raise InputError(f"data.channels={self.channels} is for data=folder; {self.name} has channels of its own")
 
 
 @dataclass(kw_only=True)
@@ -225,23 +270,23 @@ class Training:
 class TrainConfig(Training):
     """One run of `scripts/train.py`."""
 
-    runs: str = f"{REPOSITORY}/runs"  # folder that run directories are made in
-    resume: str | None = None  # a stopped run's directory, to be continued
-    weights: str | None = None  # another run's directory: its network is trained on, from its best checkpoint
+    runs: str = path(f"{REPOSITORY}/runs")  # folder that run directories are made in
+    resume: str | None = path(None)  # a stopped run's directory, to be continued
+    weights: str | None = path(None)  # another run's directory: its network is trained on, from its best checkpoint
 
 
 @dataclass(kw_only=True)
 class SourceConfig:
     """Where the images of a recorded run are now."""
 
-    root: str | None = None  # null: where they were
+    root: str | None = path(None)  # null: where they were
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
     """One run of `scripts/evaluate.py`."""
 
-    run: str  # its directory
+    run: str = path()  # its directory
     checkpoint: str = one_of("best", "last")  # best: on the validation images
     other_images: bool = False  # also where the test images are not those of the run, such as a new test set
     data: SourceConfig
@@ -252,18 +297,18 @@ class EvaluateConfig:
 class SeparateConfig:
     """One run of `scripts/separate.py`, by one of `rank`, `macs` and `accuracy_drop`; the last two choose the ranks."""
 
-    run: str  # directory of the trained run
+    run: str = path()  # directory of the trained run
     method: str = one_of("depthwise", "spatial", "spatial_joint")  # of sepconv.networks.lowrank
     rank: int | None = None  # of every layer, as far as it goes
     macs: float | None = number(None, above=0, below=1, unit="a share")  # at most so much of the network's MACs is left
     # fewest MACs with at most this loss of validation accuracy after fine-tuning (0.001: 0.1 %)
     accuracy_drop: float | None = number(None, least=0, below=1, unit="a share, such as 0.001")
-    sweep: int = number(9, least=0)  # at most so many other networks, from full rank to 1, are reported too
+    sweep: int = number(0, least=0)  # at most so many other networks, from full rank to 1, are reported too
     finetune_epochs: int = number(1, least=0)  # of the run's own recipe; 0 leaves fine-tuning out
     finetune_lr: float = number(0.5, above=0, below=math.inf)  # learning rate of fine-tuning, times the recipe's
     data: SourceConfig
     trainer: TrainerConfig
-    runs: str = f"{REPOSITORY}/runs"  # folder that run directories are made in
+    runs: str = path(f"{REPOSITORY}/runs")  # folder that run directories are made in
 
     def __post_init__(self) -> None:
         if sum(target is not None for target in (self.rank, self.macs, self.accuracy_drop)) != 1:
@@ -276,7 +321,7 @@ class BenchmarkConfig:
 
     suite: str
     trainer: TrainerConfig
-    output: str = f"{REPOSITORY}/benchmarks"  # folder of the records
+    output: str = path(f"{REPOSITORY}/benchmarks")  # folder of the records
 
 
 @dataclass(kw_only=True)
@@ -335,7 +380,7 @@ class PeersConfig(Training, BenchmarkConfig):
     peer_rounds: int = number(1, least=1)  # trainings of keras and template
     peer_epochs: int = number(5, least=1)  # epochs of each of those
     seconds: float | None = number(None, above=0)  # after so many no turn begins but the first of a training; null: all
-    airbench: str | None = None  # folder of a checkout of github.com/KellerJordan/cifar10-airbench
+    airbench: str | None = path(None)  # folder of a checkout of github.com/KellerJordan/cifar10-airbench
 
 
 SUITES = {
@@ -347,11 +392,11 @@ SUITES = {
 class CompareConfig:
     """One run of `scripts/compare.py`; its arguments that are no key=value are `runs`."""
 
-    runs: list[str] = checked(check_runs, [])  # run directories, folders of them, a multirun's folder, or patterns
+    runs: list[str] = path([], check_runs)  # run directories, folders of them, a multirun's folder, or patterns
     reference: str | None = None  # the network that others are set against; null: baseline, or the most MACs
     # validation accuracy whose time is given; null: one that all runs reach
     target: float | None = number(None, above=0, most=1, unit="a share")
-    output: str = f"{REPOSITORY}/comparison"  # folder of the report
+    output: str = path(f"{REPOSITORY}/comparison")  # folder of the report
 
 
 @dataclass(kw_only=True)
@@ -365,16 +410,18 @@ class ClaimsConfig:
     trainer: TrainerConfig
     seeds: list[int] = checked(check_seeds, [0, 1, 2, 3, 4])  # of each network that is trained
     train_sizes: list[int] = number(least=1)  # training images of claim C10, beside all
-    runs: str = f"{REPOSITORY}/runs/claims"  # folder of the runs; finished ones are used again
-    output: str = f"{REPOSITORY}/docs"  # folder of claims.md, with the figures and plots of each data set under claims/
+    runs: str = path(f"{REPOSITORY}/runs/claims")  # folder of the runs; finished ones are used again
+    output: str = path(
+        f"{REPOSITORY}/docs"
+    )  # folder of claims.md, with the figures and plots of each data set under claims/
 
 
 @dataclass(kw_only=True)
 class RecordsConfig:
     """One run of `scripts/records.py`."""
 
-    records: str = f"{REPOSITORY}/benchmarks"  # folder of the records
-    output: str = f"{REPOSITORY}/docs"  # folder of records.md
+    records: str = path(f"{REPOSITORY}/benchmarks")  # folder of the records
+    output: str = path(f"{REPOSITORY}/docs")  # folder of records.md
 
 
 @dataclass(kw_only=True)
@@ -389,9 +436,9 @@ class CostConfig:
     dtype: str = one_of("fp32", "bf16")  # of maps and weights
     format: str = one_of("table", "json", "csv", "markdown")  # csv: the layers alone
     device: str | None = one_of("cpu", "cuda", default=None)  # measure its roofline and the layers' times; null: none
-    plot: str | None = checked(check_picture, None)  # file of a picture of the roofline; needs device
+    plot: str | None = path(None, check_picture)  # file of a picture of the roofline; needs device
     # file of a picture of each spatial layer's effective receptive field
-    receptive_field: str | None = checked(check_picture, None)
+    receptive_field: str | None = path(None, check_picture)
     sweep: bool = False  # instead: a standard and a separable layer, alone, as the input channels grow
 
     def __post_init__(self) -> None:
@@ -406,7 +453,7 @@ SCHEMAS = (TrainConfig, EvaluateConfig, SeparateConfig, *SUITES.values(), Compar
 @cache
 def defaults(name: str) -> dict[str, Any]:
     """What configs/model/ has of the network `name`; nothing of one that is not there."""
-    files = {path.stem: path for path in (REPOSITORY / "configs" / "model").glob("*.yaml")}
+    files = {path.stem: path for path in (CONFIGS / "model").glob("*.yaml")}
     return dict(OmegaConf.load(files[name])) if name in files else {}
 
 
@@ -431,8 +478,9 @@ def read(schema: type[T], config: DictConfig | dict[str, Any], prefix: str = "")
     try:
         plain = OmegaConf.to_container(OmegaConf.create(config))  # untyped: else merge would take unknown keys over
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
-        check_values(schema, OmegaConf.to_container(merged, resolve=True, throw_on_missing=True), prefix)
-        instance = OmegaConf.to_object(merged)
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        check_values(schema, values, prefix)
+        instance = OmegaConf.to_object(OmegaConf.merge(merged, values))
     except OmegaConfBaseException as error:
         raise InputError(explain(error, prefix)) from error
     assert isinstance(instance, schema)
@@ -450,13 +498,38 @@ def check_plain(values: Any, prefix: str = "") -> None:
 
 
 def check_values(schema: type, values: Any, prefix: str) -> None:
-    """Checks the `values` of the dataclass `schema` and of those in it by their fields' rules."""
+    """Checks the `values` of the dataclass `schema`, and of those in it, by their fields' rules; `~` becomes a home."""
     for each in fields(schema):
         key, value = prefix + each.name, values[each.name]
         if isinstance(each.type, type) and is_dataclass(each.type):
             check_values(each.type, value, f"{key}.")
-        elif value is not None and "rule" in each.metadata:
-            each.metadata["rule"](key, value)
+        elif value is not None:
+            check_numbers(key, value)
+            if "path" in each.metadata:
+                value = values[each.name] = expand(key, value)
+            if "rule" in each.metadata:
+                each.metadata["rule"](key, value)
+
+
+def expand(key: str, path: Any) -> Any:
+    """`path`, or a list of paths, with one's home for `~`. Raises InputError for a home that is not known."""
+    if isinstance(path, list):
+        return [expand(key, each) for each in path]
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise InputError(f"{key}={path}: there is no such user; a folder of this name here is ./{path}")
+    return found
+
+
+def find_paths(schema: type, prefix: str = "") -> dict[str, bool]:
+    """The dotted keys of `schema` that are paths, and whether each takes a list of them."""
+    keys: dict[str, bool] = {}
+    for each in fields(schema):
+        if isinstance(each.type, type) and is_dataclass(each.type):
+            keys |= find_paths(each.type, f"{prefix}{each.name}.")
+        elif "path" in each.metadata:
+            keys[prefix + each.name] = get_origin(each.type) is list
+    return keys
 
 
 def explain(error: OmegaConfBaseException, prefix: str = "") -> str:

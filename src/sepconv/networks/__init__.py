@@ -14,13 +14,13 @@ from typing import Any
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import REPOSITORY, complete, read
+from sepconv.config import CONFIGS, complete, read
 from sepconv.networks.separated import Separated, separated
 
 
 def names() -> list[str]:
     """The networks that there are."""
-    return sorted(path.stem for path in (REPOSITORY / "configs" / "model").glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
