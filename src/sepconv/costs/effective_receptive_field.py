@@ -52,7 +52,7 @@ def gradient_maps(
     maps = {}
     for name, value in sums.items():
         (gradient,) = torch.autograd.grad(value, images, retain_graph=True)
-        square = gradient.double().square().mean((0, 1)).cpu()
+        square = gradient.cpu().double().square().mean((0, 1))
         maps[name] = square / square.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return maps
 
