@@ -1,5 +1,6 @@
 """Separated convolutions, and the command from a trained run to a separated one."""
 
+import copy
 import csv
 import json
 import runpy
@@ -17,13 +18,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sepconv import InputError
+from sepconv import InputError, Stopped
 from sepconv.costs import counting
 from sepconv.data.datasets import load
-from sepconv.networks import build
+from sepconv.networks import build, lowrank
 from sepconv.networks.cpu import DepthwiseConv2d
 from sepconv.networks.lowrank import METHODS, Decomposition, find_separable, full_rank, make_factors
-from sepconv.study.separate import Row, choose_places, last_above
+from sepconv.study import separation_report
+from sepconv.study.separate import Original, Row, choose_places, last_above
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.whitening import find_stem
 
@@ -71,10 +73,15 @@ def test_full_rank_is_exact(method: str, conv: nn.Conv2d, data: st.DataObject) -
     images = torch.randn(2, conv.in_channels, 11, 12, dtype=torch.double)
     decomposition = Decomposition(conv, method)
     parts = decomposition.factors(decomposition.full)
+    steps = copy.deepcopy(parts)
+    steps.stepwise = True
     assert decomposition.full == full_rank(conv, method)
     assert decomposition.error(decomposition.full) == 0
     with torch.no_grad():
         torch.testing.assert_close(parts(images), conv(images), rtol=0, atol=1e-11)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lowrank, "MOST_MAPS", 1)  # an image at a time
+            torch.testing.assert_close(steps(images), conv(images), rtol=0, atol=1e-11)
     assert (parts[-1].bias is None) == (conv.bias is None)
     rank = data.draw(st.integers(1, decomposition.full))
     approximated = decomposition.factors(rank)(images)
@@ -336,7 +343,7 @@ def test_targets(separate: Callable[..., dict[str, Any]]) -> None:
     assert chosen["accuracy"] >= total["accuracy"] - 0.02 - 1e-9
     cheaper = report["networks"][report["chosen"] + 1]
     assert cheaper["accuracy"] < total["accuracy"] - 0.02
-    tuned = separate("method=spatial_joint", "accuracy_drop=0.02", "sweep=4", "finetune_epochs=3")
+    tuned = separate("method=spatial_joint", "accuracy_drop=0.02", "finetune_epochs=1")
     row = tuned["networks"][tuned["chosen"]]
     assert row["finetuned_accuracy"] >= total["accuracy"] - 0.02 - 1e-9
     assert row["macs"] < chosen["macs"]  # fine-tuning allows for more
@@ -349,6 +356,62 @@ def test_greedy_ranks_beat_uniform_ones(separate: Callable[..., dict[str, Any]])
     greedy = separate("method=depthwise", f"macs={share}", "sweep=0", "finetune_epochs=0")["networks"][1]
     assert greedy["macs"] <= rows[1]["macs"]
     assert greedy["logit_error"] <= rows[1]["logit_error"]
+
+
+@pytest.mark.parametrize(
+    ("target", "owner", "method", "calls"),
+    [
+        ("accuracy_drop=0.1", Original, "measure", 2),
+        ("rank=2", ImageClassifier, "on_train_epoch_end", 0),
+        ("rank=2", Original, "finetune", 1),
+    ],
+)
+def test_a_stopped_separation_goes_on(
+    command: Command, original: Path, tmp_path: Path, target: str, owner: Any, method: str, calls: int
+) -> None:
+    """What was finished is used: nothing is measured or recorded twice, and the figures are as if it had run on."""
+    arguments = [f"run={original}", "trainer=cpu", "method=depthwise", target, "sweep=2", "trainer.limit_batches=2"]
+    assert command("separate", *arguments, f"runs={tmp_path}/whole").status == 0
+    (whole,) = (json.loads(path.read_text()) for path in tmp_path.glob("whole/digits/separated/*/separation.json"))
+    measured: list[Any] = []
+    stopping, work = [True], getattr(owner, method)
+
+    def counted(*given: Any, **named: Any) -> Any:
+        if stopping and len(measured) == calls:
+            stopping.clear()
+            raise Stopped(status=143)
+        measured.append(str(given[1:]))
+        return work(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, method, counted)
+        outcome = command("separate", *arguments, f"runs={tmp_path}/runs")
+        assert outcome.status == 143, outcome
+        assert "the same command goes on" in outcome.err
+        assert command("separate", *arguments, f"runs={tmp_path}/runs").status == 0
+    assert len(set(measured)) == len(measured) or owner is not Original
+    made = list(tmp_path.glob("runs/digits/separated/*"))
+    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/digits/separated/*/separation.json"))
+    assert len(made) == 2
+    assert Path(report["finetuned_run"]) in made
+    assert report["complete"]
+    changing = {"images_per_second", "finetuned_run"}
+    for one in (report, whole):
+        for row in (one, *one["networks"]):
+            for key in changing & row.keys():
+                del row[key]
+    assert report.keys() == whole.keys()
+    assert {**report, "command": ""} == {**whole, "command": ""}
+
+
+def test_a_picture_that_fails_is_a_line(
+    separate: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(separation_report, "plot", lambda report: 1 / 0)
+    report = separate("method=depthwise", "rank=2", "finetune_epochs=0")
+    assert report["complete"]
+    assert len(report["networks"]) == 2
+    assert "separation.png could not be written (ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize(
