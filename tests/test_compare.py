@@ -10,23 +10,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 import torch
-from conftest import REPOSITORY, Outcome, refused
-from hydra import compose, initialize_config_dir
+from conftest import Outcome, refused
 from omegaconf import OmegaConf
+from recorded import MACS, configuration, figures, write_run
 
 from sepconv import InputError
-from sepconv.config import CompareConfig, TrainConfig, read
+from sepconv.config import CompareConfig
 from sepconv.study.compare import Network, compare
-
-CPU = {"kind": "cpu", "name": "AMD EPYC", "threads": 2}
-MACS = {"baseline": 2_528_000, "separable": 1_718_240, "tiny": 90_000}
 
 
 @pytest.fixture
@@ -39,31 +35,10 @@ def make(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         nonlocal made
         made += 1
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-            config = read(TrainConfig, compose("train", ["data=mnist", f"model={model}", f"seed={seed}", *overrides]))
+        overrides = (f"model={model}", f"seed={seed}", *overrides)
         path = tmp_path / "runs/mnist" / model / f"20260101-{made:06d}-seed{seed}"
-        path.mkdir(parents=True)
-        OmegaConf.save(asdict(config), path / "config.yaml")
-        OmegaConf.save([f"model={model}", f"seed={seed}", *overrides], path / "overrides.yaml")
-        if done:
-            figures = {
-                "model": model, "data": "mnist", "seed": seed, "parameters": MACS[model] // 20, "macs": MACS[model],
-                "test_accuracy": accuracy, "val_accuracy": accuracy, "fit_seconds": 60.0 + seed, "epochs": 2,
-                "test_loss": 0.1, "batch_size": 128, "dashboard_seconds": 0.1, "seconds_to_first_step": 5.0,
-                "test_seconds": 0.5,
-                "images": {"train": 55_000, "validation": 5_000, "test": 10_000},
-                "classes": list("0123456789"),
-                "digests": {"train": f"train {split}", "validation": f"validation {split}", "test": "test"},
-                "history": [
-                    {"epoch": 1, "seconds": 30.0 + seed, "val_loss": 0.1, "val_accuracy": accuracy - 0.01},
-                    {"epoch": 2, "seconds": 60.0 + seed, "val_loss": 0.1, "val_accuracy": accuracy},
-                ],
-                "train_images_per_second": MACS[model] / 400, "eval_images_per_second": 30_000.0,
-                "peak_memory_bytes": 2**30, "device": CPU, "precision": "bf16-mixed", "command": "python train.py",
-                "git": {"sha": "0123", "dirty": False}, "versions": {"torch": "2.15.0", "cuda": None},
-            }  # fmt: skip
-            (path / "result.json").write_text(json.dumps(figures | result))
-        return path
+        values = figures(model, seed, accuracy, split) | {"step": None} | result
+        return write_run(path, configuration(*overrides), list(overrides), values if done else None)
 
     return run
 

@@ -138,7 +138,8 @@ def test_other_files_are_named(records: Path, tmp_path: Path) -> None:
     [
         ("a-runs.csv", "network,seed\ntiny,0\n", "not a record of its kind: it has no 'commit'"),
         ("a-runs.csv", "network,seed\n", "lists no runs"),
-        ("a.json", "{", "cannot be read"),
+        ("a.json", "{", "is not JSON"),
+        ("a.json", '{"suite": "loop", "git": 5}', "not a record of its kind"),
         ("a.json", '{"suite": "loop"}', "it has no "),
     ],
 )

@@ -1,4 +1,4 @@
-"""Files that are read back, which others may have written: as plain values, checked, whatever is in them."""
+"""Records are read back, which others may have written: as plain values, checked, whatever is in them."""
 
 import json
 import stat
@@ -23,7 +23,7 @@ TYPES = {
 PLAIN = str | int | float | bool | None  # what a value of any type may be
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class Loader(yaml.SafeLoader):  # not the one in C, which takes no names of files that are not UTF-8
     """Plain values, each key once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -90,6 +90,11 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path} is not a record: {shorten(' '.join(str(error).split()), 200)}") from error
+
+
+def write_yaml(values: Any) -> str:
+    """Plain values as YAML that `read_yaml` gives them back from."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def check_fields(schema: type, key: str, values: Any) -> None:

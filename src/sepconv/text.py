@@ -49,6 +49,18 @@ def escape_markdown(text: str) -> str:
 def code_span(text: str) -> str:
     """`text` made printable, as code within a line of Markdown."""
     text = printable(text)
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    fence = "`" * (1 + longest_run(text))
     space = " " if "`" in text else ""
     return f"{fence}{space}{text}{space}{fence}"
+
+
+def code_block(text: str) -> list[str]:
+    """`text` made printable, as lines of Markdown that show it as code."""
+    text = printable(text)
+    fence = "`" * max(3, 1 + longest_run(text))
+    return [fence, text, fence]
+
+
+def longest_run(text: str) -> int:
+    """Of the backticks in `text` one after another, the most."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)

@@ -6,7 +6,6 @@ A JSON file there is the record of one call of `scripts/benchmark.py`; a file `*
 
 import csv
 import importlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -22,11 +22,13 @@ from matplotlib.ticker import LogLocator
 from sepconv import InputError
 from sepconv.benchmark import writing
 from sepconv.config import RecordsConfig, defaults
+from sepconv.reading import MOST_JSON, read_json, read_text
 from sepconv.study.compare import name_hardware
 from sepconv.study.plots import plain_log
 from sepconv.study.statistics import Difference, Estimate
 from sepconv.tables import Column, Table
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, kept
+from sepconv.text import code_block, escape_markdown
 
 Row = dict[str, str]  # of a file of runs: values by column
 Record = dict[str, Any]
@@ -66,7 +68,8 @@ def write(config: RecordsConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "records.md").write_text(text)
         for name, figure in figures.items():
-            figure.savefig(folder / name, dpi=150, metadata={"Software": None})
+            with kept(name):
+                figure.savefig(folder / name, dpi=150, metadata={"Software": None})
     CONSOLE.print(f"page in {folder.resolve()}/records.md", soft_wrap=True)
 
 
@@ -76,12 +79,14 @@ def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
     parts: dict[str, list[str]] = {kind: [] for kind in headings}
     figures = {}
     for path in sorted(path for path in records.iterdir() if path.is_file()):
-        source = f"[{path.name}]({os.path.relpath(path.resolve(), folder.resolve())})"
+        address = quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))
+        source = f"[{escape_markdown(path.name)}]({address})"
         with reading(path):
-            record = json.loads(path.read_text()) if path.suffix == ".json" else None
+            record = read_json(path) if path.suffix == ".json" else None
             if path.name.endswith("-runs.csv"):
-                groups = group_runs(list(csv.DictReader(path.read_text().splitlines())))
-                parts["runs"] += [f"### {path.name.removesuffix('-runs.csv')}", "", *training_lines(groups, source)]
+                groups = group_runs(list(csv.DictReader(read_text(path, MOST_JSON).splitlines())))
+                title = escape_markdown(path.name.removesuffix("-runs.csv"))
+                parts["runs"] += [f"### {title}", "", *training_lines(groups, source)]
                 if path.name == PICTURED:
                     figures[PICTURE] = draw(groups)
             elif isinstance(record, dict) and record.get("suite") in SUITES:
@@ -102,10 +107,12 @@ def reading(path: Path) -> Iterator[None]:
     """Raises InputError for a file that is not what its name or its suite says."""
     try:
         yield
+    except InputError:
+        raise
     except KeyError as error:
         raise InputError(f"{path} is not a record of its kind: it has no {error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, csv.Error) as error:
+        raise InputError(f"{path} is not a record of its kind: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -186,12 +193,13 @@ def training_lines(groups: list[Group], source: str) -> list[str]:
         *(of_source(key) for key in first if key not in common),
     ]
     facts = (f"{key} {value}" if key in ("torch", "commit") else value for key, value in common.items())
-    return [f"{source}: {'; '.join(facts)}", "", *Table("", columns, groups).filled().markdown(), ""]
+    text = escape_markdown("; ".join(facts))
+    return [f"{source}: {text}", "", *Table("", columns, groups).filled().markdown(), ""]
 
 
 def draw(groups: list[Group]) -> Figure:
     """Test accuracy with its 95 % interval against parameters and against MACs, in a colour for each of KINDS."""
-    with rc_context({"font.size": 11}):
+    with rc_context({"font.size": 11, "text.parse_math": False}):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, cost, name in zip(panels, ("parameters", "macs"), ("parameters", "MACs per image"), strict=True):
@@ -221,7 +229,8 @@ def origin(record: Record, source: str) -> list[str]:
     facts = [record.get("data"), record.get("precision"), name_hardware(record["device"]),
              f"torch {record['versions']['torch']}", record["date"],
              f"commit {record['git']['sha'][:COMMIT]}{state}"]  # fmt: skip
-    return [f"{source}: {'; '.join(filter(None, facts))}", "", "```", record["command"], "```", ""]
+    text = escape_markdown("; ".join(filter(None, facts)))
+    return [f"{source}: {text}", "", *code_block(record["command"]), ""]
 
 
 # of each suite: the title of its section, and what was measured

@@ -24,12 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sepconv import InputError, files
 from sepconv.config import REPOSITORY, TrainConfig, check_name, checked, complete, number, read
-from sepconv.reading import check_each, check_fields, describe, fits, read_json, read_yaml
+from sepconv.reading import check_each, check_fields, describe, fits, read_json, read_yaml, write_yaml
 from sepconv.text import shorten
 
 CODE = ("src", "scripts", "configs")
@@ -143,8 +142,8 @@ def create(config: TrainConfig, overrides: list[str]) -> Path:
                 attempt += 1
                 continue
             (path / "checkpoints").mkdir()
-            files.write(path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
-            files.write(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+            files.write(path / "overrides.yaml", write_yaml(overrides))
+            files.write(path / "config.yaml", write_yaml(asdict(config)))
             return path.resolve()
     except OSError as error:
         raise InputError(f"cannot make a run directory in {parent} ({error.strerror}): choose another runs=") from error
