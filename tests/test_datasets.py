@@ -1,9 +1,12 @@
 import gzip
 import hashlib
 import http.server
+import io
+import pickle
+import tarfile
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +14,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import REAL_DATA, data_config, real
-from PIL import Image
-from torchvision.datasets import MNIST
+from torchvision import datasets as tv
 
 from sepconv import InputError
 from sepconv import devices as measure
 from sepconv.config import RecipeConfig, read
-from sepconv.data import datasets
 from sepconv.data.datasets import Dataset, hold_out, load
 from sepconv.data.module import Batches, ImageData, ShuffledBatches
 
 
 def parts(dataset: Dataset) -> list[set[int]]:
     return [set(rows.tolist()) for rows in (dataset.train, dataset.validation, dataset.test)]
-
-
-def write_folder(root: Path, classes: dict[str, int], side: int = 20) -> None:
-    """Images of one noisy colour a class, as PNG files."""
-    noise = np.random.default_rng(0)
-    for i, (name, count) in enumerate(classes.items()):
-        (root / name).mkdir(parents=True)
-        for k in range(count):
-            picture = noise.integers(0, 60, (side, side + 4, 3), dtype=np.uint8)
-            picture[..., i % 3] += 150
-            Image.fromarray(picture).save(root / name / f"{k}.png")
 
 
 def test_digits() -> None:
@@ -58,7 +48,7 @@ def test_real_data(name: str) -> None:
     assert deviation == pytest.approx(pixels.std((0, 1, 2), correction=0).tolist(), rel=1e-9)
     # the test part is torchvision's, in its order
     if name == "mnist":
-        original = MNIST(REAL_DATA, train=False)
+        original = tv.MNIST(REAL_DATA, train=False)
         assert torch.equal(dataset.pixels[dataset.test][..., 0], original.data)
         assert torch.equal(dataset.labels[dataset.test], original.targets)
 
@@ -150,30 +140,6 @@ def test_generator_state_is_kept() -> None:
     assert torch.equal(torch.cat(list(data.train_dataloader())), one)
 
 
-def test_folder(tmp_path: Path) -> None:
-    write_folder(tmp_path, {"red": 30, "green": 20, "blue": 10})
-    dataset = load(data_config("folder", root=str(tmp_path), image_size=12))
-    assert dataset.shape == (3, 12, 12)
-    assert dataset.classes == ("blue", "green", "red")
-    assert [len(part) for part in parts(dataset)] == [43, 5, 12]
-    images, labels = dataset[torch.arange(60)]
-    # each class's colour came through
-    channel = {0: 2, 1: 1, 2: 0}
-    assert all(
-        image.float().mean((1, 2)).argmax() == channel[int(label)] for image, label in zip(images, labels, strict=True)
-    )
-
-
-def test_folder_with_a_test_part(tmp_path: Path) -> None:
-    write_folder(tmp_path / "train", {"a": 12, "b": 12})
-    write_folder(tmp_path / "test", {"a": 2, "b": 3})
-    dataset = load(data_config("folder", root=str(tmp_path), image_size=8))
-    assert [len(part) for part in parts(dataset)] == [22, 2, 5]
-    (tmp_path / "test/b").rename(tmp_path / "test/c")
-    with pytest.raises(InputError, match=r"classes under .* differ"):
-        load(data_config("folder", root=str(tmp_path), image_size=8))
-
-
 def test_set_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure.psutil, "virtual_memory", lambda: type("", (), {"available": 2**20})())
     with pytest.raises(InputError, match=r"takes .* MiB and cpu has 1 MiB free"):
@@ -218,49 +184,166 @@ def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
 
 
-def fashion(noise: np.random.Generator) -> dict[str, bytes]:
-    """A small Fashion-MNIST: its four files' contents."""
-    files = {}
+def fashion() -> dict[str, bytes]:
+    """A small Fashion-MNIST: its archives."""
+    noise, archives = np.random.default_rng(0), {}
     for part, count in (("train", 200), ("t10k", 50)):
-        files[f"{part}-images-idx3-ubyte"] = idx(noise.integers(0, 256, (count, 28, 28), dtype=np.uint8))
-        files[f"{part}-labels-idx1-ubyte"] = idx(np.arange(count, dtype=np.uint8) % 10)
-    return files
+        images, labels = noise.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        archives[f"{part}-images-idx3-ubyte.gz"] = gzip.compress(idx(images))
+        archives[f"{part}-labels-idx1-ubyte.gz"] = gzip.compress(idx(labels))
+    return archives
 
 
-def test_damaged_fashion_mnist(tmp_path: Path) -> None:
+def cifar() -> dict[str, bytes]:
+    """A small CIFAR-10: its files, unpacked."""
+    noise, files = np.random.default_rng(0), {}
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        pixels = noise.integers(0, 256, (40, 3072), dtype=np.uint8)
+        files[name] = pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(40)]})
+    return files | {"batches.meta": pickle.dumps({"label_names": [f"class {i}" for i in range(10)]})}
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+class Published:
+    """A server on this machine that publishes small sets in place of the real ones, and counts what it is asked for.
+
+    What `cut` names breaks off half-way, once.
+    """
+
+    def __init__(self, patch: Callable[[object, str, object], None]) -> None:
+        files = cifar()
+        tar = io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w:gz") as packed:
+            for name, content in files.items():
+                member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                member.size = len(content)
+                packed.addfile(member, io.BytesIO(content))
+        self.content = fashion() | {"cifar-10-python.tar.gz": tar.getvalue()}
+        self.asked: list[str] = []
+        self.cut: set[str] = set()
+        published = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = self.path.lstrip("/")
+                begun = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+                published.asked.append(f"{name} from {begun}" if begun else name)
+                rest = published.content[name][begun:]
+                self.send_response(206 if begun else 200)
+                self.send_header("Content-Length", str(len(rest)))
+                self.end_headers()
+                self.wfile.write(rest[: len(rest) // 2] if name in published.cut else rest)
+                published.cut.discard(name)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, args=[0.02], daemon=True).start()
+        url = f"http://127.0.0.1:{self.server.server_port}/"
+        patch(tv.FashionMNIST, "mirrors", [url])
+        patch(tv.FashionMNIST, "resources", [(name, md5(content)) for name, content in fashion().items()])
+        batches = [[name, md5(content)] for name, content in files.items()]
+        patch(tv.CIFAR10, "url", f"{url}cifar-10-python.tar.gz")
+        patch(tv.CIFAR10, "tgz_md5", md5(self.content["cifar-10-python.tar.gz"]))
+        patch(tv.CIFAR10, "train_list", batches[:5])
+        patch(tv.CIFAR10, "test_list", batches[5:6])
+        patch(tv.CIFAR10, "meta", tv.CIFAR10.meta | {"md5": batches[6][1]})
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[Published]:
+    served = Published(monkeypatch.setattr)
+    yield served
+    served.stop()
+
+
+SMALL = {"fashion_mnist": [180, 20, 50], "cifar10": [180, 20, 40]}  # images of the parts that are published
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_download(tmp_path: Path, published: Published, name: str) -> None:
+    """Missing files are fetched, once, and found by later runs; a transfer that broke off goes on."""
+    config = data_config(name, root=str(tmp_path / "new/data"), validation=20)
+    archive = {"fashion_mnist": "t10k-images-idx3-ubyte.gz", "cifar10": "cifar-10-python.tar.gz"}[name]
+    published.cut = {archive}
+    with pytest.raises(InputError, match=rf"{name} is not in .*broke off.*Looked for .*{archive}"):
+        load(config)
+    first = load(config)
+    assert [len(part) for part in parts(first)] == SMALL[name]
+    assert published.asked[-1] == f"{archive} from {len(published.content[archive]) // 2}" or name == "fashion_mnist"
+    assert len([asked for asked in published.asked if asked.startswith(archive)]) == 2
+    again = load(replace(config, download=False))
+    assert again.digests() == first.digests()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_missing_file_of_cifar(tmp_path: Path, published: Published) -> None:
+    """It is taken from the archive that is there, or fetched."""
+    config = data_config("cifar10", root=str(tmp_path), validation=20)
+    first, meta = load(config), tmp_path / "cifar-10-batches-py/batches.meta"
+    meta.unlink()
+    assert load(replace(config, download=False)).digests() == first.digests()
+    (tmp_path / "cifar-10-python.tar.gz").unlink()
+    with pytest.raises(InputError, match=r"Looked for cifar-10-batches-py/batches.meta or cifar-10-python.tar.gz"):
+        load(replace(config, download=False))
+    assert load(config).classes == first.classes
+    assert meta.is_file()
+
+
+@pytest.mark.parametrize("harm", ["one bit", "another archive", "only unpacked"])
+def test_damaged_fashion_mnist(tmp_path: Path, published: Published, harm: str) -> None:
+    """Only what has a known checksum is read: the archives, not the files that others unpack or convert from them."""
     raw = tmp_path / "FashionMNIST/raw"
     raw.mkdir(parents=True)
-    for name, content in fashion(np.random.default_rng(0)).items():
+    images = raw / "train-images-idx3-ubyte.gz"
+    for name, content in fashion().items():
         (raw / name).write_bytes(content)
-    config = data_config("fashion_mnist", root=str(tmp_path), validation=20)
-    assert [len(part) for part in parts(load(config))] == [180, 20, 50]
-    (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 nothing more")
-    with pytest.raises(InputError, match="damaged"):
+        (raw / name.removesuffix(".gz")).write_bytes(b"converted by others")
+    (tmp_path / "FashionMNIST/processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(50, 28, 28, dtype=torch.uint8), torch.zeros(50)), raw.parent / "processed" / name)
+    config = data_config("fashion_mnist", root=str(tmp_path), validation=20, download=False)
+    assert [len(part) for part in parts(load(config))] == SMALL["fashion_mnist"]
+    content = bytearray(images.read_bytes())
+    content[5000] ^= 1
+    images.unlink()
+    if harm != "only unpacked":
+        images.write_bytes(content if harm == "one bit" else fashion()["t10k-images-idx3-ubyte.gz"])
+    words = "Looked for FashionMNIST/raw/train-images" if harm == "only unpacked" else "train-images.*is damaged"
+    with pytest.raises(InputError, match=words):
         load(config)
 
 
-def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing files are fetched, checked and unpacked: from a server on this machine."""
-    served = tmp_path / "served"
-    served.mkdir()
-    resources = []
-    for name, content in fashion(np.random.default_rng(0)).items():
-        packed = gzip.compress(content)
-        (served / f"{name}.gz").write_bytes(packed)
-        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(datasets.tv.FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        monkeypatch.setattr(datasets.tv.FashionMNIST, "resources", resources)
-        config = data_config("fashion_mnist", root=str(tmp_path / "data"), validation=20)
-        assert [len(part) for part in parts(load(config))] == [180, 20, 50]
-        (tmp_path / "data/FashionMNIST/raw/t10k-labels-idx1-ubyte").unlink()
-        (tmp_path / "data/FashionMNIST/raw/t10k-labels-idx1-ubyte.gz").unlink()
-        (served / "t10k-labels-idx1-ubyte.gz").write_bytes(b"not what was promised")
-        with pytest.raises(InputError, match="fashion_mnist is not in"):
-            load(config)
-        server.shutdown()
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_a_wrong_root_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(tv.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens on the discard port
+    monkeypatch.setattr(tv.CIFAR10, "url", "http://127.0.0.1:9/")
+    (tmp_path / "there").mkdir()
+    looked_for = {"mnist": "MNIST/raw/t10k-labels-idx1-ubyte", "cifar10": "cifar-10-batches-py/data_batch_1"}[name]
+    for root in ("there", "not/there"):
+        with pytest.raises(InputError, match=f"{name} is not in {tmp_path / root}.*refused.*Looked for .*{looked_for}"):
+            load(data_config(name, root=str(tmp_path / root)))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("validation", value) for value in (1.5, 1.0, 2.7, 5e3, 0, 0.0, -1, -0.1, float("nan"), float("inf"), True)]
+    + [("test", value) for value in (1.5, 2.7, 1, 1.0, 0, float("nan"))]
+    + [("train", value) for value in (1.5, 0, 0.5)]
+    + [("channels", value) for value in (0, 2, 1.5, 1)],
+)  # fmt: skip
+def test_no_share_and_no_count(key: str, value: float) -> None:
+    with pytest.raises(InputError, match=key):
+        data_config("mnist", **{key: value})
 
 
 def test_unknown_name() -> None:

@@ -84,6 +84,19 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
+def check_memory(
+    size: int,
+    device: torch.device,
+    what: str = "the data set",
+    remedy: str = "choose a smaller data.image_size or another data set",
+) -> None:
+    """Raises InputError unless `size` more bytes, which `what` takes, fit on `device`; `remedy` says what would."""
+    free = free_memory(device)
+    if size > free:
+        mebibytes = f"{size / 2**20:,.0f} MiB and {device} has {free / 2**20:,.0f} MiB free"
+        raise InputError(f"{what} takes {mebibytes}: {remedy}")
+
+
 def describe_device(device: torch.device) -> dict[str, Any]:
     """The kind (cuda, mps, cpu), name and, for a CPU, number of threads of `device`."""
     if device.type == "cuda":

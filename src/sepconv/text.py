@@ -14,25 +14,30 @@ ALIKE = str.maketrans(
     "\u03a7\u03bf\u03bd",
     "aeopcyxijsdABEKMHOPCTXIJSABEZHIKMNOPTYXov",
 )
+# what cannot be seen, though `str.isprintable` takes it for visible: joiners, fillers, blanks, choices of a variant
+INVISIBLE = dict.fromkeys([0x34F, 0x115F, 0x1160, 0x2800, *range(0xFE00, 0xFE10)])
 
 
-def printable(text: str) -> str:
-    """`text` on one line, with what a terminal would obey or not show as an escape: a line's end, say, as `\\n`.
+def printable(text: object) -> str:
+    """`text` or a path on one line, with what a terminal would obey or not show as an escape: a line's end as `\\n`.
 
     These are control characters, marks that change the direction of writing, spaces other than the usual one, and
     bytes of a file's name that are not UTF-8.
     """
+    text = str(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def tell_apart(names: Sequence[str]) -> list[str]:
-    """`names` made printable; those that look like another have escapes in place of all but ASCII."""
+    """`names` made printable; those that look like another have escapes in place of spaces and all but ASCII."""
     shown = [printable(name) for name in names]
-    looks = [unicodedata.normalize("NFKC", name).translate(ALIKE) for name in shown]
+    visible = [unicodedata.normalize("NFKC", name).translate(ALIKE).translate(INVISIBLE) for name in shown]
+    looks = [" ".join(name.split()) for name in visible]
     counts = Counter(looks)
-    return [ascii(name)[1:-1] if counts[look] > 1 else name for name, look in zip(shown, looks, strict=True)]
+    escaped = (ascii(name)[1:-1].replace(" ", "\\x20") for name in shown)
+    return [escape if counts[look] > 1 else name for name, escape, look in zip(shown, escaped, looks, strict=True)]
 
 
 def shorten(text: str, most: int) -> str:

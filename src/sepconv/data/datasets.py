@@ -1,27 +1,27 @@
-"""Files to device-resident tensors, and the split into train, validation and test.
+"""Data sets as device-resident tensors, and the split into train, validation and test.
 
 A whole set (train and test) is one uint8 tensor on the training device, and a batch is a selection of its
 rows by index: there are no worker processes, and no step copies images between devices.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision import datasets as tv
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as tvf
 
 from sepconv import InputError
 from sepconv.config import DataConfig
-from sepconv.devices import free_memory
+from sepconv.data.folder import folder
+from sepconv.data.published import Parts, cifar10, cifar100, fashion_mnist, mnist
+from sepconv.devices import check_memory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Dataset:
         for part in ("train", "validation", "test"):
             digest = hashlib.sha256(repr(self.shape).encode())
             for rows in getattr(self, part).split(5000):
-                digest.update(self.pixels[rows].numpy())
-                digest.update(self.labels[rows].numpy())
+                digest.update(self.pixels[rows].numpy().data)
+                digest.update(self.labels[rows].numpy().data)
             digests[part] = digest.hexdigest()
         return digests
 
@@ -88,20 +88,21 @@ def load(config: DataConfig) -> Dataset:
     if config.name not in SOURCES:
         raise InputError(f"unknown data={config.name}: choose from {', '.join(SOURCES)}")
     parts, classes = SOURCES[config.name](config)
-    parts = [(resize(pixels, config.image_size), labels) for pixels, labels in parts]
-    train_pixels, train_labels = parts[0]
-    rows = torch.arange(len(train_labels))
+    images = [resize(pixels, config.image_size) for pixels, _ in parts.values()]
+    pixels = torch.cat(images) if len(images) > 1 else images[0]
+    labels = torch.cat([labels for _, labels in parts.values()])
+    sizes = [len(labels) for _, labels in parts.values()]
+    rows = dict(zip(parts, torch.arange(len(labels)).split(sizes), strict=True))
     generator = torch.Generator().manual_seed(config.split_seed)
-    if len(parts) == 2:
-        test = torch.arange(len(parts[1][1])) + len(rows)
-    else:
-        rows, test = hold_out(rows, train_labels, config.test or 0, generator, "data.test")
-    train, validation = hold_out(rows, train_labels, config.validation, generator, "data.validation")
+    for part, amount in (("test", config.test or 0), ("validation", config.validation)):
+        if part not in rows:
+            rows["train"], rows[part] = hold_out(rows["train"], labels, amount, generator, f"data.{part}")
     if config.train is not None:
-        _, train = hold_out(train, train_labels, config.train, generator, "data.train")
-    pixels = torch.cat([pixels for pixels, _ in parts]) if len(parts) > 1 else train_pixels
-    labels = torch.cat([labels for _, labels in parts])
-    return Dataset(config.name, tuple(classes), pixels, labels, train, validation, test)
+        _, rows["train"] = hold_out(rows["train"], labels, config.train, generator, "data.train")
+    if unseen := sorted(set(range(len(classes))) - set(labels[rows["train"]].tolist())):
+        names = ", ".join(classes[i] for i in unseen[:5]) + ("" if len(unseen) < 6 else f" and {len(unseen) - 5} more")
+        log.warning("no image is trained on of %d of %d classes: %s", len(unseen), len(classes), names)
+    return Dataset(config.name, tuple(classes), pixels, labels, **rows)
 
 
 def sample(rows: Tensor, count: int) -> Tensor:
@@ -145,141 +146,13 @@ def resize(pixels: Tensor, side: int | None) -> Tensor:
     return torch.cat(parts)
 
 
-def check_memory(size: int, device: torch.device) -> None:
-    """Raises InputError unless `size` more bytes fit on `device`."""
-    free = free_memory(device)
-    if size > free:
-        raise InputError(
-            f"the data set takes {size / 2**20:,.0f} MiB and {device} has {free / 2**20:,.0f} MiB free: "
-            "choose a smaller data.image_size or another data set"
-        )
-
-
-Parts = tuple[list[tuple[Tensor, Tensor]], list[str]]  # (pixels, labels) of train, perhaps of test; class names
-
-
 def digits(config: DataConfig) -> Parts:
     """scikit-learn's handwritten digits: 1,797 images of 8 x 8, 0 to 16, here 0 to 255."""
     from sklearn.datasets import load_digits  # here: it takes a second to import
 
     bunch = load_digits()
     pixels = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[..., None]
-    return [(pixels, torch.from_numpy(bunch.target).long())], [str(name) for name in bunch.target_names]
-
-
-# torchvision checks MNIST's archives when it downloads them, but not the files it reads.
-MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
-
-
-def mnist(config: DataConfig) -> Parts:
-    """MNIST (LeCun et al. 1998): 60,000 + 10,000 images of 28 x 28."""
-    return from_torchvision(tv.MNIST, config, {f"MNIST/raw/{name}": md5 for name, md5 in MNIST_MD5.items()})
-
-
-def fashion_mnist(config: DataConfig) -> Parts:
-    """Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 images of 28 x 28."""
-    return from_torchvision(tv.FashionMNIST, config, {f"FashionMNIST/raw/{name}": None for name in MNIST_MD5})
-
-
-def cifar10(config: DataConfig) -> Parts:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 images of 32 x 32 x 3."""
-    return from_torchvision(tv.CIFAR10, config, cifar_files(tv.CIFAR10))
-
-
-def cifar100(config: DataConfig) -> Parts:
-    """CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 images of 32 x 32 x 3."""
-    return from_torchvision(tv.CIFAR100, config, cifar_files(tv.CIFAR100))
-
-
-def cifar_files(source: type[tv.CIFAR10]) -> dict[str, str | None]:
-    """The files of a CIFAR set under its root, and their checksums."""
-    names = [*source.train_list, *source.test_list, [source.meta["filename"], source.meta["md5"]]]
-    return {f"{source.base_folder}/{name}": md5 for name, md5 in names}
-
-
-def from_torchvision(source: Callable[..., Any], config: DataConfig, files: dict[str, str | None]) -> Parts:
-    """A torchvision set's two parts, downloaded first where its `files` (under the root: MD5) are missing."""
-    root = Path(config.root).expanduser()
-    absent = [name for name in files if not (root / name).is_file()]
-    if absent and not config.download:
-        raise missing(config, root, "data.download=false")
-    for name, md5 in files.items():
-        if md5 and name not in absent and not check_integrity(root / name, md5):
-            raise damaged(root / name)
-    try:
-        train, test = (source(root, train=part, download=bool(absent)) for part in (True, False))
-    except OSError as error:  # no network, or a folder that cannot be written
-        raise missing(config, root, str(error)) from error
-    except Exception as error:  # torchvision raises whatever its parsers do
-        if absent:
-            raise missing(config, root, str(error)) from error
-        raise damaged(root / next(iter(files))) from error
-    parts = []
-    for part in (train, test):
-        pixels, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets)
-        if len(pixels) != len(labels) or labels.min() < 0 or labels.max() >= len(part.classes):
-            raise damaged(root / next(iter(files)))
-        parts.append((pixels if pixels.ndim == 4 else pixels[..., None], labels))
-    return parts, train.classes
-
-
-def missing(config: DataConfig, root: Path, reason: str) -> InputError:
-    """The error for files that are neither there nor to be had."""
-    reason = " ".join(reason.split())
-    return InputError(
-        f"{config.name} is not in {root.absolute()} and was not downloaded ({reason}): "
-        "set data.root to the folder that holds it, or choose data=digits, which needs no files"
-    )
-
-
-def damaged(path: Path) -> InputError:
-    """The error for a file that is there but is not what it should be."""
-    return InputError(f"{path.absolute()} or a file beside it is damaged: delete it, and it is downloaded again")
-
-
-def folder(config: DataConfig) -> Parts:
-    """One's own images, a directory per class: under `root`, or under `root/train` and `root/test`."""
-    root = Path(config.root).expanduser()
-    side = config.image_size
-    if side is None:
-        raise InputError("data=folder needs data.image_size: images of one size make one tensor")
-    if not root.is_dir():
-        raise InputError(f"data.root={root} is no directory: give one that holds a directory of images per class")
-    parts, classes = [], None
-    for top in [root / "train", root / "test"] if (root / "test").is_dir() else [root]:
-        try:
-            images = tv.ImageFolder(str(top))
-        except FileNotFoundError as error:  # its message goes over several lines
-            kinds = ", ".join(ending.lstrip(".") for ending in IMG_EXTENSIONS)
-            raise InputError(f"{top} needs at least one image ({kinds}) in each class's directory") from error
-        if len(images.classes) < 2:
-            raise InputError(f"{top} holds one class, {images.classes[0]}: a classifier needs two or more")
-        if classes not in (None, images.classes):
-            raise InputError(f"the classes under {root}/train and {root}/test differ: {classes} and {images.classes}")
-        classes = images.classes
-        check_memory(len(images) * side * side * 3, torch.device("cpu"))
-        pixels = torch.empty(len(images), side, side, 3, dtype=torch.uint8)
-        for i, (path, _) in enumerate(images.samples):
-            pixels[i] = read_image(path, side)
-        parts.append((pixels, torch.tensor(images.targets)))
-    assert classes is not None
-    return parts, classes
-
-
-def read_image(path: str, side: int) -> Tensor:
-    """The image file as RGB, uint8 (side, side, 3): its shorter side resized, the rest cropped evenly."""
-    try:
-        with Image.open(path) as image:
-            picture = tvf.center_crop(tvf.resize(image.convert("RGB"), [side], antialias=True), [side, side])
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read as an image ({reason}): repair or remove it") from error
-    return torch.from_numpy(np.array(picture))
+    return {"train": (pixels, torch.from_numpy(bunch.target).long())}, [str(name) for name in bunch.target_names]
 
 
 SOURCES: dict[str, Callable[[DataConfig], Parts]] = {

@@ -13,6 +13,7 @@ from sepconv import InputError
 from sepconv.config import RecipeConfig
 from sepconv.data.datasets import Dataset
 from sepconv.data.transforms import Augmenter
+from sepconv.devices import check_memory
 
 GROUPS = 20  # parts that an epoch's batches are handed over in
 
@@ -128,9 +129,19 @@ class ImageData(L.LightningDataModule):
         self.batch_size, self.limit = recipe.batch_size, limit
         self.count = count if limit is None else min(count, limit * recipe.batch_size)  # images of an epoch
         self.steps = math.ceil(self.count / recipe.batch_size)  # of an epoch
+        self.check_sizes(recipe, dataset.shape, device)
         self.dataset = dataset.to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.augment = Augmenter(recipe.augment, len(dataset.labels), self.generator)
+
+    def check_sizes(self, recipe: RecipeConfig, shape: tuple[int, int, int], device: torch.device) -> None:
+        """Raises InputError where an epoch's order, or a batch with a crop's padding, cannot fit on `device`."""
+        order = 3 * 8 * self.count  # bytes: as it is drawn, joined and looked up
+        check_memory(order, device, f"the order of recipe.epoch_images={self.count}", "choose fewer")
+        channels, height, width = shape
+        crop = recipe.augment.crop
+        padded = self.batch_size * channels * (height + 2 * crop) * (width + 2 * crop)
+        check_memory(padded, device, f"a batch padded by recipe.augment.crop={crop}", "choose fewer pixels")
 
     @property
     def images(self) -> dict[str, int]:
