@@ -25,7 +25,7 @@ CHECKOUT = None if PACKAGED.is_dir() else Path(__file__).parents[2]
 REPOSITORY = CHECKOUT or Path.cwd()
 CONFIGS = CHECKOUT / "configs" if CHECKOUT else PACKAGED
 MADE = "runs.txt"  # in a multirun's folder: the runs that it made, relative to it, a line each
-MOST = 10**6  # classes, units of a layer: more is a slip of the finger
+MOST = 10**6  # classes, units of a layer, pixels of a side: more is a slip of the finger
 PICTURES = (".png", ".pdf", ".svg")
 
 T = TypeVar("T")
@@ -155,7 +155,8 @@ def check_held_out(key: str, amount: int | float) -> None:
 
 def check_shape(key: str, shape: list[int]) -> None:
     """Raises InputError unless `shape` is that of an image."""
-    check(len(shape) == 3 and min(shape) > 0, key, shape, "[channels,height,width], each 1 or more, or null")
+    valid = len(shape) == 3 and 0 < min(shape) <= max(shape) <= MOST
+    check(valid, key, shape, f"[channels,height,width], each 1 to {MOST}, or null")
 
 
 def check_seeds(key: str, seeds: list[int]) -> None:
@@ -173,13 +174,17 @@ def check_runs(key: str, paths: list[str]) -> None:
 class Augment:
     """Random changes to a training image, drawn per sample; 0 or false leaves one out."""
 
-    crop: int = number(0, least=0)  # padding, in pixels, before a crop back to the image's size at a random place
+    crop: int = number(
+        0, least=0, most=MOST
+    )  # padding, in pixels, before a crop back to the image's size at a random place
     reflect: bool = False  # pad with the image's own pixels, mirrored at its border; else with zeros
     flip: bool = False  # mirror left to right, half of the time
     alternate: bool = False  # flips at every other visit of an image, instead of at random
-    shift: float = number(0.0, least=0)  # translation of up to this many pixels each way, sub-pixel
-    rotate: float = number(0.0, least=0)  # rotation of up to this many degrees each way
-    cutout: int = number(0, least=0)  # side, in pixels, of a square replaced by the training set's mean colour
+    shift: float = number(0.0, least=0, most=MOST)  # translation of up to this many pixels each way, sub-pixel
+    rotate: float = number(0.0, least=0, most=360)  # rotation of up to this many degrees each way
+    cutout: int = number(
+        0, least=0, most=MOST
+    )  # side, in pixels, of a square replaced by the training set's mean colour
 
     def __post_init__(self) -> None:
         if self.alternate and not self.flip:
@@ -193,7 +198,7 @@ class DataConfig:
     name: str = checked(check_name)
     root: str = path(f"{REPOSITORY}/data", check_given)  # folder of the files, in torchvision's layout
     download: bool = True  # fetch files that are missing
-    image_size: int | None = number(None, least=1)  # side in pixels to resize to; null keeps the images' own
+    image_size: int | None = number(None, least=1, most=MOST)  # side in pixels to resize to; null keeps the images' own
     # of a folder's images: 1 (grey) or 3 (RGB); null: 1 where all are grey all over, else 3
     channels: int | None = checked(check_channels, None)
     test: float | None = number(None, above=0, below=1)  # share held out as test set, where the source brings none
@@ -227,7 +232,7 @@ class RecipeConfig:
     label_smoothing: float = number(0.0, least=0, below=1)
     initialization: str = one_of("torch", "glorot_uniform", "kaiming_normal", "dirac")
     # the first convolution gets filters that whiten the images' patches, to this deviation, and is not trained; 0: none
-    whiten: float = number(0.0, least=0)
+    whiten: float = number(0.0, least=0, most=MOST)
     # standardize (pixels of mean 0, deviation 1 per channel) | unit (0 to 1) | moments (standardize, and each image's
     # place, slant and size made alike)
     normalize: str = one_of("standardize", "unit", "moments")
@@ -351,7 +356,7 @@ class LoopConfig(Training, BenchmarkConfig):
 
     suite: str = "loop"
     rounds: int = number(5, least=1)  # trainings
-    steps: int = 400  # optimizer steps of each training
+    steps: int = number(400, least=1)  # optimizer steps of each training
 
 
 @dataclass(kw_only=True)

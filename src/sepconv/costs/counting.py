@@ -108,6 +108,16 @@ def layers(net: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> list[
     return recorder.layers
 
 
+def training_bytes(net: nn.Module, shape: tuple[int, int, int], batch: int, dtype: str) -> int:
+    """Bytes that a training step on `batch` images of `shape` (C, H, W) takes at least.
+
+    These are the weights, their gradients, and the maps in `dtype` that convolutions and matrix products keep for the
+    gradients of their weights.
+    """
+    kept = sum(layer.read for layer in layers(net, shape, batch) if layer.macs_weight_gradient)
+    return 2 * BYTES["fp32"] * parameters(net) + BYTES[dtype] * kept
+
+
 def total(rows: Sequence[Layer]) -> Layer:
     """The sum over layers, from the first one's input to the last one's output."""
     names = ("parameters", "macs", "macs_data_gradient", "macs_weight_gradient", "read", "written", "weights")

@@ -8,13 +8,16 @@ classes and, by name, the options that configs/model/NAME.yaml lists with their 
 import inspect
 from collections.abc import Callable
 from dataclasses import make_dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 from sepconv import InputError
 from sepconv.config import CONFIGS, complete, read
+from sepconv.devices import check_memory
 from sepconv.networks.separated import Separated, separated
 
 
@@ -31,7 +34,7 @@ def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) 
 
     Raises:
         InputError: an unknown name; an option that the network does not have, of a wrong type or out of range;
-            images too small for it.
+            images too small for it; more weights than memory holds.
     """
     if name == "separated":
         settings = read(Separated, options, prefix="model.")
@@ -43,4 +46,19 @@ def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) 
     schema = make_dataclass(name, [(p.name, p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY])
     values = complete({"name": name, **options})
     del values["name"]
-    return builder(shape, classes, **vars(read(schema, values, prefix="model.")))
+    make = partial(builder, shape, classes, **vars(read(schema, values, prefix="model.")))
+    check_size(name, make)
+    return make()
+
+
+def check_size(name: str, make: Callable[[], nn.Module]) -> None:
+    """Raises InputError where the network that `make` gives would not fit in memory: it makes it of shapes alone."""
+    remedy = "choose a smaller model.width, other options or smaller images"
+    try:
+        with torch.device("meta"):
+            size = sum(weight.nbytes for weight in make().parameters())
+    except RuntimeError as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise InputError(f"model={name} would have more weights than 64 bits count: {remedy}") from error
+    check_memory(2 * size, torch.device("cpu"), f"model={name}, its weights and their gradients,", remedy)

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from sepconv.config import check
+from sepconv.config import MOST, check
 from sepconv.networks.baseline import keras_example
 from sepconv.networks.options import Shape, find_kind
 
@@ -20,6 +20,7 @@ def baseline_separable(
     Args:
         depth_multiplier: filters of the depthwise step on each channel, as of Keras's SeparableConv2D.
     """
+    check(1 <= depth_multiplier <= MOST, "model.depth_multiplier", depth_multiplier, f"1 to {MOST}")
     second = find_kind(conv).bare
     if depth_multiplier != 1:
         check(conv == "separable", "model.depth_multiplier", depth_multiplier, f"1 where model.conv={conv}")

@@ -52,7 +52,8 @@ def resnet(shape: Shape, classes: int, *, depth: int, width: float, conv: str, f
         channels = scale(table[0][0])
         stem = sequential(ConvNormActivation(shape[0], channels, 7, 2), pool=nn.MaxPool2d(3, 2, padding=1))
     else:
-        check(depth >= 8 and depth % 6 == 2, "model.depth", depth, "6n + 2, such as 20, 32, 44, 56 or 110")
+        valid = 8 <= depth <= 1202 and depth % 6 == 2
+        check(valid, "model.depth", depth, "6n + 2, such as 20, 32, 44, 56 or 110, at most 1202")
         table, counts, shortcut = SMALL, (depth // 6,) * 3, Subsampling
         channels = scale(table[0][0])
         stem = ConvNormActivation(shape[0], channels)

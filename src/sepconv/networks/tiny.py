@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import nn
 
-from sepconv.config import check, check_choice
+from sepconv.config import MOST, check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, Residual, conv_pool_norm_activation, sequential
 from sepconv.networks.cpu import GlobalAvgPool, HalvingMaxPool
 from sepconv.networks.options import Shape, find_kind
@@ -33,8 +33,8 @@ def tiny(shape: Shape, classes: int, *, stem: int, width: int, repeats: int, for
         form: padded, or unpadded: the map shrinks by two positions a convolution, while there is room; norms learn
             neither scale nor shift; the stages have no identity around their blocks, and no pooling between them.
     """
-    for key, value in (("stem", stem), ("width", width), ("repeats", repeats)):
-        check(value >= 1, f"model.{key}", value, "1 or more")
+    for key, value, most in (("stem", stem, MOST), ("width", width, MOST), ("repeats", repeats, 64)):
+        check(1 <= value <= most, f"model.{key}", value, f"1 to {most}")
     check_choice("model.form", form, "padded", "unpadded")
     padded, kind = form == "padded", find_kind(conv)
     norm = partial(nn.BatchNorm2d, affine=padded)

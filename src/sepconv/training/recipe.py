@@ -2,16 +2,19 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sepconv import InputError
-from sepconv.config import RecipeConfig, check_choice
+from sepconv.config import RecipeConfig, check, check_choice
+from sepconv.text import shorten
 from sepconv.training.muon import Muon
 
 
@@ -75,8 +78,29 @@ def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
     Weight decay spares biases and norms. `Muon` takes filters only (see find_filters), and for the rest needs the
     options `others`: those of another optimizer, its name among them.
 
-    Raises InputError for an unknown name or argument.
+    Raises InputError for an unknown name, and for an argument that is unknown, or that a step cannot be made with.
     """
+    trial = assemble_optimizer(stand_in(next(net.parameters()).device), options)
+    for group in trial.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    try:
+        trial.step()  # some arguments are looked at only here
+    except Exception as error:
+        raise refusal("recipe.optimizer", options["name"], error) from error
+    return assemble_optimizer(net, options)
+
+
+def stand_in(device: torch.device) -> nn.Module:
+    """A network with what optimizers tell apart (a first convolution, filters, biases), made without random numbers."""
+    net = nn.Sequential(skip_init(nn.Conv2d, 1, 2, 1, device=device), skip_init(nn.Conv2d, 2, 2, 1, device=device))
+    for weight in net.parameters():
+        nn.init.ones_(weight)
+    return net
+
+
+def assemble_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
+    """As `build_optimizer`, without a trial."""
     parameters = list(net.parameters())
     if options["name"] != "Muon":
         return make_optimizer(parameters, options, "recipe.optimizer")
@@ -89,9 +113,11 @@ def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
     taken = {id(weight) for weight in filters}
     rest = [p for p in parameters if id(p) not in taken]
     others = make_optimizer(rest, options["others"], "recipe.optimizer.others")
+    check_arguments(torch.optim.Muon, arguments, "recipe.optimizer")
+    check_kind("recipe.optimizer.normalize", arguments.get("normalize", False), False)
     try:
         return Muon(filters, others, **arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise refusal("recipe.optimizer", "Muon", error) from error
 
 
@@ -105,21 +131,50 @@ def make_optimizer(parameters: list[nn.Parameter], options: dict[str, Any], key:
     kind = getattr(torch.optim, str(name), None)
     if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
         raise InputError(f"unknown {key}.name={name}: give one of torch.optim, such as AdamW, Adam or SGD")
+    check_arguments(kind, arguments, key)
+    check_arguments(kind, biases, f"{key}.biases")
     groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.ndim > 1]}]
     if alone := [p for p in parameters if p.ndim <= 1]:
         groups.append({"params": alone, "weight_decay": 0.0, **biases})
     try:
         optimizer = kind(groups, **arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise refusal(key, name, error) from error
     if unknown := biases.keys() - optimizer.defaults.keys():
         raise InputError(f"unknown {key}.biases.{min(unknown)}: see torch.optim.{name}")
     return optimizer
 
 
+def check_arguments(kind: type[Optimizer], arguments: dict[str, Any], key: str) -> None:
+    """Raises InputError where an argument is not of its default's kind: torch takes the word `false` for a yes."""
+    if arguments.get("capturable"):
+        raise InputError(f"{key}.capturable=true is trainer.step=graph's to set: leave it out")
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name in arguments and parameter.default is not inspect.Parameter.empty:
+            check_kind(f"{key}.{name}", arguments[name], parameter.default)
+            if name in ("foreach", "fused") and arguments[name] is not None:
+                check_kind(f"{key}.{name}", arguments[name], False)
+
+
+def check_kind(key: str, value: Any, default: Any) -> None:
+    """Raises InputError unless `value` is what `default` is: true or false, a number, or as many of them."""
+    if isinstance(default, bool):
+        check(isinstance(value, bool), key, value, "true or false")
+    elif isinstance(default, int | float):
+        check(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number")
+    elif isinstance(default, tuple):
+        right = f"a list of {len(default)} numbers"
+        check(isinstance(value, list | tuple) and len(value) == len(default), key, value, right)
+        for each, one in zip(value, default, strict=True):
+            check_kind(key, each, one)
+
+
 def refusal(key: str, name: str, error: Exception) -> InputError:
     """The error for arguments that torch.optim's `name` does not take."""
-    reason = " ".join(str(error).split())
+    reason = shorten(str(error).partition("\n")[0], 200)
+    if unexpected := re.search(r"unexpected keyword argument '(\w+)'", reason):
+        argument = unexpected[1]
+        return InputError(f"unknown {key}.{argument}: torch.optim.{name} has none; ~{key}.{argument} leaves it out")
     return InputError(f"{key} cannot be made ({reason}): see torch.optim.{name}")
 
 

@@ -18,7 +18,14 @@ from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData
-from sepconv.devices import describe_device, find_device, peak_memory, reset_peak_memory, resolve_precision
+from sepconv.devices import (
+    check_memory,
+    describe_device,
+    find_device,
+    peak_memory,
+    reset_peak_memory,
+    resolve_precision,
+)
 from sepconv.training import runs, summary
 from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.checkpoints import make_checkpoints
@@ -84,6 +91,7 @@ def train(
         data = ImageData(beginning.dataset, config.recipe, device, config.seed, config.trainer.limit_batches)
         # before there is a directory: what cannot be trained leaves none behind
         check_trainable(classifier, data)
+        check_step(classifier, data, "bf16" if precision == "bf16-mixed" else "fp32")
         classifier.form = resolve_step(config.trainer, device, build_optimizer(classifier.net, config.recipe.optimizer))
         run = beginning.run
         if run is None:
@@ -264,6 +272,17 @@ def check_trainable(classifier: ImageClassifier, data: ImageData) -> None:
             f"recipe.batch_size={data.batch_size} makes a batch of one image, from which batch norms learn nothing: "
             "give 2 or more, or recipe.drop_last=true where it is the last one"
         )
+
+
+def check_step(classifier: ImageClassifier, data: ImageData, dtype: str) -> None:
+    """Raises InputError where a training step, with maps in `dtype`, cannot fit in the memory of the device."""
+    images, shape = min(data.batch_size, data.count), data.dataset.shape
+    check_memory(
+        counting.training_bytes(classifier.net, shape, images, dtype),
+        data.dataset.pixels.device,
+        f"a step of recipe.batch_size={images} images of {shape[1]} x {shape[2]}",
+        "choose a smaller batch, network (model.width) or data.image_size",
+    )
 
 
 def log_cost(logger: TensorBoardLogger, cost: Cost) -> None:
