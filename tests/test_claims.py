@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 
+from sepconv import Stopped
 from sepconv.config import ClaimsConfig, TrainConfig, read
 from sepconv.data.datasets import load
 from sepconv.data.module import ImageData
@@ -18,6 +20,7 @@ from sepconv.study.claims import CLAIMS, lab, sentence
 from sepconv.study.claims.finding import judge
 from sepconv.study.claims.report import claims_page
 from sepconv.study.statistics import Difference
+from sepconv.training.classifier import ImageClassifier
 
 
 def test_closed_forms(command: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -55,6 +58,45 @@ def test_depth_and_stem_claims_from_trained_networks(command: Callable[..., Outc
     assert again["rows"] == first["rows"]
     assert (again["seeds"], again["epochs"]) == (first["seeds"], first["epochs"]) == (2, 2)
     assert "n = 2 seeds, 2 epochs" in (tmp_path / "claims.md").read_text()
+
+
+def test_stopped_claims_go_on(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found is not tested again, and a training that was stopped is continued."""
+    arguments = ["only=[C2,C14]", "trainer=cpu", "recipe.epochs=2", "seeds=[0,1]", "data.train=200"]
+    stopped = [f"output={tmp_path}", f"runs={tmp_path}"]
+    epochs = []
+
+    def interrupt(self: ImageClassifier) -> None:
+        epochs.append(self.current_epoch)
+        if len(epochs) == 6:  # the third training's second
+            raise Stopped(status=143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, "on_train_epoch_end", interrupt)
+        outcome = command("claims", *arguments, *stopped)
+    assert outcome.status == 143, outcome
+    assert "the same command goes on" in outcome.err
+    assert json.loads((tmp_path / "claims/digits.json").read_text())["C2"]["verdict"] == "true"
+    monkeypatch.setitem(CLAIMS, "C2", lambda lab: pytest.fail("tested again"))
+    outcome = command("claims", *arguments, *stopped)
+    assert outcome.status == 0, outcome.err
+    assert len(list(tmp_path.glob("digits/separable/*"))) == 4
+    assert not list(tmp_path.glob("*/claims/*.unfinished"))
+    monkeypatch.undo()
+    assert "found before the stop" not in command("claims", "only=[C2]", *stopped).out  # asked again, tested again
+
+
+def test_a_picture_that_fails_is_a_line(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: 1 / 0)
+    arguments = [f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu"]
+    assert command("claims", "only=[C11]", *arguments).status == 0
+    assert "the picture of C11 could not be written (ZeroDivisionError" in caplog.text
+    finding = json.loads((tmp_path / "claims/digits.json").read_text())["C11"]
+    assert finding["rows"]
+    assert not finding["plot"]
+    assert ".png" not in (tmp_path / "claims.md").read_text()
 
 
 def test_verdicts() -> None:

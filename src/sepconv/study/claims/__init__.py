@@ -13,15 +13,18 @@ from typing import Any
 from matplotlib import style
 from rich.text import Text
 
-from sepconv import InputError
+from sepconv import InputError, files
 from sepconv.config import ClaimsConfig, check_choice
 from sepconv.data.datasets import load
+from sepconv.reading import read_json
 from sepconv.study.claims import arithmetic, layers, trained
 from sepconv.study.claims.finding import Finding
 from sepconv.study.claims.lab import Lab
 from sepconv.study.claims.report import claims_page, make_record
 from sepconv.study.plots import STYLE
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, kept, track
+from sepconv.training import runs
+from sepconv.training.trainer import stoppable
 
 # the test of each claim; its docstring is the claim
 CLAIMS: dict[str, Callable[[Lab], Finding]] = {
@@ -62,18 +65,36 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
         (folder / "claims").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
-    path = folder / "claims" / f"{data}.json"
-    records: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in names:
-        CONSOLE.print(Text(name, "bold"), sentences[name], soft_wrap=True)
-        started, lab.used = time.time(), []
-        with style.context(STYLE):
+    path, marker = folder / "claims" / f"{data}.json", folder / "claims" / f"{data}.unfinished"
+    records: dict[str, Any] = read_json(path) if path.exists() else {}
+    begun: dict[str, Any] = {"command": runs.command_line("claims", overrides), "claims": []}
+    if marker.exists() and (before := read_json(marker)).get("command") == begun["command"]:
+        begun = before
+    with stoppable("what is finished is kept, and the same command goes on from there"):
+        for name in track(names, "claims: claim"):
+            CONSOLE.print(Text(name, "bold"), sentences[name], soft_wrap=True)
+            if name in begun["claims"] and name in records:
+                CONSOLE.print(f"  {records[name]['verdict']} (found before the stop)", soft_wrap=True)
+                continue
+            started, lab.used = time.time(), []
             finding = CLAIMS[name](lab)
+            seconds = time.time() - started
+            records[name] = make_record(finding, lab, seconds, overrides)
+            begun["claims"].append(name)
+            write_json(path, records)  # at once: some take long
+            write_json(marker, begun)
+            CONSOLE.print(f"  {finding.verdict} ({seconds:.0f} s)", soft_wrap=True)
             if finding.plot is not None:
-                finding.plot.savefig(folder / "claims" / f"{data}-{name}.png", dpi=110)
-        seconds = time.time() - started
-        records[name] = make_record(finding, lab, seconds, overrides)
-        path.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")  # at once: some take long
-        CONSOLE.print(f"  {finding.verdict} ({seconds:.0f} s)", soft_wrap=True)
-    (folder / "claims.md").write_text(claims_page(folder, sentences))
+                with kept(f"the picture of {name}"), style.context(STYLE):
+                    finding.plot().savefig(folder / "claims" / f"{data}-{name}.png", dpi=110)
+                    records[name]["plot"] = True
+                write_json(path, records)
+            files.write(folder / "claims.md", claims_page(folder, sentences))
+    files.write(folder / "claims.md", claims_page(folder, sentences))
+    marker.unlink(missing_ok=True)
     CONSOLE.print(f"report in {folder.resolve()}/claims.md", soft_wrap=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a record for reading."""
+    files.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

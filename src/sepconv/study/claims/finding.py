@@ -1,6 +1,6 @@
 """What the test of a claim finds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ class Finding:
     headings: list[str]
     rows: list[list[str]]
     verdict: str
-    plot: Figure | None = None
+    plot: Callable[[], Figure] | None = None  # draws it, once the rest is written
 
 
 def mean_percent(shares: Sequence[float]) -> str:

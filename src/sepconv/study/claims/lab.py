@@ -1,8 +1,10 @@
 """The networks that claims are tested on: built, matched in cost, and trained or found among the runs of before."""
 
 import json
+import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sepconv import networks, terminal
+from sepconv import InputError, networks, terminal
 from sepconv.config import Augment, ClaimsConfig, TrainConfig, complete, read
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
@@ -18,7 +20,11 @@ from sepconv.data.datasets import Dataset
 from sepconv.data.module import count_images
 from sepconv.devices import find_device
 from sepconv.study.compare import Run, find_runs
+from sepconv.training import runs
+from sepconv.training.runs import Result
 from sepconv.training.train import train
+
+log = logging.getLogger(__name__)
 
 WIDTHS = [i / 8 for i in range(1, 65)]  # tried to match one network's cost to another's
 
@@ -36,10 +42,12 @@ class Lab:
         self.config, self.dataset = config, dataset
         self.device = find_device(config.trainer)
         self.cost_by_model: dict[str, Cost] = {}
-        finished = find_runs([config.runs])[0] if Path(config.runs).expanduser().is_dir() else []
+        there = Path(config.runs).expanduser().is_dir()
+        finished, unfinished, _ = find_runs([config.runs]) if there else ([], [], [])
         digests = dataset.digests()
         # by what their figures depend on
         self.runs = {self.identity(run.config): run for run in finished if self.same_images(run, digests)}
+        self.stopped = {self.identity(runs.read_config(path)[1]): path for path in unfinished}
         self.used: list[Run] = []
 
     def same_images(self, run: Run, digests: dict[str, str]) -> bool:
@@ -52,8 +60,8 @@ class Lab:
         """What a run's figures depend on."""
         settings = asdict(read(TrainConfig, asdict(config)))  # as it is once read back: 0.0 where 0 was given
         settings["model"] = complete(settings["model"])
-        for key in ("root", "download"):
-            del settings["data"][key]
+        for part, key in (("data", "root"), ("data", "download"), ("trainer", "checkpoint_seconds")):
+            del settings[part][key]
         keys = ("data", "model", "recipe", "trainer", "seed")
         return json.dumps({key: settings[key] for key in keys}, sort_keys=True)
 
@@ -72,7 +80,7 @@ class Lab:
         key = self.identity(config)
         if key not in self.runs:
             with terminal.hushed():
-                path, result = train(config, [], time.time())
+                path, result = self.go_on(key) or train(config, [], time.time())
             self.runs[key] = Run(path, config, result)
             options = " ".join(f"{k}={v}" for k, v in model.items() if k != "name")
             part = "" if size is None else f" on {size} images"
@@ -81,9 +89,24 @@ class Lab:
         self.used.append(self.runs[key])
         return self.runs[key]
 
+    def go_on(self, key: str) -> tuple[Path, Result] | None:
+        """The run of that identity that was stopped, continued; None where there is none that can be."""
+        if (path := self.stopped.pop(key, None)) is None:
+            return None
+        try:
+            _, config, _ = runs.read_config(path)
+            return train(replace(config, resume=str(path)), [f"resume={path}"], time.time())
+        except InputError as error:  # other images, a damaged checkpoint: a new run takes its place
+            log.warning("%s is not continued: %s", path, error)
+            return None
+
+    def seeds(self, model: dict[str, Any]) -> Iterator[int]:
+        """The seeds that `model` is trained with, one after another, with how far they are."""
+        return terminal.track(self.config.seeds, f"{model['name']}: seed")
+
     def accuracies(self, model: dict[str, Any]) -> list[float]:
         """Test accuracy of `model` for each seed."""
-        return [self.train(model, seed).result.test_accuracy for seed in self.config.seeds]
+        return [self.train(model, seed).result.test_accuracy for seed in self.seeds(model)]
 
     def build(self, model: dict[str, Any]) -> nn.Module:
         """A network with new weights for these images."""

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from sepconv.study.claims.finding import Finding
 from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.compare import name_hardware
 from sepconv.study.plots import finish, make_panel
+from sepconv.terminal import track
 
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)  # in and out, of the layers of claim C12
 SIDE = 16  # of their maps
@@ -37,14 +39,14 @@ def few_input_channels(lab: Lab) -> Finding:
                      f"{gains[channels]:.2f}"])  # fmt: skip
     few, many = (statistics.median(gains[c] for c in group) for group in ((1, 3), (64, 128, 256, 512)))
     title = f"3 x 3 to {OUT_CHANNELS} channels, {name_hardware(describe_device(lab.device))}, {dtype}"
-    figure = draw_gains(gains, macs, xlabel="input channels", ylabel="standard over separable", title=title)
+    draw = partial(draw_gains, gains, macs, xlabel="input channels", ylabel="standard over separable", title=title)
     return Finding(
         f"One 3 x 3 layer of {roofline.SIDE} x {roofline.SIDE} positions to {OUT_CHANNELS} channels, "
         f"standard and separable, forward, {dtype}, batch {batch}, empty caches, medians of {REPEATS}.",
         ["C_in", "times fewer MACs", "million MACs saved", "standard ms", "separable ms", "times faster"], rows,
         ("true" if few < 0.5 * many else "false") + f" of time: {few:.2f} times as fast at 1 and 3 channels, "
         f"{many:.2f} from 64 on; false of the ratio of MACs, which C_in does not change",
-        figure,
+        draw,
     )  # fmt: skip
 
 
@@ -71,13 +73,17 @@ def stacked_receptive_field(lab: Lab) -> Finding:
     effective = [effective_side(maps[layer.name], layer) for layer in spatial]
     dense = counting.layers(lab.build(separable_model(depth=2, conv="dense")), shape)
     dense_theory = [min(layer.receptive_field(shape)) for layer in spatial_layers(dense)]
-    figure, axes = make_panel(6, 4)
-    depths = range(1, len(spatial) + 1)
-    axes.plot(depths, theory, "o-", label="theoretical")
-    axes.plot(depths, effective, "s--", label=f"effective, {MASS:.0%} of the gradient")
-    axes.axhline(shape[1], color="0.5", linewidth=1, label="the image")
-    axes.set(xlabel="3 x 3 layers", ylabel="side of the receptive field (pixels)")
-    finish(axes)
+
+    def draw() -> Figure:
+        figure, axes = make_panel(6, 4)
+        depths = range(1, len(spatial) + 1)
+        axes.plot(depths, theory, "o-", label="theoretical")
+        axes.plot(depths, effective, "s--", label=f"effective, {MASS:.0%} of the gradient")
+        axes.axhline(shape[1], color="0.5", linewidth=1, label="the image")
+        axes.set(xlabel="3 x 3 layers", ylabel="side of the receptive field (pixels)")
+        finish(axes)
+        return figure
+
     grows = all(a < b for a, b in pairwise(theory)) and effective[-1] > effective[0]
     verdict = "true" if grows else "false"
     if dense_theory == theory:
@@ -87,7 +93,7 @@ def stacked_receptive_field(lab: Lab) -> Finding:
         "and strides, the effective one from the gradient of the central output.",
         ["layer", "kind", "theoretical side", "effective side"],
         [[layer.name, layer.kind, f"{theory[i]:g}", f"{effective[i]}"] for i, layer in enumerate(spatial)],
-        verdict, figure,
+        verdict, draw,
     )  # fmt: skip
 
 
@@ -96,7 +102,7 @@ def speed_in_training(lab: Lab) -> Finding:
     batch, dtype = (128, "bf16") if lab.device.type == "cuda" else (32, "fp32")
     machine = roofline.measure_machine(lab.device)
     rows, gains, macs = [], {}, {}
-    for channels in CHANNELS:
+    for channels in track(CHANNELS, "layers: width"):
         nets: dict[str, nn.Module] = {
             "dense": ConvNormActivation(channels, channels, norm_layer=None, activation_layer=None),
             "separable": depthwise_separable(channels, channels, norm_layer=None, activation_layer=None, between=False),
@@ -116,8 +122,8 @@ def speed_in_training(lab: Lab) -> Finding:
             *(f"{flops[name] / seconds[name] / machine.flops[dtype]:.0%}" for name in nets),
             *(f"{traffic[name] / seconds[name] / machine.bandwidth:.0%}" for name in nets),
         ])  # fmt: skip
-    figure = draw_gains(gains, macs, yscale="log", xlabel="channels in and out", ylabel="dense over separable",
-                        title=f"{machine.device['name']}, {dtype}, batch {batch}")  # fmt: skip
+    draw = partial(draw_gains, gains, macs, yscale="log", xlabel="channels in and out", ylabel="dense over separable",
+                   title=f"{machine.device['name']}, {dtype}, batch {batch}")  # fmt: skip
     slower = [c for c in CHANNELS if gains[c] < 1]
     faster = [c for c in CHANNELS if c > max(slower, default=0)]  # from where on it never is slower
     here = f"it is faster from {min(faster)} channels on" if faster else f"it is slower at {max(slower)} channels"
@@ -131,7 +137,7 @@ def speed_in_training(lab: Lab) -> Finding:
         f"machine's measured peaks ({machine.flops[dtype] / 1e9:,.0f} GFLOP/s, {machine.bandwidth / 1e9:,.1f} GB/s); "
         "bytes are those of maps and weights read and written once a pass, by count.",
         ["channels", "dense ms", "separable ms", "times faster", "times fewer MACs", "bytes, separable over dense",
-         "of peak, dense", "separable", "of bandwidth, dense", "separable"], rows, verdict + here, figure,
+         "of peak, dense", "separable", "of bandwidth, dense", "separable"], rows, verdict + here, draw,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]
     """A finding, and what it rests on: the runs that `lab` used, the machine, the command."""
     return {
         **vars(finding),
-        "plot": finding.plot is not None,
+        "plot": False,  # until it is drawn
         "scale": lab.config.scale,
         "seeds": len(lab.config.seeds) if lab.used else None,
         "epochs": lab.config.recipe.epochs if lab.used else None,

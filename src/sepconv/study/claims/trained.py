@@ -2,6 +2,7 @@
 
 import statistics
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def depth_at_equal_cost(lab: Lab) -> Finding:
         "or in MACs: as deep, three times as deep, and that with residuals; seeds paired. The verdict is of the "
         "deeper ones.",
         ["network", "width", "parameters", "MACs", "test accuracy", "less dense (points)"], rows, judge(cases),
-        draw_strips(strips),
+        partial(draw_strips, strips),
     )  # fmt: skip
 
 
@@ -74,8 +75,7 @@ def draw_strips(strips: dict[str, list[float]]) -> Figure:
 def residual_connections(lab: Lab) -> Finding:
     """Residual connections help separable networks train."""
     cases, rows = {}, []
-    figure, axes = make_panel(7, 4)
-    markers = iter("o^s*")
+    flows: dict[str, list[float]] = {}
     for depth in (2, 6):
         models = {"with": separable_model(depth=depth, residual=True), "without": separable_model(depth=depth)}
         accuracies = {name: lab.accuracies(model) for name, model in models.items()}
@@ -83,27 +83,34 @@ def residual_connections(lab: Lab) -> Finding:
         layers = 1 + 2 * len(TABLE) * depth
         cases[f"there are {layers} convolutions"] = difference
         norms = {name: gradient_norms(lab, model) for name, model in models.items()}
-        for name, flow in norms.items():
-            places = [i / (len(flow) - 1) for i in range(len(flow))]
-            axes.plot(places, flow, marker=next(markers), markersize=4, label=f"{name}, {layers} convolutions")
+        flows |= {f"{name}, {layers} convolutions": flow for name, flow in norms.items()}
         rows.append([str(layers), *(mean_percent(values) for values in accuracies.values()), difference.points(),
                      *(f"{flow[0] / flow[-1]:.2g}" for flow in norms.values())])  # fmt: skip
-    axes.set(yscale="log", xlabel="depth, from the stem (0) to the last convolution (1)")
-    axes.set(ylabel="gradient norm of a layer's weights, relative to theirs", title="first step, median of seeds")
-    finish(axes, title="residuals")
     return Finding(
         "The separable network with each block of the table repeated, with and without the identity added around "
         "blocks that keep their shape; seeds paired. Gradient flow: the norm of the weights' gradient relative to "
         "the weights' own in the first step, at the stem over that at the last convolution (batch norm in all).",
         ["convolutions", "with", "without", "difference (points)", "gradient first/last, with", "without"], rows,
-        judge(cases), figure,
+        judge(cases), partial(draw_flows, flows),
     )  # fmt: skip
+
+
+def draw_flows(flows: dict[str, list[float]]) -> Figure:
+    """The gradient norm of each network's layers, by depth."""
+    figure, axes = make_panel(7, 4)
+    for (name, flow), marker in zip(flows.items(), "o^s*", strict=True):
+        places = [i / (len(flow) - 1) for i in range(len(flow))]
+        axes.plot(places, flow, marker=marker, markersize=4, label=name)
+    axes.set(yscale="log", xlabel="depth, from the stem (0) to the last convolution (1)")
+    axes.set(ylabel="gradient norm of a layer's weights, relative to theirs", title="first step, median of seeds")
+    finish(axes, title="residuals")
+    return figure
 
 
 def gradient_norms(lab: Lab, model: dict[str, Any]) -> list[float]:
     """Of each convolution, in order: gradient norm over weight norm on a first batch, the median over seeds."""
     norms = []
-    for seed in lab.config.seeds:
+    for seed in lab.seeds(model):
         torch.manual_seed(seed)
         classifier = make_classifier(model, lab.config.recipe, lab.dataset)
         if classifier.recipe.whiten:
@@ -130,7 +137,7 @@ def overfitting_and_storage(lab: Lab) -> Finding:
         accuracies = {}
         for conv, model in models.items():
             part = None if size == everything else size
-            trainings = [lab.train(model, seed, size=part, plain=True) for seed in lab.config.seeds]
+            trainings = [lab.train(model, seed, size=part, plain=True) for seed in lab.seeds(model)]
             storage[conv] = sum(weight.nbytes for weight in best_classifier(trainings[0]).state_dict().values())
             accuracies[conv] = [run.result.test_accuracy for run in trainings]
             gaps[conv].append([train_accuracy(lab, run) - run.result.test_accuracy for run in trainings])
@@ -140,15 +147,19 @@ def overfitting_and_storage(lab: Lab) -> Finding:
                      *(mean_percent(values[-1]) for values in gaps.values()), difference.points()])  # fmt: skip
     rows.append(["parameters", *(f"{cost.parameters:,}" for cost in costs.values()), "", "", ""])
     rows.append(["bytes of the weights", *(f"{size:,}" for size in storage.values()), "", "", ""])
-    figure, axes = make_panel(6, 4)
-    for (conv, values), marker in zip(gaps.items(), "Do", strict=True):
-        estimates = [Estimate.of(gap) for gap in values]
-        half = [100 * (estimate.half or 0) for estimate in estimates]
-        label = f"{conv}, {costs[conv].parameters:,} parameters"
-        axes.errorbar(sizes, [100 * e.mean for e in estimates], half, marker=marker, capsize=3, label=label)
-    seeds = len(lab.config.seeds)
-    axes.set(xscale="log", xlabel="training images", ylabel=f"train less test accuracy (points), n = {seeds}")
-    finish(axes)
+
+    def draw() -> Figure:
+        figure, axes = make_panel(6, 4)
+        for (conv, values), marker in zip(gaps.items(), "Do", strict=True):
+            estimates = [Estimate.of(gap) for gap in values]
+            half = [100 * (estimate.half or 0) for estimate in estimates]
+            label = f"{conv}, {costs[conv].parameters:,} parameters"
+            axes.errorbar(sizes, [100 * e.mean for e in estimates], half, marker=marker, capsize=3, label=label)
+        seeds = len(lab.config.seeds)
+        axes.set(xscale="log", xlabel="training images", ylabel=f"train less test accuracy (points), n = {seeds}")
+        finish(axes)
+        return figure
+
     less = "true" if storage["separable"] < storage["dense"] else "false"
     return Finding(
         "The same table of blocks at the same widths, separable and dense, trained on parts of the training set over "
@@ -159,7 +170,7 @@ def overfitting_and_storage(lab: Lab) -> Finding:
         rows,
         f"less overfitting: {judge(cases)}; "
         f"storage: {less}, {storage['dense'] / storage['separable']:.1f} times fewer bytes",
-        figure,
+        draw,
     )  # fmt: skip
 
 
@@ -185,7 +196,7 @@ def rank_one_kernels(lab: Lab) -> Finding:
             ["trained dense network", "-", mean_percent(dense_accuracies), "-", "100 %"]]  # fmt: skip
     errors: dict[int, list[float]] = {rank: [] for rank in (3, 2, 1)}
     accuracies: dict[int, list[float]] = {rank: [] for rank in errors}
-    for seed in lab.config.seeds:
+    for seed in lab.seeds(dense):
         classifier = best_classifier(lab.train(dense, seed))
         convolutions = find_separable(classifier.net, "spatial").values()
         decompositions = [Decomposition(conv, "spatial") for conv in convolutions]
