@@ -1,8 +1,11 @@
 """Records are read back, which others may have written: as plain values, checked, whatever is in them."""
 
+import csv
 import json
 import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -90,6 +93,19 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path} is not a record: {shorten(' '.join(str(error).split()), 200)}") from error
+
+
+@contextmanager
+def of_its_kind(path: Path) -> Iterator[None]:
+    """Raises InputError where what is made of a record shows that it is not one."""
+    try:
+        yield
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{path} is not a record of its kind: it has no {error}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, csv.Error) as error:
+        raise InputError(f"{path} is not a record of its kind: {error}") from error
 
 
 def write_yaml(values: Any) -> str:

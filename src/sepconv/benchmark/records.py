@@ -8,8 +8,6 @@ import csv
 import importlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from matplotlib.ticker import LogLocator
 from sepconv import InputError
 from sepconv.benchmark import writing
 from sepconv.config import RecordsConfig, defaults
-from sepconv.reading import MOST_JSON, read_json, read_text
+from sepconv.reading import MOST_JSON, of_its_kind, read_json, read_text
 from sepconv.study.compare import name_hardware
 from sepconv.study.plots import plain_log
 from sepconv.study.statistics import Difference, Estimate
@@ -66,7 +64,7 @@ def write(config: RecordsConfig) -> None:
     text, figures = page(records, folder)
     with writing(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "records.md").write_text(text)
+        (folder / "records.md").write_text(text, encoding="utf-8")
         for name, figure in figures.items():
             with kept(name):
                 figure.savefig(folder / name, dpi=150, metadata={"Software": None})
@@ -81,7 +79,7 @@ def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
     for path in sorted(path for path in records.iterdir() if path.is_file()):
         address = quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))
         source = f"[{escape_markdown(path.name)}]({address})"
-        with reading(path):
+        with of_its_kind(path):
             record = read_json(path) if path.suffix == ".json" else None
             if path.name.endswith("-runs.csv"):
                 groups = group_runs(list(csv.DictReader(read_text(path, MOST_JSON).splitlines())))
@@ -100,19 +98,6 @@ def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
             title, introduction = headings[kind]
             lines += [f"## {title}", "", introduction, "", *content]
     return "\n".join(lines).rstrip() + "\n", figures
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raises InputError for a file that is not what its name or its suite says."""
-    try:
-        yield
-    except InputError:
-        raise
-    except KeyError as error:
-        raise InputError(f"{path} is not a record of its kind: it has no {error}") from error
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, csv.Error) as error:
-        raise InputError(f"{path} is not a record of its kind: {error}") from error
 
 
 @dataclass(frozen=True)

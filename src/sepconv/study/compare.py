@@ -30,7 +30,7 @@ NEUTRAL = {"data", "data.root", "data.download", "model", "seed", "runs", "train
 PARTS = ("train", "validation", "test")
 SPLIT = ("image_size", "validation", "test", "train", "split_seed", "root")  # what may make images differ
 NAMED = 3  # keys that are named where configurations differ
-MOST_LISTED = 2**23  # bytes of a multirun's list of runs
+MOST_LISTED = 2**20  # bytes of a multirun's list of runs
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,11 @@ def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path], list[Path
         if not paths:
             raise InputError(f"{pattern} is not there: give run directories, a folder of them, or a pattern")
         for path in map(Path, paths):
-            folder = path if path.is_dir() else path.parent
-            folders = list_runs(folder) or sorted(config.parent for config in folder.rglob("config.yaml"))
-            directories |= dict.fromkeys(Path(os.path.realpath(each)) for each in folders)
+            folder = path if os.path.isdir(path) else path.parent
+            directories |= dict.fromkeys(Path(os.path.realpath(each)) for each in list_runs(folder))
     finished, unfinished, missing = [], [], []
     for directory in directories:
-        if not os.path.isfile(directory / "config.yaml"):
+        if not os.path.lexists(directory / "config.yaml"):
             missing.append(directory)
         elif os.path.lexists(directory / "result.json"):
             finished.append(read_run(directory))
@@ -172,10 +171,18 @@ def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path], list[Path
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """The directories of the runs that a multirun made, by its list in `folder`; none where there is no list."""
-    if not os.path.lexists(folder / MADE):
-        return []
-    return [folder / line for line in read_text(folder / MADE, MOST_LISTED).split("\n") if line]
+    """The directories of the runs that a multirun made, by its list in `folder`; without one, of those in `folder`."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    if os.path.lexists(folder / MADE):
+        text = read_text(folder / MADE, MOST_LISTED)
+        if "\0" in text:
+            raise InputError(f"{folder / MADE} is not a list of runs: it is no text")
+        if listed := [folder / line for line in text.split("\n") if line]:
+            return listed
+    return sorted(Path(place) for place, _, names in os.walk(folder, onerror=fail) if "config.yaml" in names)
 
 
 def read_run(directory: Path) -> Run:

@@ -1,6 +1,5 @@
 """The findings of `scripts/claims.py`: a JSON file for each data set, and `claims.md`, written from all of them."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from sepconv import terminal
 from sepconv.devices import describe_device
+from sepconv.reading import read_json
 from sepconv.study.claims.finding import Finding
 from sepconv.study.claims.lab import Lab
 from sepconv.study.compare import name_hardware
@@ -42,7 +42,7 @@ def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]
 
 def claims_page(folder: Path, sentences: dict[str, str]) -> str:
     """`claims.md` from the findings in `folder`/claims, of one data set or several, and each claim's sentence."""
-    by_data = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "claims").glob("*.json"))}
+    by_data = {path.stem: read_json(path) for path in sorted((folder / "claims").glob("*.json"))}
     lines, rows = [], []
     for name, sentence in sentences.items():
         findings = {data: records[name] for data, records in by_data.items() if name in records}
