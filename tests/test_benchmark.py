@@ -1,4 +1,5 @@
 import copy
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import torch
 from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 
-from sepconv import InputError, networks
+from sepconv import InputError, Stopped, networks
 from sepconv.benchmark import peers, template, time_to_accuracy
 from sepconv.benchmark.loop import BareLoop, Turns, train
 from sepconv.config import LoopConfig, TrainConfig, read
@@ -78,6 +79,51 @@ def test_networks_against_their_dense_twins(
     refused(command("benchmark", "suite=networks", "networks=[nonsense]"), "unknown model=nonsense", "separable")
     refused(command("benchmark", "suite=networks", "batch_sizes=[0]"), "batch_sizes=[0]")
     refused(command("benchmark", "suite=networks", "batch_sizes=[5000]"), "batch_sizes has 5000")
+
+
+@pytest.mark.parametrize(
+    ("suite", "work", "arguments"),
+    [
+        ("networks", "networks.measure_network", ["networks=[tiny,separable]", "batch_sizes=[8]", "rounds=1"]),
+        ("loop", "loop.run_round", ARGUMENTS),
+        ("peers", "peers.train_bare", ["peers=[bare]", "recipe.epochs=1", "rounds=2", "target=0.5"]),
+    ],
+)
+def test_a_stopped_benchmark_goes_on(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, work: str,
+    arguments: list[str],
+) -> None:  # fmt: skip
+    """Each part is measured once, and the record is whole."""
+    monkeypatch.setattr("sepconv.benchmark.networks.TURN", 0.02)
+    module, name = work.split(".")
+    owner = importlib.import_module(f"sepconv.benchmark.{module}")
+    real, calls = getattr(owner, name), []
+
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise Stopped(status=143)
+        return real(*given)
+
+    monkeypatch.setattr(owner, name, counted)
+    monkeypatch.setitem(peers.PEERS, "bare", lambda *given: peers.train_bare(*given))
+    command_line = ["benchmark", f"suite={suite}", *arguments, "trainer=cpu", f"output={tmp_path}"]
+    outcome = command(*command_line)
+    assert outcome.status == 143, outcome
+    assert "the same command goes on" in outcome.err
+    (kept,) = tmp_path.iterdir()
+    assert len(json.loads(kept.read_text())["parts"]) == 1
+    outcome = command(*command_line)
+    assert outcome.status == 0, outcome.err
+    assert len(calls) == 3
+    (path,) = tmp_path.iterdir()
+    record = json.loads(path.read_text())
+    if suite == "networks":
+        assert [row["network"] for row in record["networks"]] == ["tiny", "separable"]
+    elif suite == "loop":
+        assert len(record["ratio"]["turns"]) == 2 * 5
+    else:
+        assert record["trainings"]["bare"]["test_accuracy"]["n"] == 2
 
 
 def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

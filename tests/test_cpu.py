@@ -8,6 +8,7 @@ from torch import nn
 
 from sepconv import InputError
 from sepconv.benchmark import cpu_layers
+from sepconv.benchmark.journal import Journal
 from sepconv.config import TrainerConfig
 from sepconv.networks.cpu import DepthwiseConv2d, Flatten, GlobalAvgPool, HalvingMaxPool
 
@@ -110,7 +111,7 @@ def test_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_layers, "CASES", small)
     monkeypatch.setattr("sepconv.benchmark.networks.TURN", 0.001)
     config = SimpleNamespace(rounds=3, trainer=TrainerConfig(accelerator="cpu"))
-    record = cpu_layers.measure(config)  # type: ignore[arg-type]
+    record = cpu_layers.measure(config, Journal())  # type: ignore[arg-type]
     assert [(row["layer"], row["precision"]) for row in record["layers"]] == [
         (name, precision) for name in small for precision in ("fp32", "bf16")
     ]
@@ -124,4 +125,4 @@ def test_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     assert console.export_text().count("HalvingMaxPool") == 2
     monkeypatch.setattr(cpu_layers, "find_device", lambda trainer: torch.device("cuda"))
     with pytest.raises(InputError, match="suite=cpu_layers measures a CPU, and trainer means cuda: give trainer=cpu"):
-        cpu_layers.measure(config)  # type: ignore[arg-type]
+        cpu_layers.measure(config, Journal())  # type: ignore[arg-type]

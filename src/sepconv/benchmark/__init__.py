@@ -1,5 +1,6 @@
 """Speed, measured against what it could be: variants take turns in one call, and warm-up is left out."""
 
+import hashlib
 import importlib
 import json
 import time
@@ -8,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sepconv import InputError
+from sepconv import InputError, files
+from sepconv.benchmark.journal import Journal
 from sepconv.config import BenchmarkConfig
 from sepconv.devices import describe_device, find_device
 from sepconv.terminal import CONSOLE
 from sepconv.training import runs
+from sepconv.training.trainer import stoppable
 
 # the record's file of each suite, a module here, whose `measure` makes the record and whose `table` shows it
 FILES = {
@@ -25,24 +28,32 @@ FILES = {
 
 
 def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
-    """Runs `config.suite`, prints its figures, and writes them with hardware and versions under `config.output`."""
+    """Runs `config.suite`, writes its figures with hardware and versions under `config.output`, and prints them.
+
+    What is measured is kept there at once: the same command, where it was stopped, goes on from there.
+    """
     suite = importlib.import_module(f"sepconv.benchmark.{config.suite}")
     folder = Path(config.output).expanduser()
     with writing(config.output):
         folder.mkdir(parents=True, exist_ok=True)  # before what takes long
-    record = suite.measure(config) | {
+    provenance: dict[str, Any] = {
         "device": describe_device(find_device(config.trainer)),
-        "date": time.strftime("%Y-%m-%d"),
         "command": runs.command_line("benchmark", overrides),
         "git": runs.git_state(),
         "versions": runs.versions(),
     }
+    name = hashlib.sha256(provenance["command"].encode(errors="surrogateescape")).hexdigest()[:8]
+    journal = Journal(folder / f"{config.suite}-{name}.unfinished", provenance)
+    if journal.parts:
+        CONSOLE.print(f"goes on from what {journal.path} has", soft_wrap=True)
+    with stoppable("what is measured is kept, and the same command goes on from there"):
+        record = suite.measure(config, journal) | provenance | {"date": time.strftime("%Y-%m-%d")}
+    path = folder / FILES[config.suite].format(**record)
+    files.write(path, json.dumps(record, indent=2) + "\n")
+    journal.close()
     suite.table(record).filled().show(CONSOLE)
     if record["git"]["dirty"]:
         CONSOLE.print("of code that is not committed", soft_wrap=True)
-    path = folder / FILES[config.suite].format(**record)
-    with writing(config.output):
-        path.write_text(json.dumps(record, indent=2) + "\n")
     CONSOLE.print(f"recorded in {path}", soft_wrap=True)
     if failed := record.get("failed"):
         raise InputError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))

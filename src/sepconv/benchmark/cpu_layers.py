@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sepconv import InputError
+from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.networks import take_turns
 from sepconv.config import CpuLayersConfig
 from sepconv.devices import find_device, keep_freed_memory
 from sepconv.networks import cpu
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, track
 
 
 class Case(NamedTuple):
@@ -46,7 +48,7 @@ CASES = {
 }
 
 
-def measure(config: CpuLayersConfig) -> dict[str, Any]:
+def measure(config: CpuLayersConfig, journal: Journal) -> dict[str, Any]:
     """The time of each case's layer and of torch's own, in fp32 and bf16, on maps in channels-last form.
 
     The two take turns, `config.rounds` each of half a second or more. For each case and precision the record has the
@@ -58,23 +60,29 @@ def measure(config: CpuLayersConfig) -> dict[str, Any]:
         raise InputError(f"suite=cpu_layers measures a CPU, and trainer means {device.type}: give trainer=cpu")
     keep_freed_memory()  # as the trainer does
     rows = []
-    for name, case in CASES.items():
-        for precision, dtype in PRECISIONS.items():
-            maps = torch.randn(case.shape).to(dtype, memory_format=torch.channels_last)
-            calls = {key: use(case, make(), maps) for key, make in (("layer", case.layer), ("torch", case.stock))}
-            rates = take_turns(calls, config.rounds, device)
-            times = {key: [1000 / rate for rate in rates[key]] for key in rates}
-            ratio = spread([b / a for a, b in zip(times["layer"], times["torch"], strict=True)])
-            rows.append({
-                "layer": name,
-                "input": " x ".join(map(str, case.shape)),
-                "pass": "forward and backward" if case.backward else "forward",
-                "precision": precision,
-                "milliseconds": {key: spread(values) for key, values in times.items()},
-                "times_as_fast": ratio,
-            })  # fmt: skip
-            CONSOLE.print(f"{name}, {precision}: {ratio['median']:.2f} times as fast as torch's own", soft_wrap=True)
+    for name, precision in track(list(product(CASES, PRECISIONS)), "benchmark: layer"):
+        row = journal.part(f"{name}, {precision}", partial(measure_layer, name, precision, config.rounds, device))
+        rows.append(row)
+        ratio = row["times_as_fast"]["median"]
+        CONSOLE.print(f"{name}, {precision}: {ratio:.2f} times as fast as torch's own", soft_wrap=True)
     return {"suite": "cpu_layers", "layers": rows}
+
+
+def measure_layer(name: str, precision: str, rounds: int, device: torch.device) -> dict[str, Any]:
+    """The record of a case in a precision."""
+    case = CASES[name]
+    maps = torch.randn(case.shape).to(PRECISIONS[precision], memory_format=torch.channels_last)
+    calls = {key: use(case, make(), maps) for key, make in (("layer", case.layer), ("torch", case.stock))}
+    rates = take_turns(calls, rounds, device)
+    times = {key: [1000 / rate for rate in rates[key]] for key in rates}
+    return {
+        "layer": name,
+        "input": " x ".join(map(str, case.shape)),
+        "pass": "forward and backward" if case.backward else "forward",
+        "precision": precision,
+        "milliseconds": {key: spread(values) for key, values in times.items()},
+        "times_as_fast": spread([b / a for a, b in zip(times["layer"], times["torch"], strict=True)]),
+    }
 
 
 def use(case: Case, layer: nn.Module, maps: Tensor) -> Callable[[], None]:

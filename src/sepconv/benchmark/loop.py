@@ -17,12 +17,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from sepconv.benchmark.journal import Journal
 from sepconv.config import LoopConfig, TrainerConfig, check
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, count_images
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
+from sepconv.terminal import track
 from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.checkpoints import make_checkpoints
 from sepconv.training.classifier import ImageClassifier
@@ -35,7 +37,7 @@ from sepconv.training.whitening import Whitening, find_stem, whiten
 WARM_UP = 10  # steps left out of a round's rate
 
 
-def measure(config: LoopConfig) -> dict[str, Any]:
+def measure(config: LoopConfig, journal: Journal) -> dict[str, Any]:
     """Training images/s of our loop and of a bare PyTorch one: same images, network, recipe, precision.
 
     The bare loop is what one would write by hand over tensors in memory: no Lightning, no log, no checkpoint. The
@@ -49,7 +51,6 @@ def measure(config: LoopConfig) -> dict[str, Any]:
         InputError: for a configuration or data that cannot be used, or too few steps.
     """
     device = find_device(config.trainer)
-    L.seed_everything(config.seed, verbose=False)
     dataset = load(config.data)
     recipe = replace(config.recipe, drop_last=True)
     steps = count_images(dataset, recipe) // recipe.batch_size
@@ -57,16 +58,11 @@ def measure(config: LoopConfig) -> dict[str, Any]:
     check(WARM_UP < config.steps <= steps, "steps", config.steps, limits)
     precision = resolve_precision(config.recipe.precision, device)
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
-    for _ in range(config.rounds):
-        classifier = make_classifier(config.model, recipe, dataset)
-        copied = copy.deepcopy(classifier)
-        if recipe.whiten:
-            whiten(copied, dataset)
-        bare = BareLoop(copied, dataset, precision, config.steps, config.seed, config.trainer)
-        turns = Turns(bare)
-        train(classifier, dataset, precision, config, turns)
-        for name, measured in turns.rates.items():
-            rates[name] += measured
+    measure_round = partial(run_round, replace(config, recipe=recipe), dataset, precision)
+    for turn in track(range(config.rounds), "benchmark: round"):
+        measured = journal.part(f"round {turn}", partial(measure_round, turn))
+        for name in rates:
+            rates[name] += measured[name]
     ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)]
     return {
         "suite": "loop",
@@ -74,11 +70,24 @@ def measure(config: LoopConfig) -> dict[str, Any]:
         "data": dataset.name,
         "batch_size": config.recipe.batch_size,
         "precision": precision,
-        "step": bare.form,
+        "step": measured["step"],
         "steps": config.steps,
         "images_per_second": rates,
         "ratio": spread(ratios),
     }
+
+
+def run_round(config: LoopConfig, dataset: Dataset, precision: str, turn: int) -> dict[str, Any]:
+    """The rates of both loops in a training, and the form of their step."""
+    L.seed_everything(config.seed + turn, verbose=False)
+    classifier = make_classifier(config.model, config.recipe, dataset)
+    copied = copy.deepcopy(classifier)
+    if config.recipe.whiten:
+        whiten(copied, dataset)
+    bare = BareLoop(copied, dataset, precision, config.steps, config.seed, config.trainer)
+    turns = Turns(bare)
+    train(classifier, dataset, precision, config, turns)
+    return {**turns.rates, "step": bare.form}
 
 
 class BareLoop:

@@ -4,27 +4,29 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import lightning as L
 import torch
 
 from sepconv import InputError
+from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.loop import BareLoop
 from sepconv.config import NetworksConfig
 from sepconv.costs import counting
-from sepconv.data.datasets import load
+from sepconv.data.datasets import Dataset, load
 from sepconv.devices import find_device, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, track
 from sepconv.training.classifier import describe_images
 from sepconv.training.train import make_classifier
 
 TURN = 0.5  # seconds, at least, of a turn
 
 
-def measure(config: NetworksConfig) -> dict[str, Any]:
+def measure(config: NetworksConfig, journal: Journal) -> dict[str, Any]:
     """Images/s of `config.networks` and of their dense twins, in training and in evaluation, over batch sizes.
 
     Training is the bare loop's step with the recipe, in the form that `config.trainer` means. Evaluation is op by op,
@@ -41,33 +43,39 @@ def measure(config: NetworksConfig) -> dict[str, Any]:
     dataset = load(config.data)
     if (largest := max(config.batch_sizes, default=0)) > len(dataset.train):
         raise InputError(f"batch_sizes has {largest}: {dataset.name} has {len(dataset.train)} images to train on")
-    resident, images = dataset.to(device), describe_images(dataset)
-    precision = resolve_precision(config.recipe.precision, device)
+    resident = dataset.to(device)
     rows = []
-    for name in config.networks:
-        for batch_size in config.batch_sizes:
-            row: dict[str, Any] = {"network": name, "batch_size": batch_size}
-            loops, macs = {}, {}
-            # a captured step is of one size; turns last as long as they do, so no schedule has an end to go to
-            recipe = replace(config.recipe, batch_size=batch_size, schedule="constant")
-            for conv in ("separable", "dense"):
-                L.seed_everything(config.seed, verbose=False)
-                classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset, images)
-                macs[conv] = counting.macs(classifier.net, dataset.shape)
-                loops[conv] = BareLoop(classifier, resident, precision, 1, config.seed, config.trainer)
-            row["macs"] = macs
-            row["step"] = {conv: bare.form for conv, bare in loops.items()}
-            batch = resident.train[:batch_size]
-            for part, step in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
-                calls = {conv: partial(step, bare, batch) for conv, bare in loops.items()}
-                turns = take_turns(calls, config.rounds, device)
-                rates = {conv: [batch_size * rate for rate in turns[conv]] for conv in turns}
-                ratios = [a / b for a, b in zip(rates["separable"], rates["dense"], strict=True)]
-                row[part] = spread(ratios) | {"images_per_second": rates}
-            rows.append(row)
-            times = ", ".join(f"{part} {row[part]['median']:.2f}" for part in ("training", "evaluation"))
-            CONSOLE.print(f"{name}, batches of {batch_size}: separable over dense, {times}", soft_wrap=True)
+    for name, batch_size in track(list(product(config.networks, config.batch_sizes)), "benchmark: network"):
+        row = journal.part(f"{name}, {batch_size}", partial(measure_network, config, resident, name, batch_size))
+        rows.append(row)
+        times = ", ".join(f"{part} {row[part]['median']:.2f}" for part in ("training", "evaluation"))
+        CONSOLE.print(f"{name}, batches of {batch_size}: separable over dense, {times}", soft_wrap=True)
+    precision = resolve_precision(config.recipe.precision, device)
     return {"suite": "networks", "data": dataset.name, "precision": precision, "networks": rows}
+
+
+def measure_network(config: NetworksConfig, dataset: Dataset, name: str, batch_size: int) -> dict[str, Any]:
+    """The record of a network and its dense twin on batches of a size; `dataset` is on the device."""
+    device, images = dataset.pixels.device, describe_images(dataset)
+    precision = resolve_precision(config.recipe.precision, device)
+    loops, macs = {}, {}
+    # a captured step is of one size; turns last as long as they do, so no schedule has an end to go to
+    recipe = replace(config.recipe, batch_size=batch_size, schedule="constant")
+    for conv in ("separable", "dense"):
+        L.seed_everything(config.seed, verbose=False)
+        classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset, images)
+        macs[conv] = counting.macs(classifier.net, dataset.shape)
+        loops[conv] = BareLoop(classifier, dataset, precision, 1, config.seed, config.trainer)
+    step = {conv: bare.form for conv, bare in loops.items()}
+    row: dict[str, Any] = {"network": name, "batch_size": batch_size, "macs": macs, "step": step}
+    batch = dataset.train[:batch_size]
+    for part, call in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
+        calls = {conv: partial(call, bare, batch) for conv, bare in loops.items()}
+        turns = take_turns(calls, config.rounds, device)
+        rates = {conv: [batch_size * rate for rate in turns[conv]] for conv in turns}
+        ratios = [a / b for a, b in zip(rates["separable"], rates["dense"], strict=True)]
+        row[part] = spread(ratios) | {"images_per_second": rates}
+    return row
 
 
 def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:

@@ -39,6 +39,7 @@ from hydra.errors import HydraException
 
 from sepconv import InputError, networks
 from sepconv.benchmark import airbench, template
+from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.loop import BareLoop
 from sepconv.benchmark.time_to_accuracy import (
     accuracy_columns,
@@ -56,7 +57,7 @@ from sepconv.data.module import count_images, evaluation_batch
 from sepconv.devices import find_device, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, track
 from sepconv.training.train import make_classifier
 from sepconv.training.whitening import whiten
 
@@ -69,7 +70,7 @@ REFERENCES = ("keras", "airbench")  # peers that the others' times are set again
 Turn = dict[str, Any]
 
 
-def measure(config: PeersConfig) -> dict[str, Any]:
+def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
     """Fit seconds and test accuracy of `config.peers`, taking turns.
 
     Ours and the bare loop have `config.rounds` trainings, Keras and the template, which take longer,
@@ -109,14 +110,18 @@ def measure(config: PeersConfig) -> dict[str, Any]:
         else:
             trainings[peer] = partial(PEERS[peer], config, dataset)
     counts = {"keras": config.peer_rounds, "template": config.peer_rounds, "airbench": 1}
-    turns: dict[str, list[Turn]] = {name: [] for name in trainings}
+    turns: dict[str, list[Turn]] = {name: journal.parts.get(name, []) for name in trainings}
+    if len(turns.get("airbench", [])) < config.rounds:  # its block is made whole
+        turns |= {name: [] for name in turns if name == "airbench"}
+    left = {name: counts.get(name, config.rounds) - len(turns[name]) for name in trainings}
     end = math.inf if config.seconds is None else started + config.seconds
     failed: dict[str, str] = {}
-    for name in order({name: counts.get(name, config.rounds) for name in trainings}):
+    for name in track(order(left), "benchmark: turn"):
         if name in failed or (turns[name] and time.perf_counter() > end):
             continue
         try:
             for turn in trainings[name](config.seed + len(turns[name])):
+                journal.keep(name, [*turns[name], turn])
                 turns[name].append(turn)
                 tta = turn.get("test_accuracy_tta")
                 augmented = "" if tta is None else f", {tta:.2%} with test-time augmentation"

@@ -14,17 +14,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from sepconv import InputError
+from sepconv.benchmark.journal import Journal
 from sepconv.config import REPOSITORY, TimeToAccuracyConfig, TrainConfig, Training
 from sepconv.data.datasets import Dataset, load
 from sepconv.study.statistics import Estimate, spread, write_spread
 from sepconv.tables import Column, Table
-from sepconv.terminal import CONSOLE, hushed
+from sepconv.terminal import CONSOLE, hushed, track
 from sepconv.training.runs import Result, read_result
 from sepconv.training.train import train
 
@@ -32,7 +34,7 @@ TESTS = {"test_accuracy": "test accuracy", "test_accuracy_tta": "with test-time 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch.compile leaves what it made
 
 
-def measure(config: TimeToAccuracyConfig) -> dict[str, Any]:
+def measure(config: TimeToAccuracyConfig, journal: Journal) -> dict[str, Any]:
     """Test accuracy and time of the configuration's training, warm (`config.rounds`) and cold (`config.cold_rounds`).
 
     Both have the seeds seed, seed + 1, ... A cold training takes turns with a process that does nothing but import
@@ -50,32 +52,29 @@ def measure(config: TimeToAccuracyConfig) -> dict[str, Any]:
     training, dataset = configured(config), load(config.data)
     warm_up(training, dataset)
     overrides = arguments()
-    cold: list[Result] = []
-    processes, imports = [], []  # seconds
-    for seed in range(config.seed, config.seed + config.cold_rounds):
-        result, seconds = train_afresh([*overrides, f"seed={seed}"])
-        cold.append(result)
-        processes.append(seconds)
-        imports.append(process_seconds(["-c", "import lightning"]))
-        CONSOLE.print(f"cold, seed {seed}: {seconds:.2f} s, {result.test_accuracy:.2%}")
-    warm: list[Result] = []
-    for seed in range(config.seed, config.seed + config.rounds):
+    cold: list[dict[str, Any]] = []
+    for seed in track(range(config.seed, config.seed + config.cold_rounds), "benchmark: cold training"):
+        cold.append(result := journal.part(f"cold, seed {seed}", partial(train_cold, [*overrides, f"seed={seed}"])))
+        CONSOLE.print(f"cold, seed {seed}: {result['process_seconds']:.2f} s, {result['test_accuracy']:.2%}")
+    warm: list[dict[str, Any]] = []
+    for seed in track(range(config.seed, config.seed + config.rounds), "benchmark: warm training"):
         if warm and config.seconds is not None and time.perf_counter() - started > config.seconds:
             break
-        warm.append(result := train_quietly(replace(training, seed=seed), dataset))
-        CONSOLE.print(f"warm, seed {seed}: {result.fit_seconds:.2f} s, {result.test_accuracy:.2%}")
-    first_steps = [step for result in cold if (step := result.seconds_to_first_step) is not None]
+        warm.append(result := journal.part(f"warm, seed {seed}", partial(train_warm, training, dataset, seed)))
+        CONSOLE.print(f"warm, seed {seed}: {result['fit_seconds']:.2f} s, {result['test_accuracy']:.2%}")
+    processes, imports = ([result[key] for result in cold] for key in ("process_seconds", "import_seconds"))
+    first_steps = [step for result in cold if (step := result["seconds_to_first_step"]) is not None]
     return {
         "suite": "time_to_accuracy",
         "training": HydraConfig.get().runtime.choices["experiment"] or config.model["name"],
         "model": config.model,
         "data": config.data.name,
         "recipe": asdict(config.recipe),
-        **{key: getattr(warm[0], key) for key in ("images", "parameters", "macs", "precision")},
+        **{key: warm[0][key] for key in ("images", "parameters", "macs", "precision")},
         "target": config.target,
         "seed": config.seed,
-        "warm": judge_runs([vars(result) for result in warm], config.target),
-        "cold": judge_runs([vars(result) for result in cold], config.target) | {"seconds": spread(processes)},
+        "warm": judge_runs(warm, config.target),
+        "cold": judge_runs(cold, config.target) | {"seconds": spread(processes)},
         "start": {
             "seconds_to_first_step": spread(first_steps),
             "import_lightning_seconds": spread(imports),
@@ -93,6 +92,20 @@ def configured(config: Training) -> TrainConfig:
 def warm_up(training: TrainConfig, dataset: Dataset) -> None:
     """One epoch of `training`, for what only the first training of a process pays."""
     train_quietly(replace(training, recipe=replace(training.recipe, epochs=1)), dataset)
+
+
+def train_warm(training: TrainConfig, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """The figures of a training in this process."""
+    return asdict(train_quietly(replace(training, seed=seed), dataset))
+
+
+def train_cold(overrides: list[str]) -> dict[str, Any]:
+    """The figures of a training in a process of its own, with the seconds of that and of one that imports Lightning."""
+    result, seconds = train_afresh(overrides)
+    return asdict(result) | {
+        "process_seconds": seconds,
+        "import_seconds": process_seconds(["-c", "import lightning"]),
+    }
 
 
 def train_quietly(training: TrainConfig, dataset: Dataset) -> Result:
