@@ -4,6 +4,8 @@ import hashlib
 import importlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,8 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     """
     suite = importlib.import_module(f"sepconv.benchmark.{config.suite}")
     folder = Path(config.output).expanduser()
-    try:
+    with writing(config.output):
         folder.mkdir(parents=True, exist_ok=True)  # before what takes long
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
     provenance: dict[str, Any] = {
         "device": describe_device(find_device(config.trainer)),
         "command": runs.command_line("benchmark", overrides),
@@ -58,3 +58,12 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     if failed := record.get("failed"):
         raise InputError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
     return record
+
+
+@contextmanager
+def writing(output: str) -> Iterator[None]:
+    """Raises InputError where the folder `output` takes no record."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write to {output} ({error.strerror}): choose another output=") from error
