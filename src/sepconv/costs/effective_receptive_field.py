@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sepconv.costs.counting import Layer
+from sepconv.terminal import track
 
 MASS = 0.95  # share of the squared gradient that the effective receptive field holds
 
@@ -50,7 +51,7 @@ def gradient_maps(
         net.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: sum_centre(name, out))
     net(images)
     maps = {}
-    for name, value in sums.items():
+    for name, value in track(sums.items(), "receptive field: layer"):
         (gradient,) = torch.autograd.grad(value, images, retain_graph=True)
         square = gradient.cpu().double().square().mean((0, 1))
         maps[name] = square / square.sum().clamp(min=torch.finfo(torch.float64).tiny)

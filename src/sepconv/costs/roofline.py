@@ -21,6 +21,7 @@ from sepconv.costs import counting
 from sepconv.costs.counting import Layer
 from sepconv.devices import describe_device, free_memory
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
+from sepconv.terminal import track
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPEATS = 11  # of each measurement, whose median counts
@@ -94,7 +95,8 @@ def time_layers(net: nn.Module, layers: list[Layer], device: torch.device, dtype
     `layers` are `counting.layers` of this network, for the batch. Raises InputError where memory does not hold that.
     """
     check_memory(layers, device)
-    return [median_seconds(isolated(net, layer, device, DTYPES[dtype]), device) for layer in layers]
+    timed = track(layers, "timing: layer")
+    return [median_seconds(isolated(net, layer, device, DTYPES[dtype]), device) for layer in timed]
 
 
 def check_memory(layers: list[Layer], device: torch.device) -> None:
@@ -133,7 +135,7 @@ def sweep(device: torch.device | None, dtype: str, batch: int) -> list[dict[str,
     """
     layers: dict[str, Any] = {"standard": ConvNormActivation, "separable": partial(depthwise_separable, between=False)}
     records = []
-    for channels in IN_CHANNELS:
+    for channels in track(IN_CHANNELS, "layers: width"):
         shape = (channels, SIDE, SIDE)
         record: dict[str, Any] = {"in_channels": channels}
         for name, layer in layers.items():

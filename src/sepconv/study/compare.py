@@ -18,6 +18,7 @@ from sepconv import InputError
 from sepconv.config import MADE, CompareConfig, TrainConfig, flatten
 from sepconv.reading import read_text
 from sepconv.study.statistics import Difference, Estimate
+from sepconv.terminal import track
 from sepconv.text import tell_apart
 from sepconv.training import runs
 from sepconv.training.runs import Result
@@ -160,7 +161,7 @@ def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path], list[Path
             folder = path if os.path.isdir(path) else path.parent
             directories |= dict.fromkeys(Path(os.path.realpath(each)) for each in list_runs(folder))
     finished, unfinished, missing = [], [], []
-    for directory in directories:
+    for directory in track(directories, "reading: run"):
         if not os.path.lexists(directory / "config.yaml"):
             missing.append(directory)
         elif os.path.lexists(directory / "result.json"):

@@ -16,7 +16,7 @@ from sepconv.config import CompareConfig
 from sepconv.study.compare import COSTS, Comparison, Network, Section, name_hardware
 from sepconv.study.plots import Picture, draw_section
 from sepconv.tables import Column, Table, as_csv
-from sepconv.terminal import CONSOLE
+from sepconv.terminal import CONSOLE, track
 from sepconv.text import code_span, escape_markdown, printable
 
 SIDE_BY_SIDE = 4  # networks, at most, that the terminal shows as columns
@@ -49,7 +49,8 @@ def report_comparison(comparison: Comparison, config: CompareConfig, overrides: 
     write(folder, "networks.csv", as_csv(list(network_records(comparison))))
     write(folder, "runs.csv", as_csv(run_records(comparison)))
     write_pages(comparison, {section.data: {} for section in comparison.sections}, folder, command)
-    drawn = {section.data: draw_section(section) for section in comparison.sections}
+    sections = track(comparison.sections, "pictures: data set")
+    drawn = {section.data: draw_section(section) for section in sections}
     for data, pictures in drawn.items():
         for name, picture in pictures.items():
             write(folder, f"{data}-{name}.png", picture.png)
