@@ -16,12 +16,15 @@ from urllib.parse import unquote
 
 import pytest
 import torch
-from conftest import Outcome, refused
+from conftest import REPOSITORY, Outcome, refused
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from recorded import MACS, configuration, figures, write_run
 
 from sepconv import InputError
-from sepconv.config import CompareConfig
+from sepconv.config import ClaimsConfig, CompareConfig, read
+from sepconv.data.datasets import load
+from sepconv.study.claims.lab import Lab
 from sepconv.study.compare import Network, compare
 
 
@@ -270,6 +273,17 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
         assert (out / f"digits-{name}.png").stat().st_size > 10_000
         assert f"digits-{name}.png" in (out / "report.md").read_text()
     assert "baseline" in (out / "report.md").read_text()
+
+
+def test_claims_take_runs_on_their_own_images_only(tmp_path: Path) -> None:
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        claims = read(ClaimsConfig, compose("claims", ["data=digits", "trainer=cpu", f"runs={tmp_path}"]))
+    dataset = load(claims.data)
+    digests = dataset.digests()
+    for seed, changes in enumerate(({}, {"test": "other"}, {"train": "other"})):
+        result = figures(seed=seed) | {"data": "digits", "digests": digests | changes}
+        write_run(tmp_path / str(seed), configuration("data=digits", f"seed={seed}"), [], result)
+    assert [run.config.seed for run in Lab(claims, dataset).runs.values()] == [0]
 
 
 def test_torch_is_not_waited_for() -> None:

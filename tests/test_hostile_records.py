@@ -16,8 +16,9 @@ from conftest import Outcome, refused
 from recorded import configuration, figures, write_run
 
 from sepconv import InputError
-from sepconv.config import RecipeConfig, read
+from sepconv.config import CompareConfig, RecipeConfig, complete, read
 from sepconv.study import report
+from sepconv.study.compare import compare
 from sepconv.tables import Column, Table, as_csv
 from sepconv.text import code_span, escape_markdown, printable, tell_apart
 from sepconv.training import dashboard
@@ -96,6 +97,14 @@ def test_a_hostile_file_is_refused_at_once(
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.parametrize("content", [b"a\0b", b"\xff", b"x\n" * 10**6, b"/etc\n.\n..\n", "\u2028\r\x1b[1m".encode()])
+def test_a_list_of_runs_may_name_anything(config: dict[str, Any], tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "runs.txt").write_bytes(content)
+    write_run(tmp_path / "run", config, [], figures())
+    with pytest.raises(InputError, match=r"runs.txt|no finished run \(\d missing\)"):
+        compare(CompareConfig(runs=[str(tmp_path)]))
+
+
 @pytest.mark.parametrize("kind", ["pipe", "directory", "link"])
 def test_what_is_no_file_is_refused(config: dict[str, Any], tmp_path: Path, kind: str) -> None:
     run = write_run(tmp_path / "run", config, [])
@@ -113,6 +122,9 @@ def test_arguments_are_not_resolved(config: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_a_checkpoints_values_are_plain(config: dict[str, Any]) -> None:
+    for model in ({}, {"name": ["x"]}, {"name": "separated"}, {"name": "separated", "base": {"name": 1}}, 5):
+        with pytest.raises(InputError, match="a network"):
+            complete(model)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="interpolation"):
         read(RecipeConfig, config["recipe"] | {"schedule": "${oc.env:HOME}"})
 

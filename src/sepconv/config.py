@@ -463,10 +463,13 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def complete(model: dict[str, Any]) -> dict[str, Any]:
-    """`model` (name and options) with the defaults of what it leaves out, as runs leave out options that came later."""
+    """`model` (name and options) with the defaults of what it leaves out, as runs leave out options that came later.
+
+    Raises InputError for what names no network.
+    """
+    check_model("model", model)
     if model["name"] == "separated":
-        check_model("model.base", model.get("base"))
-        return model | {"base": complete(model["base"])}
+        return model | {"base": complete(model.get("base", {}))}
     return defaults(model["name"]) | model
 
 
