@@ -82,6 +82,7 @@ def command(name: str, positional: str | None = None) -> Callable[[Main], Callab
                 try:
                     Command(name, main, positional).run(sys.argv[1:])
                 except KeyboardInterrupt as stopped:
+                    clear_bars()
                     sys.stderr.write(f"stopped{f': {stopped}' if str(stopped) else ''}\n")
                     raise SystemExit(stopped.status if isinstance(stopped, Stopped) else 130) from None
                 except InputError as error:
@@ -205,8 +206,15 @@ def explain_composition(error: Exception) -> str:
     return f"these arguments cannot be read ({type(error).__name__}: {message})"
 
 
+def clear_bars() -> None:
+    """Takes bars off the terminal, where the module that draws them has been imported."""
+    if terminal := sys.modules.get("sepconv.terminal"):
+        terminal.clear()
+
+
 def fail(message: Any) -> NoReturn:
     """Ends the program with status 2 and one line."""
+    clear_bars()
     sys.stderr.write(f"error: {printable(str(message))}\n")
     raise SystemExit(2)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import sys
 import threading
 import time
@@ -22,11 +21,12 @@ T = TypeVar("T")
 
 BAR = "{desc} {n_fmt} of {total_fmt} |{bar}| {elapsed}{postfix}"
 REFRESHED = 1.0  # seconds between changes of a bar
-FIRST, EVERY = 10.0, 60.0  # seconds until the first line where there is no bar, and from one line to the next
+# where there is none: seconds until the first line, from one line to the next, and of a work that gets none
+FIRST, EVERY, SHORT = 10.0, 60.0, 5.0
 
 
 class Output(Console):
-    """Standard output, on which a bar makes way for a line, and which a command outlives where it is closed or full.
+    """Standard output, on which a bar makes way for a line.
 
     Text is shown as it is: brackets are no markup, and what a terminal would obey is an escape.
     """
@@ -35,28 +35,15 @@ class Output(Console):
         return super().render_str(printable(text), **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        if getattr(sys.stdout, "errors", None) == "strict":  # what a terminal of another alphabet lacks becomes a code
-            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         with tqdm.external_write_mode(sys.stdout) if ACTIVE else contextlib.nullcontext():
-            try:
-                super().print(*objects, **options)
-            except OSError as error:  # a full disk
-                self.quiet = True
-                logging.getLogger(__name__).warning("standard output takes nothing more: %s", error.strerror)
-            except ValueError:
-                if not self.file.closed:
-                    raise
-
-    def on_broken_pipe(self) -> None:
-        """The reader is gone: what is written goes nowhere, and the work goes on."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            super().print(*objects, **options)
 
 
 CONSOLE = Output(highlight=False, markup=False, emoji=False)
 
 
 class Progress:
-    """How far a long work is: a bar on a terminal; elsewhere a line on standard error after FIRST seconds, then EVERY.
+    """How far a long work is: by a bar on a terminal, elsewhere by a line on standard error, a minute after the last.
 
     To be entered, and told by `reach` how much is done. One within another is shown with it, in one line; one that
     begins while the console is quiet is not shown.
@@ -73,8 +60,7 @@ class Progress:
         self.bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Self:
-        self.shown = not CONSOLE.quiet
-        if self.shown:
+        if not CONSOLE.quiet:
             if interactive():
                 self.bar = tqdm(desc=self.what, total=self.total, initial=self.first, leave=False, file=sys.stderr,
                                 bar_format=BAR, dynamic_ncols=True, delay=REFRESHED)  # fmt: skip
@@ -84,7 +70,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.shown:
+        if self in ACTIVE:
             ACTIVE.remove(self)
             if not ACTIVE:
                 TICKER.stop()
@@ -98,9 +84,10 @@ class Progress:
 
     def refresh(self) -> None:
         """Draws the bar anew."""
-        assert self.bar is not None
+        if self.bar is None:
+            return
         self.bar.n = self.done
-        self.bar.set_postfix_str(", ".join(filter(None, [self.detail, self.left()])), refresh=False)
+        self.bar.set_postfix_str(", ".join(filter(None, [self.left(), self.detail])), refresh=False)
         self.bar.refresh()
 
     def left(self) -> str:
@@ -118,7 +105,11 @@ class Progress:
 class Ticker:
     """Shows all that is under way, from a thread of its own: one step of the work may take long."""
 
+    due = 0.0  # the moment of the next line, by the monotonic clock
+
     def start(self) -> None:
+        if self.due == 0:
+            self.due = time.monotonic() + FIRST
         self.stopped = threading.Event()
         threading.Thread(target=self.run, args=[self.stopped], daemon=True).start()
 
@@ -127,20 +118,14 @@ class Ticker:
 
     def run(self, stopped: threading.Event) -> None:
         drawn = interactive()
-        wait = REFRESHED if drawn else FIRST
-        while not stopped.wait(wait):
+        while not stopped.wait(REFRESHED if drawn else max(SHORT, self.due - time.monotonic())):
             with contextlib.suppress(OSError, ValueError):  # a closed terminal
-                self.show()
-            wait = REFRESHED if drawn else EVERY
-
-    def show(self) -> None:
-        """Draws the bars, or writes the line."""
-        active = list(ACTIVE)
-        for progress in active:
-            if progress.bar is not None:
-                progress.refresh()
-        if active and active[0].bar is None and sys.stderr is not None:
-            print("; ".join(map(str, active)), file=sys.stderr, flush=True)
+                if drawn:
+                    for progress in list(ACTIVE):
+                        progress.refresh()
+                else:
+                    print("; ".join(map(str, ACTIVE)), file=sys.stderr, flush=True)
+                    self.due = time.monotonic() + EVERY
 
 
 ACTIVE: list[Progress] = []  # what is under way, from the outermost
@@ -159,6 +144,12 @@ def track(sequence: Iterable[T], what: str, total: int | None = None) -> Iterato
         for done, item in enumerate(sequence, 1):
             yield item
             progress.reach(done)
+
+
+def clear() -> None:
+    """Takes what is under way off the terminal, where an error has ended it."""
+    for progress in reversed(ACTIVE[:]):
+        progress.__exit__()
 
 
 def duration(seconds: float) -> str:
