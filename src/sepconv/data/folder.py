@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sepconv import InputError
 from sepconv.config import DataConfig
-from sepconv.data.files import expand, unreadable
 from sepconv.data.images import ENDINGS, read_image
 from sepconv.data.published import Parts
 from sepconv.devices import check_memory
+from sepconv.files import expand, unreadable
 from sepconv.terminal import track
 from sepconv.text import printable, tell_apart
 

@@ -1,6 +1,7 @@
 """Image files to uint8 arrays, all on one scale: 0 is black, 255 is white, whatever a file stores."""
 
 import contextlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,13 +11,15 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from sepconv import InputError
-from sepconv.data.files import open_file
+from sepconv.files import open_file
 from sepconv.text import printable
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow: those that start no other program
 MOST_BYTES = 2**30  # of a file
 MOST_SIDE = 2**16 - 1  # in pixels, as in a JPEG; how many pixels an image may have, Pillow says
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs as an error, it raises too
 
 # fields of a TIFF, and values of theirs
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339

@@ -14,9 +14,11 @@ import math
 import os
 import pickle
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -27,10 +29,11 @@ from torchvision import datasets as tv
 
 from sepconv import InputError
 from sepconv.config import DataConfig
-from sepconv.data.files import expand, open_file, unreadable
+from sepconv.files import expand, open_file, unreadable, write
 from sepconv.terminal import Progress, track
 from sepconv.text import printable
 
+T = TypeVar("T")
 Parts = tuple[dict[str, tuple[Tensor, Tensor]], list[str]]  # (pixels, labels) of `train`, ...; names of the classes
 
 LOCK = ".sepconv-download.lock"
@@ -177,6 +180,8 @@ def fetch(archives: list[Archive], root: Path, name: str) -> list[dict[str, byte
 
     Raises OSError or HTTPException where that cannot be done; then folders that it made are gone again, if empty.
     """
+    if not root.is_dir():
+        from_mirror(archives[0], ask)  # before there is a folder, which others that begin now would keep
     found = []
     with directory(root), exclusive(root, f"waiting for another process, which downloads {name}"):
         for archive in archives:
@@ -186,7 +191,8 @@ def fetch(archives: list[Archive], root: Path, name: str) -> list[dict[str, byte
                     contents = unpack(archive, download(archive, root / archive.path))
                 for member, content in contents.items():
                     if archive.members[member] and not (root / member).exists():
-                        place(root / member, content)
+                        (root / member).parent.mkdir(exist_ok=True)
+                        write(root / member, content)
             found.append(contents)
     return found
 
@@ -221,46 +227,53 @@ def exclusive(root: Path, waiting: str) -> Iterator[None]:
 
 
 def download(archive: Archive, path: Path) -> bytes:
-    """The archive from the first of its mirrors that gives it whole, now at `path` too. Raises OSError."""
-    aside, failures = path.with_name(path.name + ".part"), []
+    """The archive, now at `path` too. Raises OSError."""
+    aside = path.with_name(path.name + ".part")
+    content = from_mirror(archive, lambda url: transfer(url, aside, archive.md5))
+    os.replace(aside, path)
+    return content
+
+
+def from_mirror(archive: Archive, get: Callable[[str], T]) -> T:
+    """What `get` makes of the first of an archive's mirrors with which it succeeds. Raises OSError."""
+    failures = []
     for url in archive.urls:
         try:
-            transfer(url, aside)
+            return get(url)
         except (OSError, http.client.HTTPException) as error:
-            if getattr(error, "code", None) == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                aside.unlink()
             failures.append(f"{url}: {str(error) or type(error).__name__}")
-            continue
-        content = aside.read_bytes()
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() == archive.md5:
-            os.replace(aside, path)
-            return content
-        aside.unlink()
-        failures.append(f"{url}: it gives another file than was published")
     raise OSError("; ".join(failures))
 
 
-def transfer(url: str, aside: Path) -> None:
+def ask(url: str) -> None:
+    """Raises OSError where no server answers for `url`."""
+    with contextlib.suppress(HTTPError), urlopen(Request(url, method="HEAD"), timeout=SILENCE):
+        pass
+
+
+def transfer(url: str, aside: Path, md5: str) -> bytes:
     """Downloads `url` to the file `aside`, or the rest of it, if a part is there. Raises OSError or HTTPException."""
     begun = aside.stat().st_size if aside.exists() else 0
     request = Request(url, headers={"User-Agent": "sepconv", "Range": f"bytes={begun}-"})
-    with urlopen(request, timeout=SILENCE) as answer:
-        begun *= answer.status == http.HTTPStatus.PARTIAL_CONTENT
-        length = answer.length
-        chunks = iter(lambda: answer.read(CHUNK), b"")
-        with aside.open("ab" if begun else "wb") as file:
-            for chunk in track(chunks, f"downloading {Path(url).name}: MiB", length and math.ceil(length / CHUNK)):
-                file.write(chunk)
-            if length and file.tell() < begun + length:
-                raise OSError("the connection broke off")
-
-
-def place(path: Path, content: bytes) -> None:
-    """Writes a file, which appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    try:
+        with urlopen(request, timeout=SILENCE) as answer:
+            begun *= answer.status == http.HTTPStatus.PARTIAL_CONTENT
+            length = answer.length
+            chunks = iter(lambda: answer.read(CHUNK), b"")
+            with aside.open("ab" if begun else "wb") as file:
+                for chunk in track(chunks, f"downloading {Path(url).name}: MiB", length and math.ceil(length / CHUNK)):
+                    file.write(chunk)
+                if length and file.tell() < begun + length:
+                    raise OSError("the connection broke off")
+    except HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            aside.unlink()
+        raise
+    content = aside.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        aside.unlink()
+        raise OSError("it gives another file than was published")
+    return content
 
 
 def missing(config: DataConfig, root: Path, absent: list[Archive], reason: str) -> InputError:
