@@ -218,7 +218,7 @@ def test_resume_with_muon(
         ("recipe.optimizer.depthwise=both", ["recipe.optimizer.depthwise=both", "others, muon"]),
         ("+recipe.optimizer.speed=3", ["recipe.optimizer", "speed", "torch.optim.Muon"]),
         ("+recipe.optimizer.ns_steps=100", ["recipe.optimizer", "ns_steps", "below 100"]),
-        ("+recipe.optimizer.ns_coefficients=[1,2]", ["recipe.optimizer", "ns_coefficients", "three numbers"]),
+        ("+recipe.optimizer.ns_coefficients=[1,2]", ["recipe.optimizer", "ns_coefficients", "3 numbers"]),
         ("recipe.optimizer.weight_decay=-1", ["recipe.optimizer", "weight decay"]),
     ],
 )

@@ -1,5 +1,6 @@
 """What a shell hands over, as Hydra reads it: paths as they were typed, the jobs of a grid, one line for a mistake."""
 
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -54,7 +55,7 @@ def gather(arguments: list[str], key: str, keys: Iterable[str]) -> list[str]:
         name, equals, _ = argument.partition("=")
         named = equals and re.fullmatch(r"[+~]*[\w.@/:-]+", name)
         known = name.lstrip("+~").partition(".")[0] in (*keys, "hydra")
-        is_path = not named or (not known and ("/" in name or Path(argument).exists()))
+        is_path = not named or (not known and ("/" in name or os.path.exists(argument)))
         (paths if is_path else others).append(argument)
     return [*others, f"{key}=[{','.join(map(quote, paths))}]"] if paths else others
 
@@ -69,7 +70,7 @@ def take_path(argument: str, key: str, listed: bool, grid: bool) -> str:
     name, equals, value = argument.partition("=")
     if name.lstrip("+") != key or not equals or value in ("", "null") or (listed and value.startswith("[")):
         return argument
-    exists = Path(value).expanduser().exists()
+    exists = os.path.exists(os.path.expanduser(value))
     if not exists and is_quoted(value):
         return argument
     parts = value.split(",") if grid and not exists else [value]
@@ -88,7 +89,8 @@ def is_quoted(value: str) -> bool:
 
 
 def reads_as_typed(value: str) -> bool:
-    return read_value(value) == value
+    """Whether `value` is a path to Hydra too, and not a number, say; one with special characters is not asked about."""
+    return re.fullmatch(r"[A-Za-z0-9_./:@%+-]+", value) is not None and read_value(value) == value
 
 
 def read_value(value: str) -> Any:
