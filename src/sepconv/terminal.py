@@ -179,10 +179,11 @@ def logged(run: Path) -> Iterator[None]:
     logging.captureWarnings(True)
     logging.getLogger().setLevel(logging.INFO)
     file = RunLog(run / "train.log", encoding="utf-8", errors="backslashreplace")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: dict[logging.Logger, logging.Handler] = {logging.getLogger(): file}
     if not (interactive() or CONSOLE.quiet):
-        handlers[logging.getLogger("sepconv")] = logging.StreamHandler()
+        handlers[logging.getLogger("sepconv")] = screen = logging.StreamHandler()
+        screen.setFormatter(PlainFormatter())
     for logger, handler in handlers.items():
         logger.addHandler(handler)
     excepthook, threading.excepthook = threading.excepthook, note_thread
@@ -194,6 +195,13 @@ def logged(run: Path) -> Iterator[None]:
             logger.removeHandler(handler)
         with contextlib.suppress(OSError):
             file.close()
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines of text that is only read, whatever names are in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().formatMessage(record).split("\n")))
 
 
 class RunLog(logging.FileHandler):

@@ -16,6 +16,7 @@ from sepconv.config import RecipeConfig, check_shape, read
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData
 from sepconv.data.transforms import classify_views, make_normalization
+from sepconv.text import tell_apart
 from sepconv.training.recipe import build_optimizer, build_schedule, initialize
 from sepconv.training.step import TrainingStep
 
@@ -189,6 +190,6 @@ def explain_difference(recorded: dict[str, Any], found: dict[str, Any], parts: S
         return f"{name_kind(recorded)} then, {name_kind(found)} now"
     for place, (then, now) in enumerate(zip(recorded["classes"], found["classes"], strict=True)):
         if then != now:
-            return f"class {place} was {then!r} and is {now!r}"
+            return "class {} was '{}' and is '{}'".format(place, *tell_apart([then, now]))
     changed = [part for part in parts if recorded["digests"].get(part) != found["digests"][part]]
     return f"the images of {' and '.join(changed)} differ" if changed else ""
