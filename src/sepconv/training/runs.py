@@ -27,7 +27,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from sepconv import InputError, files
-from sepconv.config import REPOSITORY, TrainConfig, check_name, checked, complete, number, read
+from sepconv.config import CHECKOUT, TrainConfig, check_name, checked, complete, number, read
 from sepconv.reading import check_each, check_fields, describe, fits, read_json, read_yaml, write_yaml
 from sepconv.text import shorten
 
@@ -190,7 +190,10 @@ def read_result(run: Path) -> Result:
     try:
         check_fields(Result, "", figures)
     except InputError as error:
-        raise InputError(f"{run}/result.json is not a run's: {shorten(str(error), 300)}") from error
+        reason = shorten(str(error), 300)
+        raise InputError(
+            f"{run}/result.json is not a run's: {reason}; leave that run out, or train it again"
+        ) from error
     return Result(**{field.name: figures[field.name] for field in fields(Result) if field.name in figures})
 
 
@@ -199,8 +202,8 @@ def command_line(script: str, overrides: list[str]) -> str:
     return shlex.join(["python", f"scripts/{script}.py", *overrides])
 
 
-def git_state(checkout: Path = REPOSITORY, paths: Sequence[str] = CODE) -> dict[str, Any]:
-    """The commit of a checkout, by default ours, and whether its `paths` were changed since; nulls without git.
+def git_state(checkout: Path | None = CHECKOUT, paths: Sequence[str] = CODE) -> dict[str, Any]:
+    """The commit of a checkout, by default ours, and whether its `paths` were changed since; nulls where there is none.
 
     Args:
         paths: by default what a run depends on, not the records that it leaves; none for the whole checkout.
@@ -213,6 +216,8 @@ def git_state(checkout: Path = REPOSITORY, paths: Sequence[str] = CODE) -> dict[
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if checkout is None:  # the package was installed without it
+        return {"sha": None, "dirty": None}
     status = git("status", "--porcelain", "--", *paths)
     return {"sha": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
