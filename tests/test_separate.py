@@ -515,6 +515,10 @@ def test_stopped_training_from_weights_resumes(
         arguments.append(f"runs={tmp_path}/runs")
         assert command("train", f"weights={gone}", *arguments).status == 130
     (run,) = tmp_path.glob("runs/digits/baseline/*")
+    between = shutil.copytree(run, tmp_path / "between")  # stopped after its first best.ckpt, before its last.ckpt
+    (between / "checkpoints/last.ckpt").unlink()
+    outcome = command("train", f"resume={between}")
+    assert outcome.status == 0, outcome.err
     shutil.rmtree(gone)
     outcome = command("train", f"resume={run}")
     assert outcome.status == 0, outcome.err

@@ -26,7 +26,7 @@ from sepconv.devices import (
     reset_peak_memory,
     resolve_precision,
 )
-from sepconv.training import runs, summary
+from sepconv.training import checkpoints, runs, summary
 from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.checkpoints import make_checkpoints
 from sepconv.training.classifier import ImageClassifier, describe_images, explain_difference, name_kind
@@ -235,8 +235,9 @@ def resume(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -
         recorded = replace(recorded, trainer=trainer)
     if any(o.startswith("data.root=") for o in overrides):
         recorded = replace(recorded, data=replace(recorded.data, root=config.data.root))
-    checkpoint = run / "checkpoints/last.ckpt"
-    if not any((run / "checkpoints").glob("*.ckpt")):
+    best, checkpoint = run / "checkpoints/best.ckpt", run / "checkpoints/last.ckpt"
+    # the first epoch's best is written before its last
+    if not checkpoint.exists() and not (best.exists() and checkpoints.load(best).get("epoch")):
         begin = start_from_weights if recorded.weights else start_afresh
         beginning = begin(recorded, first_overrides, dataset)
         notes = [*beginning.notes, f"{run} stopped before its first checkpoint: it begins again"]
