@@ -143,7 +143,8 @@ def subfolders(path: str | Path) -> list[Path]:
 
 def part_of(name: str) -> tuple[str | None, bool]:
     """The part that a directory called `name` holds, if any, and whether all of the name says so."""
-    words = [word for word in re.findall(r"[^\W\d_]+", name.casefold()) if not re.fullmatch(MORE, word)]
+    words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold())
+    words = [word for word in words if not re.fullmatch(MORE, word)]
     found = [part for word in words for part, names in PARTS.items() if re.fullmatch(f"({names})({MORE})?", word)]
     return (found[0], len(words) == 1) if len(set(found)) == 1 else (None, False)
 
