@@ -1,6 +1,6 @@
 PYTHON = .venv/bin/python
 
-.PHONY: train test torture lint tensorboard peers lock
+.PHONY: train test test-lowest torture lint tensorboard peers lock
 
 train: .venv/ready
 	$(PYTHON) scripts/train.py model=separable
@@ -8,6 +8,16 @@ train: .venv/ready
 # One process a core (up to eight, for their memory), of one thread each: most tests do not fill two threads.
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
+# The same at the lowest versions that pyproject.toml admits, in an environment of its own (7 GB), which is made anew.
+# make test-lowest PYTHON=python3.13: by another Python
+test-lowest: PYTHON = python3
+test-lowest:
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct -r pyproject.toml --extra dev
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --no-deps --no-build-isolation --editable .
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(TESTS)
 
 # Trials of what docs/promises.md promises, which they write: half an hour on two cores.
 torture: .venv/ready

@@ -246,12 +246,13 @@ def test_diverging_loss(command: Command, tmp_path: Path) -> None:
 def test_experiment_file(command: Command, tmp_path: Path) -> None:
     """Of a mistake in a file of one's own the line names the file."""
     (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("7")
+    refused(command("train", f"--config-dir={tmp_path}", "experiment=mine"), "Invalid loaded object type: int")
     for mistake, words in (
         ("recipe: {batchsize: 1}", ["unknown key recipe.batchsize", "did you mean recipe.batch_size?"]),
         ("recipe: {batch_size: many}", ["recipe.batch_size", "many", "Integer"]),
         ("recipe: {batch_size: .inf}", ["recipe.batch_size", "inf", "Integer"]),
         ("recipe: [1]", ["RecipeConfig"]),
-        ("7", ["mine"]),
         ("recipe: 3", ["RecipeConfig"]),
         ("defaults: [override /nonsense: x]", ["nonsense is no choice of this command"]),
         ("recipe: [", ["mine.yaml"]),

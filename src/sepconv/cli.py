@@ -191,7 +191,7 @@ def explain_composition(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"unknown {group}={choice}: choose from {', '.join(sorted(error.options))}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.strerror:
         return f"cannot use {error.filename or 'the working directory'} ({error.strerror})"
     message = " ".join(str(error).split())
     file = re.match(r"In '([^']+)'", message)
@@ -201,7 +201,7 @@ def explain_composition(error: Exception) -> str:
             return explain(cause) + where
     if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", message):
         return f"{match[1]} is no choice of this command: --help lists them{where}"
-    if isinstance(error, HydraException | ValueError | YAMLError):
+    if isinstance(error, HydraException | OSError | ValueError | YAMLError):
         return message
     return f"these arguments cannot be read ({type(error).__name__}: {message})"
 
