@@ -175,15 +175,15 @@ def epochs(count: int) -> str:
 
 @contextmanager
 def logged(run: Path) -> Iterator[None]:
-    """Sends the log to the run's `train.log`; our own lines go to standard error too, where no bar is shown."""
+    """Sends the log to the run's `train.log`; our own lines go to standard error too: warnings alone, where it is quiet."""
     logging.captureWarnings(True)
     logging.getLogger().setLevel(logging.INFO)
     file = RunLog(run / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handlers: dict[logging.Logger, logging.Handler] = {logging.getLogger(): file}
-    if not (interactive() or CONSOLE.quiet):
-        handlers[logging.getLogger("sepconv")] = screen = logging.StreamHandler()
-        screen.setFormatter(PlainFormatter())
+    screen = ScreenLog()
+    screen.setFormatter(PlainFormatter())
+    screen.setLevel(logging.WARNING if CONSOLE.quiet else logging.INFO)
+    handlers: dict[logging.Logger, logging.Handler] = {logging.getLogger(): file, logging.getLogger("sepconv"): screen}
     for logger, handler in handlers.items():
         logger.addHandler(handler)
     excepthook, threading.excepthook = threading.excepthook, note_thread
@@ -202,6 +202,14 @@ class PlainFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().formatMessage(record).split("\n")))
+
+
+class ScreenLog(logging.StreamHandler[Any]):
+    """Lines on standard error, for which a bar makes way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(sys.stderr) if ACTIVE else contextlib.nullcontext():
+            super().emit(record)
 
 
 class RunLog(logging.FileHandler):
