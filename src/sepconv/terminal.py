@@ -175,7 +175,7 @@ def epochs(count: int) -> str:
 
 @contextmanager
 def logged(run: Path) -> Iterator[None]:
-    """Sends the log to the run's `train.log`; our own lines go to standard error too: warnings alone, where it is quiet."""
+    """Sends the log to the run's `train.log`; our own lines to standard error too, warnings alone where it is quiet."""
     logging.captureWarnings(True)
     logging.getLogger().setLevel(logging.INFO)
     file = RunLog(run / "train.log", encoding="utf-8", errors="backslashreplace")
