@@ -111,7 +111,9 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a", "b")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/notes.txt").touch()
-    with pytest.raises(InputError, match=r"needs at least one image .*: empty has none"):
+    with pytest.raises(
+        InputError, match=r"needs at least one image .*: empty has none \(left out by their ending: .txt\)"
+    ):
         read(tmp_path)
 
 
@@ -370,6 +372,14 @@ def test_orientation(tmp_path: Path, ending: str, deep: bool) -> None:
     stored.save(tmp_path / f"x.{ending}", exif=exif, **({"lossless": True} if ending == "webp" else {}))
     pixels, _ = read_image(tmp_path / f"x.{ending}", 16, 1)
     np.testing.assert_allclose(pixels[..., 0], upright, atol=20)
+
+
+def test_dark_images(tmp_path: Path) -> None:
+    """12 bits in 16 are dark, which is said."""
+    Image.fromarray(GREY.astype(np.uint16) * 16).save(tmp_path / "x.png")
+    pixels, remarks = read_image(tmp_path / "x.png", 8, 1)
+    assert pixels.max() == 12
+    assert remarks == ["its values reach 3200 of 65535, so it is dark"]
 
 
 def test_first_frame(tmp_path: Path) -> None:

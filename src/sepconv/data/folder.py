@@ -59,8 +59,8 @@ def folder(config: DataConfig) -> Parts:
         part: [(path, label) for label, name in enumerate(names) for path in search.images(part, name)] for part in tops
     }
     paths, targets = zip(*(image for part in images.values() for image in part), strict=True)
-    copies = min(len(tops), 2)  # as parts are joined
-    check_memory(len(paths) * side**2 * (config.channels or 3) * copies, torch.device("cpu"))
+    copies = len(paths) * min(len(tops), 2) + 4  # as parts are joined, and an image is read by way of some more
+    check_memory(copies * side**2 * (config.channels or 3), torch.device("cpu"))
     pixels, labels = read_images(paths, side, config.channels), torch.tensor(targets)
     search.report(root)
     report_nesting(search, tops)
@@ -155,11 +155,10 @@ def find_parts(root: Path) -> dict[str, Path]:
     A root without any is the part `train`: its directories are classes. Raises InputError for one that has some of
     both, two directories for one part, or no `train` among its parts.
     """
-    folders = subfolders(root)
-    named = {path: part_of(path.name) for path in folders}
-    sure = [path for path, (_, exact) in named.items() if exact]
-    others = [path for path, (part, _) in named.items() if part is None]
-    found: dict[str, list[Path]] = {part: [path for path in folders if named[path][0] == part] for part in PARTS}
+    named = {path.name: part_of(path.name) for path in subfolders(root)}
+    sure = [name for name, (_, whole) in named.items() if whole]
+    others = [name for name, (part, _) in named.items() if part is None]
+    found = {part: [name for name in named if named[name][0] == part] for part in PARTS}
     if not sure and (others or not found["train"]):
         return {"train": root}
     here = f"data.root={printable(root)}"
@@ -168,18 +167,18 @@ def find_parts(root: Path) -> dict[str, Path]:
             f"{here} mixes parts ({listed(sure)}) and classes ({listed(others)}): put classes into the parts, or "
             "rename a class that is called like a part"
         )
-    for part, paths in found.items():
-        if len(paths) > 1:
-            raise InputError(f"{here} has more than one directory for {part}, {listed(paths)}: join or rename them")
+    for part, names in found.items():
+        if len(names) > 1:
+            raise InputError(f"{here} has more than one directory for {part}, {listed(names)}: join or rename them")
     if not found["train"]:
-        raise InputError(f"{here} has parts, {listed(folders)}, and none to train on: it would be called train")
-    return {part: paths[0] for part, paths in found.items() if paths}
+        raise InputError(f"{here} has parts, {listed(named)}, and none to train on: it would be called train")
+    return {part: root / names[0] for part, names in found.items() if names}
 
 
-def listed(paths: Iterable[Path]) -> str:
-    """The names of directories, the first few of many."""
-    names = [printable(path.name) for path in paths]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def listed(names: Iterable[str]) -> str:
+    """Names in a line, the first few of many."""
+    shown = [printable(name) for name in names]
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
 class Place(NamedTuple):
@@ -251,7 +250,7 @@ class Search:
                         inner.add(entry.name)
                 elif not image:
                     self.left_out["by their ending"] += 1
-                    self.endings.add(os.path.splitext(entry.name)[1].lower())
+                    self.endings.add(os.path.splitext(entry.name)[1].lower() or "none")
                 elif not self.known(place, entry.path, linked):
                     self.found[place].append(entry.path)
             if directory == top and not linked and not self.found[place]:
@@ -296,9 +295,8 @@ class Search:
         """Says, in the log, how many files count nowhere, and why."""
         reasons = {why: count for why, count in self.left_out.items() if count}
         if reasons:
-            endings = ", ".join(sorted(printable(ending) or "none" for ending in self.endings))
             whys = [
-                f"{count:,} {why}" + (f" ({endings})" if why == "by their ending" else "")
+                f"{count:,} {why}" + (f" ({listed(sorted(self.endings))})" if why == "by their ending" else "")
                 for why, count in reasons.items()
             ]
             log.warning("%s: left out %s", printable(root), ", ".join(whys))
@@ -314,12 +312,15 @@ def match_classes(search: Search, tops: dict[str, Path]) -> list[str]:
         empty = [labels[name] for name in classes[part] if not search.found[Place(part, name)]]
         if empty or not classes[part]:
             kinds = ", ".join(ending.lstrip(".") for ending in ENDINGS)
-            lacks = f"{', '.join(empty)} has none" if empty else "it holds no directories"
+            lacks = f"{listed(empty)} has none" if empty else "it holds no directories"
+            if search.endings:
+                lacks += f" (left out by their ending: {listed(sorted(search.endings))})"
             raise InputError(f"{printable(top)} needs at least one image ({kinds}) in each class's directory: {lacks}")
     names = classes["train"]
     for part, top in tops.items():
         sides = {tops["train"]: set(names) - set(classes[part]), top: set(classes[part]) - set(names)}
-        only = [f"only {printable(path)} has {labels[name]}" for path, more in sides.items() for name in sorted(more)]
+        only = [f"only {printable(path)} has {listed(labels[name] for name in sorted(more))}"
+                for path, more in sides.items() if more]  # fmt: skip
         if only:
             raise InputError(
                 f"the classes under {printable(tops['train'])} and {printable(top)} differ: {'; '.join(only)}"
@@ -338,7 +339,7 @@ def check_nesting(search: Search, tops: dict[str, Path]) -> None:
     for place, inner in search.nested.items():
         if len({part for part, whole in map(part_of, inner) if whole}) > 1:
             raise InputError(
-                f"{printable(tops[place.part] / place.name)} holds parts, {listed(map(Path, sorted(inner)))}: "
+                f"{printable(tops[place.part] / place.name)} holds parts, {listed(sorted(inner))}: "
                 "put the directories of the classes into those of the parts"
             )
 
@@ -352,5 +353,5 @@ def report_nesting(search: Search, tops: dict[str, Path]) -> None:
                 "%s: each of its directories counts as a class, and holds directories of the same names, %s; if these "
                 "are the classes, call the others train, validation and test",
                 printable(top),
-                listed(map(Path, sorted(inners[0]))),
+                listed(sorted(inners[0])),
             )

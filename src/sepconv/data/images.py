@@ -17,6 +17,7 @@ from sepconv.text import printable
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow: those that start no other program
 MOST_BYTES = 2**30  # of a file
+DARK = 32  # of 256 levels: a picture of 12 bits in 16 has half as many
 MOST_SIDE = 2**16 - 1  # in pixels, as in a JPEG; how many pixels an image may have, Pillow says
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs as an error, it raises too
@@ -52,7 +53,6 @@ def read_image(path: str | Path, side: int, channels: int) -> tuple[np.ndarray, 
                     raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
                 with Image.open(file, formats=FORMATS) as image:
                     check(image)
-                    remarks = describe(image)
                     with silenced() if image.format == "TIFF" else contextlib.nullcontext():
                         image.load()
                     picture = square(rgb(ImageOps.exif_transpose(grey(image))), side)
@@ -61,7 +61,7 @@ def read_image(path: str | Path, side: int, channels: int) -> tuple[np.ndarray, 
             f"{printable(path)} cannot be read as an image ({explain(error)}): repair or remove it"
         ) from error
     pixels = np.array(picture.convert("L") if channels == 1 else picture)
-    return pixels.reshape(side, side, channels), remarks + [printable(warning.message) for warning in caught]
+    return pixels.reshape(side, side, channels), [printable(warning.message) for warning in caught]
 
 
 def explain(error: Exception) -> str:
@@ -92,7 +92,10 @@ def silenced() -> Iterator[None]:
 
 
 def check(image: ImageFile.ImageFile) -> None:
-    """Raises ValueError where Pillow would decode `image`, of which only the header is read, into other values."""
+    """Raises ValueError where Pillow would decode `image`, of which only the header is read, into other values.
+
+    Warns of what gets lost.
+    """
     if max(image.size) > MOST_SIDE:
         raise ValueError(f"it has {image.width} x {image.height} pixels: at most {MOST_SIDE} a side")
     if image.format == "TIFF" and image.mode == "L" and field(image, SAMPLE_FORMAT, UNSIGNED) == SIGNED:
@@ -100,22 +103,16 @@ def check(image: ImageFile.ImageFile) -> None:
     one_colour = isinstance(image.info.get("transparency"), int | tuple) and image.mode not in ("1", "P")
     if one_colour and image.tile[0].args != image.mode:  # it is not scaled to 8 bits as the pixels are
         raise ValueError("a colour of it is transparent, and it has not 8 bits a channel")
+    if image.has_transparency_data:
+        warnings.warn("transparent, laid on white", stacklevel=1)
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a JPEG with a preview
+        warnings.warn("of several frames, the first is taken", stacklevel=1)
 
 
 def field(image: Image.Image, tag: int, default: int) -> int:
     """The field `tag` of a TIFF, of its first channel."""
     value = image.tag_v2.get(tag, default)  # type: ignore[attr-defined]
     return value[0] if isinstance(value, tuple) else value
-
-
-def describe(image: Image.Image) -> list[str]:
-    """What the user should know of `image`."""
-    remarks = []
-    if image.has_transparency_data:
-        remarks.append("transparent, laid on white")
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # a JPEG with a preview
-        remarks.append("of several frames, the first is taken")
-    return remarks
 
 
 def grey(image: Image.Image) -> Image.Image:
@@ -136,8 +133,11 @@ def grey(image: Image.Image) -> Image.Image:
         if values.min() < 0:
             raise ValueError("it has values below 0")
         levels = values >> (bits - signed - 8)
+        reach = f"its values reach {values.max()} of {2 ** (bits - signed) - 1}"
         if values.any() and not levels.any():
-            raise ValueError(f"its values reach {values.max()} of {2 ** (bits - signed) - 1}: it would be black")
+            raise ValueError(f"{reach}: it would be black")
+        if 0 < levels.max() < DARK:
+            warnings.warn(f"{reach}, so it is dark", stacklevel=1)
     if tiff and field(image, PHOTOMETRIC, 1) == WHITE_IS_ZERO:
         levels = 255 - levels
     converted = Image.fromarray(levels.astype(np.uint8))
