@@ -83,7 +83,8 @@ def command(name: str, positional: str | None = None) -> Callable[[Main], Callab
                     Command(name, main, positional).run(sys.argv[1:])
                 except KeyboardInterrupt as stopped:
                     clear_bars()
-                    sys.stderr.write(f"stopped{f': {stopped}' if str(stopped) else ''}\n")
+                    lines = [printable(line) for line in str(stopped).splitlines()]
+                    sys.stderr.write("\n".join([f"stopped: {lines[0]}", *lines[1:]] if lines else ["stopped"]) + "\n")
                     raise SystemExit(stopped.status if isinstance(stopped, Stopped) else 130) from None
                 except InputError as error:
                     fail(error)
@@ -127,7 +128,8 @@ class Command:
 
     def run_grid(self, jobs: list[list[str]], options: list[str]) -> None:
         """Every job, whatever becomes of those before it. Raises SystemExit where some failed."""
-        failed: dict[str, Exception] = {}
+        failed: list[str] = []
+        status = 2
         for number, job in enumerate(jobs, 1):
             print(f"job {number} of {len(jobs)}: {printable(' '.join(job))}", flush=True)
             try:
@@ -138,15 +140,16 @@ class Command:
                 message = "\n".join([str(stopped), "jobs that were not begun:" * bool(left), *lines]).strip()
                 raise Stopped(message, stopped.status if isinstance(stopped, Stopped) else 130) from None
             except Exception as error:
-                failed[" ".join(job)] = error
+                # not the error itself, whose traceback holds the network and the images
+                failed.append(printable(f"{' '.join(job)}: {error or type(error).__name__}"))
                 if isinstance(error, InputError):
                     sys.stderr.write(f"error: {printable(str(error))}\n")
                 else:
                     traceback.print_exc()
+                    status = 1
         if failed:
-            lines = [printable(f"{job}: {error or type(error).__name__}") for job, error in failed.items()]
-            sys.stderr.write("\n  ".join([f"{len(failed)} of {len(jobs)} jobs failed:", *lines]) + "\n")
-            raise SystemExit(2 if all(isinstance(error, InputError) for error in failed.values()) else 1)
+            sys.stderr.write("\n  ".join([f"{len(failed)} of {len(jobs)} jobs failed:", *failed]) + "\n")
+            raise SystemExit(status)
 
     def perform(self, overrides: list[str], options: list[str]) -> None:
         """One job, or what `options` ask for instead. Raises InputError for what the user gave."""
@@ -164,9 +167,11 @@ class Command:
             except Exception as error:  # kept: Hydra would print a line of its own
                 failure = error
 
-        sys.argv[1:] = [*begin_anew(self.name, overrides, options), *options]
         try:
+            sys.argv[1:] = [*begin_anew(self.name, overrides, options), *options]
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=self.name)(task)()
+        except InputError:
+            raise
         except Exception as error:  # the arguments and files that Hydra reads
             raise InputError(explain_composition(error)) from error
         if failure is not None:
