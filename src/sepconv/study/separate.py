@@ -26,6 +26,7 @@ from sepconv.data.datasets import sample
 from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import describe_device, find_device, reset_peak_memory, resolve_precision, synchronize
 from sepconv.networks.lowrank import Decomposition, KernelWise, find_separable, make_factors, put
+from sepconv.reading import read_json
 from sepconv.study.separation_report import Ranks, label, print_report, write_report
 from sepconv.terminal import CONSOLE, Progress, track
 from sepconv.training import runs
@@ -92,6 +93,7 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
             place = search(separation, config)
         separation.record(place, overrides, started)
         if config.sweep > 0:
+            print_report(separation.run, separation.report)
             others = [0, *(other + 1 for other in choose_places(macs[1:], config.sweep))]
             for other in track(others, "sweep: network"):
                 separation.measure(other, finetune=other != place)
@@ -141,11 +143,13 @@ class Separation:
         identity = original.identity()
         for file in sorted(original.folder.glob("*/separation.json"), reverse=True):
             try:
-                report = json.loads(file.read_text())
+                report = read_json(file)
                 if report.get("complete", True) or any(report.get(key) != value for key, value in identity.items()):
                     continue
+                for row in report["networks"]:
+                    Row(**row)
                 held.enter_context(runs.lock(file.parent))
-            except (OSError, ValueError, AttributeError):  # damaged, or another process's
+            except (InputError, AttributeError, KeyError, TypeError):  # damaged, or another process's
                 continue
             CONSOLE.print(f"goes on from {file.parent}", soft_wrap=True)
             return cls(original, file.parent.resolve(), report)
