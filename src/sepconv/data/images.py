@@ -55,7 +55,9 @@ def read_image(path: str | Path, side: int, channels: int) -> tuple[np.ndarray, 
                     check(image)
                     with silenced() if image.format == "TIFF" else contextlib.nullcontext():
                         image.load()
-                    picture = square(rgb(ImageOps.exif_transpose(grey(image))), side)
+                    picture = grey(image)
+                    ImageOps.exif_transpose(picture, in_place=True)
+                    picture = square(rgb(picture), side)
     except Exception as error:  # Pillow raises whatever its parsers do
         raise InputError(
             f"{printable(path)} cannot be read as an image ({explain(error)}): repair or remove it"
@@ -124,7 +126,8 @@ def grey(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(f"its values reach from {values.min():g} to {values.max():g}: floats go from 0 to 1")
-        levels = np.rint(values * 255)
+        levels = values * 255
+        np.rint(levels, out=levels)
     else:
         bits = field(image, BITS, 1) if tiff else 16
         signed = tiff and field(image, SAMPLE_FORMAT, UNSIGNED) == SIGNED
@@ -150,9 +153,11 @@ def rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
