@@ -173,13 +173,14 @@ def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         (tmp_path / name).write_bytes(b"?")
     (tmp_path / "b/copy.png").write_bytes((tmp_path / "a/0.png").read_bytes())
     Image.new("RGBA", (9, 9), (10, 20, 30, 0)).save(tmp_path / "a/clear.png")
+    Image.new("RGBA", (9, 9), (10, 20, 30, 255)).save(tmp_path / "a/opaque.png")
     dataset = read(tmp_path)
-    assert len(dataset.labels) == 10
+    assert len(dataset.labels) == 11
     lines = [record.message for record in caplog.records]
     assert len(lines) == 3, lines
     for words in ("2 hidden", "3 by their ending (.gif, none)", "1 outside the classes' directories"):
         assert words in lines[1]
-    assert "a/clear.png (1 of 10): transparent, laid on white" in lines[0]
+    assert "a/clear.png (1 of 11): transparent, laid on white" in lines[0]
     assert "1 images look the same as another one, 1 of them in another class" in lines[2]
 
 
@@ -372,6 +373,18 @@ def test_orientation(tmp_path: Path, ending: str, deep: bool) -> None:
     stored.save(tmp_path / f"x.{ending}", exif=exif, **({"lossless": True} if ending == "webp" else {}))
     pixels, _ = read_image(tmp_path / f"x.{ending}", 16, 1)
     np.testing.assert_allclose(pixels[..., 0], upright, atol=20)
+
+
+def test_a_damaged_tiff_says_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Than the error's line: libtiff would write to standard error."""
+    path, noise = tmp_path / "x.tif", NOISE.integers(0, 256, (20, 20), dtype=np.uint8)
+    Image.fromarray(noise).save(path, compression="tiff_adobe_deflate")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"x\x9c") + 30] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x.tif cannot be read"):
+        read_image(path, 8, 1)
+    assert capfd.readouterr().err == ""
 
 
 def test_dark_images(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """Image files to uint8 arrays, all on one scale: 0 is black, 255 is white, whatever a file stores."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,10 @@ MOST_BYTES = 2**30  # of a file
 DARK = 32  # of 256 levels: a picture of 12 bits in 16 has half as many
 MOST_SIDE = 2**16 - 1  # in pixels, as in a JPEG; how many pixels an image may have, Pillow says
 
-logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs as an error, it raises too
+# what they say on standard error, Pillow raises too
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # of libtiff
 
 # fields of a TIFF, and values of theirs
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
@@ -53,8 +56,7 @@ def read_image(path: str | Path, side: int, channels: int) -> tuple[np.ndarray, 
                     raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
                 with Image.open(file, formats=FORMATS) as image:
                     check(image)
-                    with silenced() if image.format == "TIFF" else contextlib.nullcontext():
-                        image.load()
+                    image.load()
                     picture = grey(image)
                     ImageOps.exif_transpose(picture, in_place=True)
                     picture = square(rgb(picture), side)
@@ -76,27 +78,10 @@ def explain(error: Exception) -> str:
     return printable(" ".join(reason.split()))
 
 
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Within it nothing is written to standard error: libtiff writes to it, beside what Pillow raises."""
-    try:
-        before = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-
-
 def check(image: ImageFile.ImageFile) -> None:
     """Raises ValueError where Pillow would decode `image`, of which only the header is read, into other values.
 
-    Warns of what gets lost.
+    Warns of frames that are left out.
     """
     if max(image.size) > MOST_SIDE:
         raise ValueError(f"it has {image.width} x {image.height} pixels: at most {MOST_SIDE} a side")
@@ -105,8 +90,6 @@ def check(image: ImageFile.ImageFile) -> None:
     one_colour = isinstance(image.info.get("transparency"), int | tuple) and image.mode not in ("1", "P")
     if one_colour and image.tile[0].args != image.mode:  # it is not scaled to 8 bits as the pixels are
         raise ValueError("a colour of it is transparent, and it has not 8 bits a channel")
-    if image.has_transparency_data:
-        warnings.warn("transparent, laid on white", stacklevel=1)
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a JPEG with a preview
         warnings.warn("of several frames, the first is taken", stacklevel=1)
 
@@ -154,6 +137,8 @@ def rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            warnings.warn("transparent, laid on white", stacklevel=1)
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image)
         return white
