@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 import shutil
 import statistics
 import time
@@ -43,7 +44,7 @@ from sepconv.training.whitening import find_stem
 CALIBRATION = 500  # training images on which a rank's effect on the logits is measured
 CHOICES = 32  # at most so many ranks of a layer are tried
 ROUNDS, TIMED = 10, 128  # of the speed measurement: rounds, and images a batch
-LONGEST = 10.0  # seconds after which no round begins but the first
+LONGEST = 10.0  # seconds after which no round begins but the first, and of a batch
 
 
 @dataclass(kw_only=True)
@@ -394,13 +395,15 @@ class Original:
         """Logits (N, classes) for the images of `rows` (N,), in fp32 proper."""
         classifier, size = classifier.to(self.device).eval(), evaluation_batch(self.device)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            parts = [classifier(self.dataset[part][0].to(self.device)) for part in rows.split(size)]
+            batches = track(rows.split(size), "logits: batch")
+            parts = [classifier(self.dataset[batch][0].to(self.device)) for batch in batches]
         return torch.cat(parts).cpu().double()
 
     def measure(self, ranks: Ranks) -> Row:
         """The figures of the network separated at `ranks`, before fine-tuning."""
         classifier = self.approximated(ranks)
-        change = self.compute_logits(classifier, self.dataset.validation) - self.logits
+        logits = self.compute_logits(classifier, self.dataset.validation) if ranks else self.logits
+        change = logits - self.logits
         error = sum(self.decompositions[name].error(rank) for name, rank in ranks.items())
         return Row(
             ranks=ranks,
@@ -504,21 +507,26 @@ class Original:
             for layer in classifier.modules():
                 if isinstance(layer, KernelWise):
                     layer.stepwise = True
-        seconds: list[list[float]] = [[] for _ in rows]
+
+        def rate(classifier: ImageClassifier, count: int) -> float:
+            synchronize(device)
+            started = time.perf_counter()
+            classifier(images[:count])
+            synchronize(device)
+            return count / (time.perf_counter() - started)
+
         began = time.perf_counter()
+        rates = []
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            # by one image, the second time: fewer of them where a batch would take too long
+            ones = [max(rate(classifier, 1) for _ in range(2)) for classifier in classifiers]
+            counts = [min(len(images), math.ceil(LONGEST * one)) for one in ones]
             for turn in track(range(ROUNDS + 1), "speed: round"):
                 if turn > 1 and time.perf_counter() - began > LONGEST:
                     break
-                for classifier, times in zip(classifiers, seconds, strict=True):
-                    synchronize(device)
-                    started = time.perf_counter()
-                    classifier(images)
-                    synchronize(device)
-                    if turn > 0:  # the first one warms up
-                        times.append(time.perf_counter() - started)
-        for row, times in zip(rows, seconds, strict=True):
-            row.images_per_second = len(images) / statistics.median(times)
+                rates.append([rate(*pair) for pair in zip(classifiers, counts, strict=True)])  # the first warms up
+        for row, values in zip(rows, zip(*rates[1:], strict=True), strict=True):
+            row.images_per_second = statistics.median(values)
 
 
 def find_place(config: SeparateConfig, macs: list[int]) -> int | None:
