@@ -27,8 +27,8 @@ def fashion() -> dict[str, bytes]:
     noise, archives = np.random.default_rng(0), {}
     for part, count in (("train", 200), ("t10k", 50)):
         images, labels = noise.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
-        archives[f"{part}-images-idx3-ubyte.gz"] = gzip.compress(idx(images))
-        archives[f"{part}-labels-idx1-ubyte.gz"] = gzip.compress(idx(labels))
+        archives[f"{part}-images-idx3-ubyte.gz"] = gzip.compress(idx(images), mtime=0)
+        archives[f"{part}-labels-idx1-ubyte.gz"] = gzip.compress(idx(labels), mtime=0)
     return archives
 
 

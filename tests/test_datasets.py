@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,16 @@ def test_damaged_fashion_mnist(tmp_path: Path, published: Published, harm: str) 
     words = "Looked for FashionMNIST/raw/train-images" if harm == "only unpacked" else "train-images.*is damaged"
     with pytest.raises(InputError, match=words):
         load(config)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+@pytest.mark.timeout(20)
+def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    path.parent.mkdir(parents=True)
+    make(path)
+    with pytest.raises(InputError, match=f"{path} cannot be read .*no regular file"):
+        load(data_config("mnist", root=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
