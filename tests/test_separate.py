@@ -134,6 +134,23 @@ def test_kernels_of_rank_one_separate_exactly(groups: int) -> None:
     torch.testing.assert_close(parts(images), conv(images), rtol=0, atol=1e-12)
 
 
+def test_kernel_wise_layers_learn_alike() -> None:
+    """As one convolution and step by step: outputs and all gradients."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2)).double()
+    layers = Decomposition(conv, "spatial").factors(2)
+    steps = copy.deepcopy(layers)
+    steps.stepwise = True
+    images = torch.randn(2, 3, 12, 14, dtype=torch.double)
+    gradients = []
+    for net in (layers, steps):
+        inputs = images.clone().requires_grad_()
+        net(inputs).square().sum().backward()
+        gradients.append([inputs.grad, *(parameter.grad for parameter in net.parameters())])
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+    assert layers.state_dict().keys() == {"vertical.weight", "horizontal.weight", "horizontal.bias"}
+
+
 def test_depthwise_separable_convolution_is_found_again() -> None:
     """The dense convolution equal to a depthwise and a pointwise one separates into one such pair."""
     conv = nn.Conv2d(5, 7, 3, padding=1).double()

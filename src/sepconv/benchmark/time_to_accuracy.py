@@ -26,7 +26,7 @@ from sepconv.config import REPOSITORY, TimeToAccuracyConfig, TrainConfig, Traini
 from sepconv.data.datasets import Dataset, load
 from sepconv.study.statistics import Estimate, spread, write_spread
 from sepconv.tables import Column, Table
-from sepconv.terminal import CONSOLE, hushed, track
+from sepconv.terminal import CONSOLE, Progress, hushed, track
 from sepconv.training.runs import Result, read_result
 from sepconv.training.train import train
 
@@ -91,7 +91,8 @@ def configured(config: Training) -> TrainConfig:
 
 def warm_up(training: TrainConfig, dataset: Dataset) -> None:
     """One epoch of `training`, for what only the first training of a process pays."""
-    train_quietly(replace(training, recipe=replace(training.recipe, epochs=1)), dataset)
+    with Progress("benchmark: warm-up", 1):
+        train_quietly(replace(training, recipe=replace(training.recipe, epochs=1)), dataset)
 
 
 def train_warm(training: TrainConfig, dataset: Dataset, seed: int) -> dict[str, Any]:
