@@ -313,7 +313,6 @@ def save(image: Image.Image, path: Path, fields: dict[int, int] | None = None, *
         ("palette.png", Image.fromarray(GREY).convert("P"), {}),
         ("cmyk.jpg", Image.fromarray(GREY).convert("CMYK"), {"quality": 100}),
         ("cmyk.tif", Image.fromarray(GREY).convert("CMYK"), {}),
-        ("ycbcr.tif", Image.fromarray(GREY).convert("RGB").convert("YCbCr"), {}),
         ("16.png", Image.fromarray(GREY.astype(np.uint16) * 257), {}),
         ("16.tif", Image.fromarray(GREY.astype(np.uint16) * 257), {}),
         ("16.pgm", Image.fromarray(GREY.astype(np.int32) * 257), {}),

@@ -163,7 +163,10 @@ def read_checked(path: Path, md5: str) -> bytes | None:
     except OSError as error:
         raise unreadable(path.absolute(), error) from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise InputError(f"{printable(path.absolute())} is damaged: delete it; data.download=true fetches it again")
+        raise InputError(
+            f"{printable(path.absolute())} is damaged, or not yet written whole: "
+            "if it stays so, delete it; data.download=true fetches it again"
+        )
     return content
 
 
