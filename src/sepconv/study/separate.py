@@ -29,7 +29,7 @@ from sepconv.devices import describe_device, find_device, reset_peak_memory, res
 from sepconv.networks.lowrank import Decomposition, KernelWise, find_separable, make_factors, put
 from sepconv.reading import read_json
 from sepconv.study.separation_report import Ranks, label, print_report, write_report
-from sepconv.terminal import CONSOLE, Progress, track
+from sepconv.terminal import CONSOLE, Progress, logged, track
 from sepconv.training import runs
 from sepconv.training.callbacks import Stopwatch
 from sepconv.training.classifier import ImageClassifier
@@ -208,7 +208,8 @@ class Separation:
         if (self.run / "result.json").exists():
             result = runs.read_result(self.run)
         else:
-            result = original.save(row, self.run, overrides, started)
+            with logged(self.run):
+                result = original.save(row, self.run, overrides, started)
         row.accuracy = result.val_accuracy
         tested = self.report["test_accuracy"]
         tested["separated"] = result.test_accuracy

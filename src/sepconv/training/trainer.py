@@ -10,7 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sepconv import Stopped, terminal
+from sepconv import InputError, Stopped, terminal
 from sepconv.config import TrainerConfig
 from sepconv.devices import find_device, keep_freed_memory
 from sepconv.training.callbacks import TrainingProgress
@@ -54,7 +54,10 @@ def make_trainer(
 
 @contextmanager
 def stoppable(kept: str) -> Iterator[None]:
-    """Raises Stopped, with what is `kept`, where a signal ends the work within it: Lightning raises SystemExit."""
+    """Says what is `kept` where a signal or the disk ends the work within it: Lightning answers a signal by SystemExit.
+
+    Raises Stopped, and InputError for the disk.
+    """
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as stop:
@@ -62,3 +65,5 @@ def stoppable(kept: str) -> Iterator[None]:
         if not isinstance(cause, KeyboardInterrupt):
             raise
         raise Stopped(kept, cause.status if isinstance(cause, Stopped) else 130) from None
+    except OSError as error:
+        raise InputError(f"{error.filename or 'a file'}: {error.strerror}; {kept}") from error
