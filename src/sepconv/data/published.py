@@ -281,12 +281,15 @@ def transfer(url: str, aside: Path, md5: str) -> bytes:
 
 def missing(config: DataConfig, root: Path, absent: list[Archive], reason: str) -> InputError:
     """The error for files that are neither there nor to be had."""
-    wanted = []
+    wanted, unchecked = [], ""
     for archive in absent:
+        for name, md5 in archive.members.items():
+            if md5 is None and (root / name).exists():
+                unchecked = f" ({name} is there, but it has no checksum that is known)"
         unpacked = [name for name, md5 in archive.members.items() if md5 and not (root / name).exists()]
         wanted.append(" or ".join(filter(None, [", ".join(unpacked), archive.path])))
     reason = printable(" ".join(reason.split()))
     return InputError(
         f"{config.name} is not in {printable(root.absolute())} and was not downloaded ({reason}): set data.root to the "
-        f"folder that holds it, or choose data=digits, which needs no files. Looked for {'; '.join(wanted)}"
+        f"folder that holds it, or choose data=digits, which needs no files. Looked for {'; '.join(wanted)}{unchecked}"
     )
