@@ -182,6 +182,8 @@ class _Recorder(TorchDispatchMode):
         parameters = [p for p in self.weights if isinstance(p, nn.Parameter) and id(p) not in self.counted]
         self.counted |= {id(p) for p in parameters}
         layer.input, layer.output, layer.sees = tuple(maps[0].shape), tuple(outputs[0].shape), sees
+        if 0 in layer.output:  # torch 2.11 does not object on the meta device
+            raise RuntimeError(f"{layer.name} would put out nothing")
         layer.parameters = sum(p.numel() for p in parameters)
         layer.read, layer.written = (sum(tensor.numel() for tensor in tensors) for tensors in (maps, outputs))
         layer.weights = sum(tensor.numel() for tensor in self.weights)
