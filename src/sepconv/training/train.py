@@ -140,7 +140,7 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
         command=runs.command_line("train", beginning.overrides),
     )
     record(run, config, result, logger)
-    with kept("the pictures of the test"):
+    with terminal.kept("what the test shows"):
         dashboard.show_test(trainer, classifier)
     summary.conclude(result, run)
     return result
@@ -162,16 +162,6 @@ def resumable(run: Path) -> Iterator[None]:
             path = error.filename or run
             raise InputError(f"cannot write {path} ({error.strerror}): then resume={run} continues") from error
         raise
-
-
-@contextmanager
-def kept(what: str) -> Iterator[None]:
-    """Within it, an error costs `what` of a run whose result is recorded, and a line in its log, and nothing more."""
-    try:
-        yield
-    except Exception:
-        log.warning("%s: an error, shown in the log, kept them from being written", what)
-        log.debug("", exc_info=True)
 
 
 def start_afresh(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -> Beginning:
@@ -341,6 +331,6 @@ def record(run: Path, config: TrainConfig, result: Result, logger: TensorBoardLo
     recipe = flatten(asdict(config.recipe))
     options = ", ".join(f"{key}={value}" for key, value in config.model.items() if key != "name")
     identity = {"data": config.data.name, "model": config.model["name"], "options": options, "seed": config.seed}
-    with kept("the run's line in TensorBoard's HPARAMS"):
+    with terminal.kept("the run's line in TensorBoard's HPARAMS"):
         logger.log_hyperparams(identity | {name: recipe.get(name, 0.0) for name in CHOICES}, metrics)
         logger.finalize("success")
