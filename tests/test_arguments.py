@@ -77,6 +77,7 @@ def test_paths_from_the_command_line(command: Command, tmp_path: Path, monkeypat
     assert command("train", "-m", "weights=~/a b,c=d", "runs=a b").status == 0
     assert [(config.weights, config.runs) for config in given] == [(f"{tmp_path}/a b", "a b"), ("c=d", "a b")]
     refused(command("train", "runs=~no-such-user/x"), "no such user", "./~no-such-user/x")
+    refused(command("train", "runs=/tmp/\udcff"), "runs=/tmp/\\udcff is not UTF-8")
 
 
 @pytest.mark.parametrize(

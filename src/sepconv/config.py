@@ -520,9 +520,13 @@ def check_values(schema: type, values: Any, prefix: str) -> None:
 
 
 def expand(key: str, path: Any) -> Any:
-    """`path`, or a list of paths, with one's home for `~`. Raises InputError for a home that is not known."""
+    """`path`, or a list of paths, with one's home for `~`. Raises InputError for what is no path, or no home."""
     if isinstance(path, list):
         return [expand(key, each) for each in path]
+    if not path.isascii() and any("\ud800" <= character <= "\udfff" for character in path):  # bytes, to Python
+        raise InputError(f"{key}={path} is not UTF-8, as it would be recorded: rename it (or set PYTHONUTF8=1)")
+    if "\0" in path:
+        raise InputError(f"{key}={path} is no path")
     found = os.path.expanduser(path)
     if found.startswith("~"):
         raise InputError(f"{key}={path}: there is no such user; a folder of this name here is ./{path}")
