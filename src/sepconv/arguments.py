@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
@@ -156,7 +157,10 @@ def group_choices(group: str) -> list[str]:
 def list_jobs(parsed: list[Override]) -> list[list[str]]:
     """The overrides of each job of a grid. Raises InputError for what is no list of values."""
     try:
-        return BasicSweeper.split_arguments(parsed, None)[0]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            for override in parsed:
+                override.config_loader = GlobalHydra.instance().config_loader()  # for model=glob(*)
+            return BasicSweeper.split_arguments(parsed, None)[0]
     except (HydraException, ValueError, TypeError) as error:
         raise InputError(f"this grid cannot be made: {' '.join(str(error).split())}") from error
 
