@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import skip_init
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -93,9 +92,10 @@ def build_optimizer(net: nn.Module, options: dict[str, Any]) -> Optimizer:
 
 def stand_in(device: torch.device) -> nn.Module:
     """A network with what optimizers tell apart (a first convolution, filters, biases), made without random numbers."""
-    net = nn.Sequential(skip_init(nn.Conv2d, 1, 2, 1, device=device), skip_init(nn.Conv2d, 2, 2, 1, device=device))
-    for weight in net.parameters():
-        nn.init.ones_(weight)
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, device="meta"), nn.Conv2d(2, 2, 1, device="meta"))
+    for layer in net:
+        for name, weight in list(layer.named_parameters()):
+            setattr(layer, name, nn.Parameter(torch.ones(weight.shape, device=device)))
     return net
 
 
