@@ -1,5 +1,6 @@
 """What a shell hands over: paths as they were typed, grids, signals; and an output that fails."""
 
+import importlib
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 
 from sepconv import Stopped
 from sepconv.arguments import gather, take_path
+from sepconv.cli import heed_signals
 from sepconv.config import TrainConfig
 
 Command = Callable[..., Outcome]
@@ -159,18 +161,23 @@ def test_a_signal_ends_a_grid(
     assert shlex.split(left) == ["python", "scripts/train.py", "seed=1", "runs='a b'"]
 
 
-def test_a_signal_before_anything_began(tmp_path: Path) -> None:
-    """While torch loads: a status and a line, no traceback."""
-    arguments = [sys.executable, "scripts/train.py", f"runs={tmp_path}", "trainer=cpu", "recipe.epochs=100000"]
-    with subprocess.Popen(
-        arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        time.sleep(0.8)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert "Traceback" not in err
-    assert err.startswith("stopped")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_during_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int) -> None:
+    """It is heeded after that: torch's would abort the process."""
+    code = f"import os, time\nos.kill(os.getpid(), {number})\ntime.sleep(0.1)\n"
+    (tmp_path / "interrupted.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "interrupted", raising=False)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        heed_signals()
+        importlib.import_module("interrupted")
+        with pytest.raises(Stopped) as stopped:
+            time.sleep(2)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert stopped.value.status == status
 
 
 @pytest.mark.parametrize("kind", ["reader gone", "closed", "disk full", "ASCII"])

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def command(name: str, positional: str | None = None) -> Callable[[Main], Callab
         @functools.wraps(main)
         def entry() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print
-            signal.signal(signal.SIGTERM, stop)
+            heed_signals()
             with lasting_output():
                 try:
                     Command(name, main, positional).run(sys.argv[1:])
@@ -186,8 +187,25 @@ class Command:
             file.write(f"{os.path.relpath(run, self.folder.resolve())}\n")
 
 
-def stop(number: int, frame: FrameType | None) -> NoReturn:
-    """The answer to SIGTERM: what Ctrl-C does, with its own exit status."""
+def heed_signals() -> None:
+    """Has SIGTERM and Ctrl-C raise Stopped, unless the process was started to ignore them, as by nohup."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Raises Stopped, with the exit status of the signal `number`; while a module is imported, once that is done.
+
+    An error in the middle of its import ends torch, and the process with it.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
     raise Stopped(status=128 + number)
 
 
