@@ -225,7 +225,7 @@ class RecipeConfig:
     drop_last: bool = False  # leave out an epoch's last, smaller batch (a random part of it each time)
     # `name` in torch.optim, and its arguments; `biases`: those that biases and norms have of their own (no weight decay
     # unless given). Muon also takes `others` (name and arguments of the optimizer of all but filters) and `depthwise`
-    # (others | muon: which of the two depthwise filters go to). Another name on the command line takes no arguments over
+    # (others | muon: which of the two depthwise filters go to). Another name on the command line inherits no argument
     optimizer: dict[str, Any] = checked(check_optimizer)
     schedule: str = one_of("constant", "one_cycle", "linear")  # of the learning rate, stepped every batch
     warmup: float = number(0.0, least=0, most=1, unit="a share")  # one_cycle, linear: of the steps, on the way up
