@@ -149,7 +149,7 @@ def test_a_report_obeys_nothing(config: dict[str, Any], tmp_path: Path, command:
         result = figures(accuracy=accuracy) | names | {"command": HARM, "step": HARM}
         write_run(run, config | {"model": model}, [f"x={name}{HARM}"], result)
     out = tmp_path / "runs" / "javascript:alert(1)" / ".." / "out"
-    outcome = command("compare", str(folder), f"output='{out}'")
+    outcome = command("compare", str(folder.parent), f"output='{out}'")
     assert outcome.status == 0, outcome.err
     assert "Traceback" not in outcome.err
     texts = {path.name: path.read_text() for path in out.iterdir() if path.suffix != ".png"}

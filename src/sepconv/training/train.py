@@ -142,6 +142,7 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
     record(run, config, result, logger)
     with terminal.kept("what the test shows"):
         dashboard.show_test(trainer, classifier)
+        logger.finalize("success")  # nothing is written any more, to a folder that may be a temporary one
     summary.conclude(result, run)
     return result
 
