@@ -4,7 +4,9 @@ Source: He et al., arXiv 1512.03385, section 4.2 (their networks for CIFAR-10) a
 """
 
 from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,7 +32,23 @@ class Subsampling(nn.Module):
         self.added, self.stride = out_channels - in_channels, stride
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.pad(input[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+        return F.pad(Subsample.apply(input, self.stride), (0, 0, 0, 0, 0, self.added))
+
+
+class Subsample(torch.autograd.Function):
+    """Every stride-th position. torch's own gradient of it would lie in memory otherwise than the input."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, stride: int) -> Tensor:
+        ctx.stride, ctx.like = stride, torch.empty_like(input, device="meta")
+        return input[:, :, ::stride, ::stride].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        spread = torch.zeros_like(ctx.like, dtype=grad.dtype, device=grad.device)
+        spread[:, :, :: ctx.stride, :: ctx.stride] = grad
+        return spread, None
 
 
 def resnet(shape: Shape, classes: int, *, depth: int, width: float, conv: str, form: str) -> nn.Sequential:
