@@ -102,10 +102,10 @@ def test_crop() -> None:
 def test_older_runs_networks_are_completed() -> None:
     """An option that came later has its default."""
     older = {"name": "baseline", "conv": "dense"}
-    whole = {"name": "baseline", "conv": "dense", "hidden": 64, "trim": False}
+    whole = {"kernels": "auto", "name": "baseline", "conv": "dense", "hidden": 64, "trim": False}
     assert complete(older) == complete(whole) == whole
     assert complete({"name": "separated", "base": older, "ranks": {}})["base"] == whole
-    assert complete({"name": "gone", "depth": 3}) == {"name": "gone", "depth": 3}
+    assert complete({"name": "gone", "depth": 3}) == {"kernels": "auto", "name": "gone", "depth": 3}
 
 
 def test_airbench_counts() -> None:

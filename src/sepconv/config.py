@@ -28,13 +28,17 @@ MADE = "runs.txt"  # in a multirun's folder: the runs that it made, relative to 
 MOST = 10**6  # classes, units of a layer, pixels of a side: more is a slip of the finger
 PICTURES = (".png", ".pdf", ".svg")
 
+# what a CPU trains networks by: auto (the fused kernels where they can be compiled), torch's own, or fused (no others)
+KERNELS = ("auto", "torch", "fused")
+MODEL = {"kernels": "auto"}  # an option of every network
+
 T = TypeVar("T")
 Rule = Callable[[str, Any], None]  # takes a key and its value; raises InputError unless the value is right
 
 
 def checked(rule: Rule, default: Any = MISSING) -> Any:
     """A field whose value `read` checks by `rule`, unless it is null."""
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata={"rule": rule})
     return field(default=default, metadata={"rule": rule})
 
@@ -265,7 +269,7 @@ class Training:
     """What makes a training."""
 
     data: DataConfig
-    model: dict[str, Any] = checked(check_model)  # `name` in sepconv.networks, and its options
+    model: dict[str, Any] = checked(check_model, MODEL)  # `name` in sepconv.networks, and its options
     recipe: RecipeConfig
     trainer: TrainerConfig
     seed: int = number(0, least=0, below=2**32)  # initial weights, order of the batches, augmentation
@@ -434,7 +438,7 @@ class CostConfig:
     """One run of `scripts/cost.py`."""
 
     data: DataConfig  # gives the images' shape and the number of classes; its files are not read
-    model: dict[str, Any] = checked(check_model)  # `name` in sepconv.networks, and its options
+    model: dict[str, Any] = checked(check_model, MODEL)  # `name` in sepconv.networks, and its options
     shape: list[int] | None = checked(check_shape, None)  # channels, height, width of other images; null: the data's
     classes: int | None = number(None, least=1, most=MOST)  # null: those of the data
     batch: int = number(1, least=1, below=2**31)  # images at once, for which weights are read once; figures are its
@@ -469,8 +473,8 @@ def complete(model: dict[str, Any]) -> dict[str, Any]:
     """
     check_model("model", model)
     if model["name"] == "separated":
-        return model | {"base": complete(model.get("base", {}))}
-    return defaults(model["name"]) | model
+        return {"name": model["name"]} | MODEL | model | {"base": complete(model.get("base", {}))}
+    return {"name": model["name"]} | MODEL | defaults(model["name"]) | model
 
 
 def read(schema: type[T], config: DictConfig | dict[str, Any], prefix: str = "") -> T:

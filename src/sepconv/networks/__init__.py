@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import CONFIGS, complete, read
+from sepconv.config import CONFIGS, KERNELS, MODEL, check_choice, complete, read
 from sepconv.devices import check_memory
+from sepconv.networks import fused
 from sepconv.networks.separated import Separated, separated
 
 
@@ -26,16 +27,33 @@ def names() -> list[str]:
     return sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 
 
-def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
+def build(
+    name: str, shape: tuple[int, int, int], classes: int, kernels: str = MODEL["kernels"], **options: Any
+) -> nn.Module:
     """The network `name` for images of `shape` (channels, height, width), with defaults for what `options` leave out.
 
     Args:
         name: one of names(); or `separated`, which is made from another network and no choice of its own.
+        kernels: that it computes by on a CPU: fused, torch's own, or auto, which is fused where those can be compiled.
 
     Raises:
         InputError: an unknown name; an option that the network does not have, of a wrong type or out of range;
-            images too small for it; more weights than memory holds.
+            images too small for it; more weights than memory holds; no compiler for fused kernels.
     """
+    check_choice("model.kernels", kernels, *KERNELS)
+    if kernels == "fused" and not fused.library(torch.float32):
+        raise InputError(
+            "model.kernels=fused needs a C compiler, cc or what CC names: choose model.kernels=auto or torch"
+        )
+    net = make(name, shape, classes, **options)
+    for module in net.modules():
+        if isinstance(module, fused.Fusible):
+            module.kernels = kernels
+    return net
+
+
+def make(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
+    """The network, computing by whatever kernels."""
     if name == "separated":
         settings = read(Separated, options, prefix="model.")
         return separated(build(shape=shape, classes=classes, **settings.base), settings)
@@ -45,18 +63,18 @@ def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) 
     parameters = inspect.signature(builder).parameters.values()
     schema = make_dataclass(name, [(p.name, p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY])
     values = complete({"name": name, **options})
-    del values["name"]
-    make = partial(builder, shape, classes, **vars(read(schema, values, prefix="model.")))
-    check_size(name, make)
-    return make()
+    del values["name"], values["kernels"]
+    factory = partial(builder, shape, classes, **vars(read(schema, values, prefix="model.")))
+    check_size(name, factory)
+    return factory()
 
 
-def check_size(name: str, make: Callable[[], nn.Module]) -> None:
-    """Raises InputError where the network that `make` gives would not fit in memory: it makes it of shapes alone."""
+def check_size(name: str, factory: Callable[[], nn.Module]) -> None:
+    """Raises InputError where the network that `factory` gives would not fit in memory: it makes it of shapes alone."""
     remedy = "choose a smaller model.width, other options or smaller images"
     try:
         with torch.device("meta"):
-            size = sum(weight.nbytes for weight in make().parameters())
+            size = sum(weight.nbytes for weight in factory().parameters())
     except RuntimeError as error:
         if "overflow" not in str(error).lower():
             raise

@@ -15,7 +15,7 @@ Arguments that mean the same everywhere:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from torchvision.models._utils import _make_divisible
 from torchvision.ops import SqueezeExcitation, misc
 
 from sepconv.config import check
+from sepconv.networks import fused
 from sepconv.networks.cpu import DepthwiseConv2d, HalvingMaxPool
 
 LayerFactory = Callable[..., nn.Module]
@@ -43,11 +44,11 @@ def sequential(block: nn.Module | None = None, /, **parts: nn.Module | None) -> 
     return nn.Sequential(OrderedDict(**first, **{name: part for name, part in parts.items() if part is not None}))
 
 
-class ConvNormActivation(misc.ConvNormActivation):
+class ConvNormActivation(misc.ConvNormActivation, fused.Fusible):
     """A convolution, then a normalisation, then an activation: (B, in_channels, H, W) to (B, out_channels, H', W').
 
     torchvision's Conv2dNormActivation, with the same arguments, whose parts are named conv, norm and activation, and
-    whose depthwise convolution trains fast on a CPU too (see DepthwiseConv2d).
+    are computed as one on a CPU: in training by the fused kernels, in evaluation as a convolution of folded weights.
 
     Raises InputError for a size below 1 (padding: below 0), or channels that do not divide into the groups.
     """
@@ -78,6 +79,44 @@ class ConvNormActivation(misc.ConvNormActivation):
                          dilation, bias=bias, conv_layer=conv_layer)  # fmt: skip
         layers = {"conv": nn.Conv2d, "norm": norm_layer, "activation": activation_layer}
         self._modules = dict(zip((name for name, layer in layers.items() if layer is not None), self, strict=True))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return run(self, dict(self.named_children()), input)
+
+
+def run(block: fused.Fusible, parts: dict[str, nn.Module], input: Tensor) -> Tensor:
+    """`parts` of `block`, one after the other; conv, norm and activation as one where there are kernels for it."""
+    norm, activation = parts.get("norm"), parts.get("activation")
+    if not isinstance(norm, nn.BatchNorm2d) or not fused.has_kernel(activation):
+        return chain(parts.values(), input)
+    first = list(parts.values())[: list(parts).index("norm")]
+    conv: Any = first.pop() if first and isinstance(first[-1], nn.Conv2d) else nn.Identity()
+    input = chain(first, input)
+    dtype = block.find_dtype(input)
+    if dtype is not None and fused.has_kernel(norm):
+        if fused.has_kernel(conv):
+            return fused.depthwise_norm_activation(input.to(dtype), conv, norm, activation)
+        return fused.norm_activation(conv(input), norm, activation)
+    folds = dtype is not None and isinstance(conv, nn.Conv2d) and not (norm.training or torch.is_grad_enabled())
+    output = fold(conv, norm, input) if folds else norm(conv(input))
+    return output if activation is None else activation(output)
+
+
+def chain(parts: Iterable[nn.Module], input: Tensor) -> Tensor:
+    """`parts`, one after the other."""
+    for part in parts:
+        input = part(input)
+    return input
+
+
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor:
+    """`norm(conv(input))`, in evaluation: one convolution, whose weights have the norm in them."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight, bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return conv._conv_forward(input, weight, bias)
 
 
 def pair(name: str, value: Size, least: int) -> tuple[int, int]:
@@ -218,15 +257,23 @@ def conv_pool_norm_activation(
     """
     alone = ALONE | {"bias": norm_layer is None}
     conv = convolution(in_channels, out_channels, padding=padding, **alone)
-    return sequential(
+    parts = sequential(
         conv,
         pool=HalvingMaxPool(ceil_mode),
         norm=norm_layer and norm_layer(out_channels),
         activation=activation_layer(inplace=True),
     )
+    return Block(OrderedDict(parts.named_children()))
 
 
-class Residual(nn.Sequential):
+class Block(nn.Sequential, fused.Fusible):
+    """Parts by their names, of which a conv, norm and activation are computed as one where there are kernels for it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return run(self, dict(self.named_children()), input)
+
+
+class Residual(nn.Sequential, fused.Fusible):
     """The parts of a block one after the other, the output of a shortcut around them added, an activation of the sum.
 
     Args:
@@ -241,10 +288,15 @@ class Residual(nn.Sequential):
         super().__init__(OrderedDict(parts.named_children()))
 
     def forward(self, input: Tensor) -> Tensor:
-        output = input
-        for name, part in self.named_children():
-            output = output + part(input) if name == "shortcut" else part(output)
-        return output
+        parts = dict(self.named_children())
+        own = next(reversed(parts)) == "activation"  # a block's comes before the shortcut
+        activation = parts.pop("activation") if own else None
+        shortcut = parts.pop("shortcut")
+        output = run(self, parts, input)
+        around = shortcut(input)
+        if isinstance(activation, nn.ReLU | nn.ReLU6) and output.dtype == around.dtype == self.find_dtype(output):
+            return fused.add_activation(output, around, activation)
+        return output + around if activation is None else activation(output + around)
 
 
 class Kind(NamedTuple):

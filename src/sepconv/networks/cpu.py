@@ -1,7 +1,8 @@
 """torch's layers, made faster on a CPU.
 
 Each stands for one stock layer, computes the same and has the same parameters, so that either can take the other's
-place. On a GPU all of them run the stock operations. Measured: benchmarks/cpu_layers-cpu.json.
+place. On a GPU all of them run the stock operations. What whole blocks are made of at once is in networks/fused.
+Measured: benchmarks/cpu_layers-cpu.json.
 """
 
 from typing import Any
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sepconv.networks import fused
 
-class DepthwiseConv2d(nn.Conv2d):
+
+class DepthwiseConv2d(nn.Conv2d, fused.Fusible):
     """For nn.Conv2d with one filter per channel or more: (B, C, H, W) to (B, multiple of C, H', W').
 
-    What it changes: a strided convolution's data gradient is computed at stride 1, from the output's gradient with
+    It is trained by the fused kernels where they can be had. What it changes of torch's own, elsewhere: a strided
+    convolution's data gradient is computed at stride 1, from the output's gradient with
     zeros between its positions; several filters a channel are as many convolutions, whose maps are interleaved.
     Why: oneDNN's data gradient of a strided depthwise convolution, and its steps with two filters a channel, can take
     many times those at stride 1 and with one filter. It depends on the processor and the precision: on one without
@@ -22,6 +26,9 @@ class DepthwiseConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        dtype = self.find_dtype(input) if self.training else None
+        if dtype is not None and fused.has_kernel(self):
+            return fused.depthwise(input.to(dtype), self)
         multiplier, strided = self.out_channels // self.in_channels, max(self.stride) > 1
         slow = multiplier > 1 or (strided and torch.is_grad_enabled())
         plain = self.bias is None and self.padding_mode == "zeros" and not isinstance(self.padding, str)

@@ -1,0 +1,217 @@
+"""The fused kernels against torch's own, and both against float64."""
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Outcome, refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sepconv.networks import build, fused
+from sepconv.networks.airbench import gelu
+from sepconv.networks.blocks import (
+    ConvNormActivation,
+    Residual,
+    conv_pool_norm_activation,
+    depthwise,
+    depthwise_separable,
+    pointwise,
+)
+from sepconv.networks.fused import library, ops
+from sepconv.training import checkpoints
+
+pytestmark = pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
+
+LAST = torch.channels_last
+ACTIVATIONS = [None, nn.ReLU, nn.ReLU6, nn.Hardswish, gelu]
+# where gradients jump: a value that near falls on either side, by rounding
+KINKS = {nn.ReLU: [0], nn.ReLU6: [0, 6], nn.Hardswish: [-3, 3]}
+
+
+def set_kernels(net: nn.Module, kernels: str) -> nn.Module:
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, fused.Fusible):
+            module.kernels = kernels
+    return net
+
+
+def run(net: nn.Module, maps: Tensor, grad: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Output, gradients of the maps and parameters, and buffers, after a step of training in `dtype`."""
+    double = dtype == torch.float64
+    net, maps = (net.double(), maps.double()) if double else (net, maps.clone(memory_format=LAST))
+    maps.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        output = net(maps)
+    output.backward(grad.to(output.dtype))
+    assert maps.grad is not None
+    parameters = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    return [output.detach(), maps.grad, *parameters, *(b for b in net.buffers() if b.is_floating_point())]
+
+
+def errors(net: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Relative errors (2, figures) of the fused kernels and of torch's, against float64."""
+    torch.manual_seed(seed)
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight, 1, 0.5)
+            nn.init.normal_(norm.bias)
+            assert norm.running_mean is not None
+            norm.running_mean.normal_()
+    net = net.to(memory_format=LAST).train()
+    maps = (torch.randn(shape) + 0.5).to(dtype).float().contiguous(memory_format=LAST)
+    grad = torch.randn_like(set_kernels(net, "torch")(maps)).to(dtype).float()
+    if isinstance(net, ConvNormActivation) and (kinks := KINKS.get(type(getattr(net, "activation", None)))):
+        double = set_kernels(net, "torch").double()
+        values = double.norm(double.conv(maps.double()))
+        for kink in kinks:
+            grad[(values - kink).abs() < 0.1] = 0
+    exact = run(set_kernels(net, "torch"), maps, grad, torch.float64)
+    results = (run(set_kernels(net, kernels), maps, grad, dtype) for kernels in ("auto", "torch"))
+    return torch.tensor(
+        [
+            [float((a.double() - b).norm() / b.norm().clamp(min=1e-9)) for a, b in zip(r, exact, strict=True)]
+            for r in results
+        ]
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    channels=st.integers(16, 70),
+    sides=st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    size=st.sampled_from([3, 5]),
+    stride=st.sampled_from([1, 2]),
+    padded=st.booleans(),
+    activation=st.sampled_from(ACTIVATIONS),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_as_exact_as_torch(
+    channels: int, sides: tuple[int, int], size: int, stride: int, padded: bool, activation: Any, dtype: torch.dtype
+) -> None:
+    """Outputs, gradients and running statistics, over draws of the maps."""
+    padding = None if padded else 0
+    nets: list[Callable[[], nn.Module]] = [
+        lambda: depthwise(channels, channels, size, stride, padding, activation_layer=activation),
+        lambda: pointwise(channels, channels + 3, activation_layer=activation),
+    ]
+    for make in nets:
+        torch.manual_seed(0)
+        net = make()
+        mean = (
+            torch.stack([errors(net, (8, channels, *sides), dtype, seed) for seed in range(4)]).square().mean(0).sqrt()
+        )
+        ours, torchs = mean
+        floor = 3e-7 if dtype == torch.float32 else 4e-3  # of a figure that torch has by luck
+        assert (ours <= torch.maximum(1.5 * torchs, torch.tensor(floor))).all(), (ours / torchs, torchs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Residual(nn.Sequential(depthwise(16, 16), pointwise(16, 16, activation_layer=None)), None, nn.ReLU()),
+        lambda: Residual(ConvNormActivation(16, 16)),
+        lambda: conv_pool_norm_activation(depthwise_separable, 16, 24),
+        lambda: conv_pool_norm_activation(ConvNormActivation, 16, 24, activation_layer=gelu),
+        lambda: nn.Sequential(depthwise(16, 16, norm_layer=None, activation_layer=None), pointwise(16, 8)),
+    ],
+)
+def test_every_form_of_a_block(make: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    """Residual sums, poolings between convolution and norm, several blocks, maps of few positions."""
+    for side in (9, 2):
+        draws = torch.stack([errors(make(), (4, 16, side, side), dtype, seed) for seed in range(4)])
+        ours, torchs = draws.square().mean(0).sqrt()
+        floor = 1e-6 if dtype == torch.float32 else 2e-2
+        assert (ours <= torch.maximum(1.5 * torchs, torch.tensor(floor))).all(), (side, ours, torchs)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_each_time(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        net = nn.Sequential(depthwise(24, 24), pointwise(24, 20)).to(memory_format=LAST)
+        maps = torch.randn(9, 24, 7, 7).contiguous(memory_format=LAST)
+        grad = torch.randn(9, 20, 7, 7)
+        one, other = (run(copy.deepcopy(net), maps, grad, torch.bfloat16) for _ in range(2))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_evaluation_folds_the_norms() -> None:
+    net = nn.Sequential(depthwise(16, 16), ConvNormActivation(16, 8, activation_layer=nn.Hardswish)).to(
+        memory_format=LAST
+    )
+    maps = torch.randn(3, 16, 6, 6).contiguous(memory_format=LAST)
+    for _ in range(3):
+        net(maps)
+    net.eval()
+    with torch.no_grad():
+        folded, plain = (set_kernels(net, kernels)(maps) for kernels in ("auto", "torch"))
+    torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_both_kernels_have_the_same_network(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and shapes of what a checkpoint holds; and a short training ends about alike."""
+    arguments = ["recipe.epochs=1", "recipe.precision=fp32", "trainer.limit_batches=5"]
+    states = [
+        checkpoints.load(train(f"model.kernels={kernels}", *arguments) / "checkpoints/last.ckpt")["state_dict"]
+        for kernels in ("fused", "torch")
+    ]
+    assert [(name, value.shape) for name, value in states[0].items()] == [(n, v.shape) for n, v in states[1].items()]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=2e-2, rtol=2e-2)
+
+
+def test_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, command: Callable[..., Outcome], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same by torch's own kernels, with a line in the log; what asks for nothing but fused ones is refused."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    library.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO):
+            assert library(torch.float32) is None
+        assert "no C compiler" in caplog.text
+        net = build("separable", (1, 28, 28), 10).to(memory_format=LAST)
+        loss = F.cross_entropy(net(torch.randn(4, 1, 28, 28)), torch.arange(4))
+        loss.backward()
+        assert torch.isfinite(loss)
+        outcome = command("train", "model.kernels=fused", f"runs={tmp_path}")
+        refused(outcome, "model.kernels=fused needs a C compiler")
+    finally:
+        library.cache_clear()
+
+
+def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A compiler that fails, or a home that cannot be written, leaves torch's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sepconv.networks.fused.build.FLAGS", ["--no-such-flag"])
+    library.cache_clear()
+    try:
+        assert library(torch.float32) is None
+    finally:
+        library.cache_clear()
+
+
+def test_what_has_no_kernel_is_left_to_torch() -> None:
+    assert not ops.has_kernel(nn.GELU("tanh"))
+    assert not ops.has_kernel(nn.SiLU())
+    assert not ops.has_kernel(nn.BatchNorm2d(4).eval())
+    assert not ops.has_kernel(nn.BatchNorm2d(4, affine=False))
+    for conv in (nn.Conv2d(16, 16, 3), nn.Conv2d(16, 32, 3, groups=16), nn.Conv2d(8, 8, 3, groups=8)):
+        assert not ops.has_kernel(conv)
+    conv = nn.Conv2d(16, 16, 3, groups=16, bias=False)
+    assert ops.has_kernel(conv)
+    assert ops.find_dtype(torch.zeros(1, 16, 4, 4)) is None  # not channels last
+    assert ops.find_dtype(torch.zeros(1, 16, 4, 4, device="meta")) is None
+    assert ops.find_dtype(torch.zeros(1, 16, 4, 4, dtype=torch.float64).contiguous(memory_format=LAST)) is None
