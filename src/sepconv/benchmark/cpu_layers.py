@@ -1,4 +1,4 @@
-"""The layers of networks/cpu.py against those of torch that they stand for, on a CPU."""
+"""What is made faster on a CPU against torch's own: layers, blocks and whole networks by the fused kernels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sepconv import InputError
+from sepconv import InputError, networks
 from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.networks import take_turns
 from sepconv.config import CpuLayersConfig
 from sepconv.devices import find_device, keep_freed_memory
-from sepconv.networks import cpu
+from sepconv.networks import cpu, fused
+from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, track
@@ -30,6 +31,27 @@ class Case(NamedTuple):
     before: type[nn.Module] = nn.Identity  # a layer before, which works on the gradient's layout
 
 
+def by_torch(make: Callable[[], nn.Module]) -> nn.Module:
+    """What `make` gives, computing by torch's own kernels."""
+    net = make()
+    for module in net.modules():
+        if isinstance(module, fused.Fusible):
+            module.kernels = "torch"
+    return net
+
+
+def fusible(make: Callable[[], nn.Module], *shape: int) -> Case:
+    """A block or network by the fused kernels and by torch's."""
+    return Case(make, partial(by_torch, make), (shape[0], shape[1], shape[2], shape[3]))
+
+
+BLOCKS: dict[str, Callable[..., nn.Module]] = {"separable": depthwise_separable, "dense": ConvNormActivation}
+NETWORKS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
+    "separable": ((1, 28, 28), {}),
+    "mobilenet_v2": ((3, 32, 32), {}),
+    "resnet": ((3, 32, 32), {"conv": "separable", "depth": 20}),
+    "baseline": ((1, 28, 28), {}),
+}
 STRIDED: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 64, "bias": False}
 DOUBLED: dict[str, Any] = {"kernel_size": 3, "groups": 32, "bias": False}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,6 +67,16 @@ CASES = {
     ),
     "ReLU and Flatten": Case(cpu.Flatten, nn.Flatten, (128, 64, 5, 5), before=nn.ReLU),
     "HalvingMaxPool": Case(cpu.HalvingMaxPool, partial(nn.MaxPool2d, 2), (128, 32, 26, 26), backward=False),
+    **{
+        f"{kind} block, {channels} channels at {side}": fusible(
+            partial(BLOCKS[kind], channels, channels), 128, channels, side, side
+        )
+        for kind, channels, side in product(BLOCKS, (16, 32, 64, 128, 256), (32, 16, 8))
+    },
+    **{
+        f"network {name}": fusible(partial(networks.build, name, shape, 10, **options), 128, *shape)
+        for name, (shape, options) in NETWORKS.items()
+    },
 }
 
 
