@@ -215,3 +215,15 @@ def test_what_has_no_kernel_is_left_to_torch() -> None:
     assert ops.find_dtype(torch.zeros(1, 16, 4, 4)) is None  # not channels last
     assert ops.find_dtype(torch.zeros(1, 16, 4, 4, device="meta")) is None
     assert ops.find_dtype(torch.zeros(1, 16, 4, 4, dtype=torch.float64).contiguous(memory_format=LAST)) is None
+
+
+def test_what_torch_refuses_is_refused() -> None:
+    """A norm of one value a channel, and maps that are smaller than a kernel."""
+    for block in (depthwise(16, 16, 3, 2), pointwise(16, 8)):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            block(torch.randn(1, 16, 1, 1).contiguous(memory_format=LAST))
+    for activation in (nn.ReLU, None):
+        norm = nn.BatchNorm2d if activation else None
+        block = depthwise(16, 16, 5, padding=0, norm_layer=norm, activation_layer=activation)
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            block(torch.randn(2, 16, 3, 3).contiguous(memory_format=LAST))

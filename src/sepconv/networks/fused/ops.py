@@ -65,7 +65,7 @@ def has_kernel(layer: nn.Module | None) -> bool:
 
 def norm_activation(maps: Tensor, norm: nn.BatchNorm2d, activation: nn.Module | None) -> Tensor:
     """`activation(norm(maps))`, in training: maps (B, C, H, W), channels last."""
-    count(norm)
+    count(norm, maps.numel() // maps.shape[1])
     return NormActivation.apply(maps, norm.weight, norm.bias, norm, ACTIVATIONS[type(activation)])
 
 
@@ -73,14 +73,15 @@ def depthwise_norm_activation(
     maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, activation: nn.Module | None
 ) -> Tensor:
     """`activation(norm(conv(maps)))`, in training: maps (B, C, H, W), channels last, to (B, C, H', W')."""
-    count(norm)
+    geometry = measure(maps, conv)
+    count(norm, geometry.images * geometry.OH * geometry.OW)
     kind = ACTIVATIONS[type(activation)]
-    return DepthwiseNormActivation.apply(maps, conv.weight, norm.weight, norm.bias, conv, norm, kind)
+    return DepthwiseNormActivation.apply(maps, conv.weight, norm.weight, norm.bias, geometry, norm, kind)
 
 
 def depthwise(maps: Tensor, conv: nn.Conv2d) -> Tensor:
     """`conv(maps)`: maps (B, C, H, W), channels last, to (B, C, H', W')."""
-    return Depthwise.apply(maps, conv.weight, conv)
+    return Depthwise.apply(maps, conv.weight, measure(maps, conv))
 
 
 def add_activation(one: Tensor, other: Tensor, activation: nn.Module) -> Tensor:
@@ -88,8 +89,10 @@ def add_activation(one: Tensor, other: Tensor, activation: nn.Module) -> Tensor:
     return AddActivation.apply(one, other, ACTIVATIONS[type(activation)])
 
 
-def count(norm: nn.BatchNorm2d) -> None:
-    """Notes one more batch, as the layer itself would."""
+def count(norm: nn.BatchNorm2d, positions: int) -> None:
+    """Notes one more batch, of so many values a channel. Raises ValueError, as the layer would, for a single one."""
+    if positions == 1:
+        raise ValueError("Expected more than 1 value per channel when training")
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
 
@@ -132,13 +135,19 @@ def channels_last(maps: Tensor) -> Tensor:
     return maps.contiguous(memory_format=torch.channels_last)
 
 
-def prepare(maps: Tensor, conv: nn.Conv2d) -> tuple[Geometry, Tensor]:
-    """What `conv` makes of `maps`: its geometry, and room for it."""
+def measure(maps: Tensor, conv: nn.Conv2d) -> Geometry:
+    """What `conv` makes of `maps`. Raises RuntimeError as the layer itself would: for maps smaller than its kernel."""
     batch, channels, height, width = maps.shape
     size, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+    if min(height, width) + 2 * pad < size:
+        raise RuntimeError(f"Kernel size can't be greater than actual input size: {size}, maps of {height} x {width}")
     sides = [(side + 2 * pad - size) // stride + 1 for side in (height, width)]
-    geometry = Geometry(batch, height, width, channels, *sides, size, stride, pad)
-    return geometry, maps.new_empty(batch, *sides, channels).permute(0, 3, 1, 2)
+    return Geometry(batch, height, width, channels, *sides, size, stride, pad)
+
+
+def room_for(geometry: Geometry, maps: Tensor) -> Tensor:
+    """Memory for what a convolution makes of `maps`, channels last."""
+    return maps.new_empty(geometry.images, geometry.OH, geometry.OW, geometry.C).permute(0, 3, 1, 2)
 
 
 class NormActivation(torch.autograd.Function):
@@ -177,10 +186,10 @@ class DepthwiseNormActivation(torch.autograd.Function):
     """activate(normalize(depthwise convolution of maps)), with the statistics of the batch."""
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d,
+    def forward(ctx: Any, maps: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry,
                 norm: nn.BatchNorm2d, kind: int) -> Tensor:  # fmt: skip
         maps, filters = channels_last(maps), filters.contiguous()
-        ctx.geometry, convolved = prepare(maps, conv)
+        ctx.geometry, convolved = geometry, room_for(geometry, maps)
         saved, out = weight.new_empty(SAVED, maps.shape[1]), torch.empty_like(convolved)
         kernels = library(maps.dtype)
         assert kernels is not None
@@ -212,9 +221,9 @@ class Depthwise(torch.autograd.Function):
     """A depthwise convolution."""
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, filters: Tensor, conv: nn.Conv2d) -> Tensor:
+    def forward(ctx: Any, maps: Tensor, filters: Tensor, geometry: Geometry) -> Tensor:
         maps, filters = channels_last(maps), filters.contiguous()
-        ctx.geometry, out = prepare(maps, conv)
+        ctx.geometry, out = geometry, room_for(geometry, maps)
         kernels = library(maps.dtype)
         assert kernels is not None
         kernels.depthwise_forward(ctypes.byref(ctx.geometry), address(maps), address(filters), address(out),
