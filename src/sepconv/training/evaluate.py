@@ -12,6 +12,7 @@ from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import find_device, resolve_precision
 from sepconv.tables import Column, Table
+from sepconv.text import printable
 from sepconv.training import checkpoints, runs
 from sepconv.training.classifier import PARTS, ImageClassifier, check_description, describe_images, explain_difference
 from sepconv.training.trainer import make_trainer
@@ -95,9 +96,9 @@ def load_classifier(run: Path, name: str, config: TrainConfig) -> ImageClassifie
         check_description(options["images"])
         classifier = ImageClassifier(options["model"], options["recipe"], options["images"])
     except InputError as error:
-        raise InputError(f"{path} holds {error}") from error
+        raise InputError(f"{path} holds {printable(error)}") from error
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"{path} holds no network that can be built ({type(error).__name__}: {error})") from error
+        raise InputError(f"{path} holds no network that can be built ({type(error).__name__}: {printable(error)})") from error
     try:
         classifier.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:  # torch's words for weights that do not fit
