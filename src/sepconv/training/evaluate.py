@@ -98,7 +98,9 @@ def load_classifier(run: Path, name: str, config: TrainConfig) -> ImageClassifie
     except InputError as error:
         raise InputError(f"{path} holds {printable(error)}") from error
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"{path} holds no network that can be built ({type(error).__name__}: {printable(error)})") from error
+        raise InputError(
+            f"{path} holds no network that can be built ({type(error).__name__}: {printable(error)})"
+        ) from error
     try:
         classifier.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:  # torch's words for weights that do not fit

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -141,9 +142,13 @@ def create(config: TrainConfig, overrides: list[str]) -> Path:
             except FileExistsError:  # another run of this second
                 attempt += 1
                 continue
-            (path / "checkpoints").mkdir()
-            files.write(path / "overrides.yaml", write_yaml(overrides))
-            files.write(path / "config.yaml", write_yaml(asdict(config)))
+            try:
+                (path / "checkpoints").mkdir()
+                files.write(path / "overrides.yaml", write_yaml(overrides))
+                files.write(path / "config.yaml", write_yaml(asdict(config)))
+            except BaseException:  # a signal, too: what nobody knows of is not left behind
+                shutil.rmtree(path, ignore_errors=True)
+                raise
             return path.resolve()
     except OSError as error:
         raise InputError(f"cannot make a run directory in {parent} ({error.strerror}): choose another runs=") from error

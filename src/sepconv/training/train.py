@@ -93,15 +93,16 @@ def train(
         check_trainable(classifier, data)
         check_step(classifier, data, "bf16" if precision == "bf16-mixed" else "fp32")
         classifier.form = resolve_step(config.trainer, device, build_optimizer(classifier.net, config.recipe.optimizer))
-        run = beginning.run
-        if run is None:
-            config = replace(config, data=replace(config.data, root=str(Path(config.data.root).expanduser().resolve())))
-            run = runs.create(config, overrides)
-            held.enter_context(runs.lock(run))
-        with terminal.logged(run), resumable(run):
-            for note in beginning.notes:
-                log.warning(note)
-            return run, work(replace(beginning, config=config, run=run), data, precision, started)
+        held.enter_context(resumable(beginning))
+        if beginning.run is None:
+            root = str(Path(config.data.root).expanduser().resolve())
+            beginning.config = replace(config, data=replace(config.data, root=root))
+            beginning.run = runs.create(beginning.config, overrides)
+            held.enter_context(runs.lock(beginning.run))
+        held.enter_context(terminal.logged(beginning.run))
+        for note in beginning.notes:
+            log.warning(note)
+        return beginning.run, work(beginning, data, precision, started)
 
 
 def work(beginning: Beginning, data: ImageData, precision: str, started: float) -> Result:
@@ -148,15 +149,21 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
 
 
 @contextmanager
-def resumable(run: Path) -> Iterator[None]:
-    """Says how the run goes on, if it can, where a signal or the disk ends its training or its test."""
+def resumable(beginning: Beginning) -> Iterator[None]:
+    """Says how the run goes on, if it has a directory, where a signal or the disk ends its training or its test."""
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as stop:  # Lightning answers the one with the other
+        run = beginning.run
+        if run is None:
+            raise
         cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
         answer = f"{run} is complete" if (run / "result.json").exists() else f"resume={run} continues"
         raise Stopped(answer, cause.status if isinstance(cause, Stopped) else 130) from None
     except (OSError, InputError) as error:
+        run = beginning.run
+        if run is None:
+            raise
         if not run.is_dir():
             raise InputError(f"{run} was removed while its training ran") from error
         if isinstance(error, OSError):
