@@ -103,7 +103,8 @@ def check_whole(run: Path) -> None:
 
 
 def train(folder: Path) -> tuple[Path, float]:
-    """The run of ARGUMENTS that nothing stops, and its seconds."""
+    """The run of ARGUMENTS that nothing stops, and its seconds, once the server of processes is there."""
+    assert Script("train", ["--help"], folder / "help.log").wait() == 0
     started = time.time()
     script = Script("train", [*ARGUMENTS, f"runs={folder / 'whole'}"], folder / "whole.log")
     assert script.wait() == 0, script.output

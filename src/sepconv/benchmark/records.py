@@ -227,8 +227,9 @@ SUITES = {
     ),
     "cpu_layers": (
         "Layers on a CPU",
-        "The layers of `src/sepconv/networks/cpu.py` beside torch's own, which compute the same: the milliseconds of a "
-        "call, and how many times as fast they are.",
+        "The layers of `src/sepconv/networks/cpu.py`, and blocks and networks by the fused kernels of "
+        "`src/sepconv/networks/fused` (`model.kernels=auto`), beside torch's own, which compute the same: the "
+        "milliseconds of a call, and how many times as fast they are.",
     ),
     "peers": (
         "Training to a test accuracy",
