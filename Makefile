@@ -14,7 +14,7 @@ test: .venv/ready
 test-lowest: PYTHON = python3
 test-lowest:
 	$(PYTHON) -m venv --clear .venv-lowest
-	.venv-lowest/bin/python -m pip install --disable-pip-version-check --quiet uv
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade uv 'setuptools>=77'
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct -r pyproject.toml --extra dev
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --no-deps --no-build-isolation --editable .
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(TESTS)

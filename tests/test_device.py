@@ -13,13 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sepconv import networks
 from sepconv.config import TrainConfig, read
 from sepconv.data import datasets
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData
 from sepconv.training.capture import CapturedStep, CudaGraph
 from sepconv.training.classifier import ImageClassifier
-from sepconv.training.recipe import build_optimizer
+from sepconv.training.recipe import assemble_optimizer
 from sepconv.training.step import TrainingStep
 
 COUNT = 60_000  # images
@@ -83,6 +84,7 @@ def test_a_step_and_a_test_stay_on_the_device(options: list[str], monkeypatch: p
     for part in (config.recipe.optimizer, config.recipe.optimizer.get("others", {})):
         part.pop("fused", None)  # that kernel has no form without values
     monkeypatch.setattr(Dataset, "to", lambda dataset, device: dataset)
+    monkeypatch.setattr(networks, "check_size", lambda name, factory: None)  # before a training, with values
     fake = FakeTensorMode()
     with fake, torch.device("cuda"):
         data = fake_data(config)
@@ -94,7 +96,7 @@ def test_a_step_and_a_test_stay_on_the_device(options: list[str], monkeypatch: p
             "deviation": [0.2] * channels,
         }
         classifier = ImageClassifier(config.model, asdict(config.recipe), images)
-        optimizer = build_optimizer(classifier.net, config.recipe.optimizer)
+        optimizer = assemble_optimizer(classifier.net, config.recipe.optimizer)
         step = TrainingStep(
             classifier.net, classifier.normalize, classifier.fill, data, config.recipe, optimizer, "eager", "32-true"
         )
