@@ -91,7 +91,7 @@ def load_classifier(run: Path, name: str, config: TrainConfig) -> ImageClassifie
     options: dict[str, Any] = checkpoint["hyper_parameters"]
     try:
         model = complete(options["model"])
-        if model != config.model:
+        if model != complete(config.model):
             raise InputError(f"another network than the run's config.yaml: {model}, not {config.model}")
         check_description(options["images"])
         classifier = ImageClassifier(options["model"], options["recipe"], options["images"])
