@@ -19,7 +19,7 @@ test-lowest:
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --no-deps --no-build-isolation --editable .
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(TESTS)
 
-# Trials of what docs/promises.md promises, which they write: half an hour on two cores.
+# Trials of what docs/promises.md promises, which they write: about twelve minutes on two cores.
 torture: .venv/ready
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/torture --numprocesses 2 --dist worksteal --timeout 1800
 

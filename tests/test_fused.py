@@ -36,11 +36,7 @@ KINKS = {nn.ReLU: [0], nn.ReLU6: [0, 6], nn.Hardswish: [-3, 3]}
 
 
 def set_kernels(net: nn.Module, kernels: str) -> nn.Module:
-    net = copy.deepcopy(net)
-    for module in net.modules():
-        if isinstance(module, fused.Fusible):
-            module.kernels = kernels
-    return net
+    return fused.set_kernels(copy.deepcopy(net), kernels)
 
 
 def run(net: nn.Module, maps: Tensor, grad: Tensor, dtype: torch.dtype) -> list[Tensor]:

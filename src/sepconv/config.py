@@ -27,6 +27,7 @@ CONFIGS = CHECKOUT / "configs" if CHECKOUT else PACKAGED
 MADE = "runs.txt"  # in a multirun's folder: the runs that it made, relative to it, a line each
 MOST = 10**6  # classes, units of a layer, pixels of a side: more is a slip of the finger
 PICTURES = (".png", ".pdf", ".svg")
+PARTS = ("train", "validation", "test")  # of a data set
 
 # what a CPU trains networks by: auto (the fused kernels where they can be compiled), torch's own, or fused (no others)
 KERNELS = ("auto", "torch", "fused")
@@ -36,18 +37,17 @@ T = TypeVar("T")
 Rule = Callable[[str, Any], None]  # takes a key and its value; raises InputError unless the value is right
 
 
-def checked(rule: Rule, default: Any = MISSING) -> Any:
-    """A field whose value `read` checks by `rule`, unless it is null."""
+def checked(rule: Rule, default: Any = MISSING, **marks: Any) -> Any:
+    """A field whose value `read` checks by `rule`, unless it is null; `marks` say more of it."""
+    metadata = {"rule": rule, **marks}
     if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata={"rule": rule})
-    return field(default=default, metadata={"rule": rule})
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def path(default: Any = MISSING, rule: Rule | None = None) -> Any:
     """A field for a path, or a list of them: the command line takes it as it was typed, and `~` is one's home."""
-    made = checked(rule or check_given, default)
-    made.metadata = {**made.metadata, "path": True}
-    return made
+    return checked(rule or check_given, default, path=True)
 
 
 LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -178,17 +178,15 @@ def check_runs(key: str, paths: list[str]) -> None:
 class Augment:
     """Random changes to a training image, drawn per sample; 0 or false leaves one out."""
 
-    crop: int = number(
-        0, least=0, most=MOST
-    )  # padding, in pixels, before a crop back to the image's size at a random place
+    # padding, in pixels, before a crop back to the image's size at a random place
+    crop: int = number(0, least=0, most=MOST)
     reflect: bool = False  # pad with the image's own pixels, mirrored at its border; else with zeros
     flip: bool = False  # mirror left to right, half of the time
     alternate: bool = False  # flips at every other visit of an image, instead of at random
     shift: float = number(0.0, least=0, most=MOST)  # translation of up to this many pixels each way, sub-pixel
     rotate: float = number(0.0, least=0, most=360)  # rotation of up to this many degrees each way
-    cutout: int = number(
-        0, least=0, most=MOST
-    )  # side, in pixels, of a square replaced by the training set's mean colour
+    # side, in pixels, of a square replaced by the training set's mean colour
+    cutout: int = number(0, least=0, most=MOST)
 
     def __post_init__(self) -> None:
         if self.alternate and not self.flip:
@@ -420,9 +418,8 @@ class ClaimsConfig:
     seeds: list[int] = checked(check_seeds, [0, 1, 2, 3, 4])  # of each network that is trained
     train_sizes: list[int] = number(least=1)  # training images of claim C10, beside all
     runs: str = path(f"{REPOSITORY}/runs/claims")  # folder of the runs; finished ones are used again
-    output: str = path(
-        f"{REPOSITORY}/docs"
-    )  # folder of claims.md, with the figures and plots of each data set under claims/
+    # folder of claims.md, with the figures and plots of each data set under claims/
+    output: str = path(f"{REPOSITORY}/docs")
 
 
 @dataclass(kw_only=True)

@@ -7,6 +7,7 @@ figures off the page.
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     if "TRIALS" in os.environ:  # a part of them, to try the trial itself
         return
     passed = request.node.stash.get(PASSED, False)
-    with filelock.FileLock(Path(os.environ.get("TMPDIR", "/tmp")) / "sepconv-promises.lock"):
+    with filelock.FileLock(Path(tempfile.gettempdir()) / "sepconv-promises.lock"):
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         name = request.node.nodeid
         record.pop(name, None)
@@ -66,8 +67,9 @@ def write_page(record: dict[str, Any]) -> str:
                            for key, value in entry["figures"].items())  # fmt: skip
         commit = f"{str(entry['git']['sha'])[:7]}{', with changes' * bool(entry['git']['dirty'])}"
         where = f"{entry['device']['name']}, Python {entry['python']}, torch {entry['torch']}"
+        case = name.partition("[")[2].rstrip("]")
         parts += [
-            f"- **{entry['promise']}**",
+            f"- **{entry['promise']}**{f' ({case})' if case else ''}",
             f"  {counts}. {entry['seconds']} s on {where}; {entry['date']}, commit {commit}.",
             f"  `python -m pytest '{name}'`",
             "",

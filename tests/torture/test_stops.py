@@ -133,7 +133,7 @@ def test_killed_at_a_system_call(
                     "temporary folder on another disk": "yes" if elsewhere.is_dir() else "no"})  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_stopped_by_a_signal(
     whole: tuple[dict[str, Any], float], tmp_path: Path, figures: dict[str, Any], number: int, status: int
 ) -> None:

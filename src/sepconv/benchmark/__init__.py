@@ -46,7 +46,7 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     journal = Journal(folder / f"{config.suite}-{name}.unfinished", provenance)
     if journal.parts:
         CONSOLE.print(f"goes on from what {journal.path} has", soft_wrap=True)
-    with stoppable("what is measured is kept, and the same command goes on from there"):
+    with stoppable(lambda: "what is measured is kept, and the same command goes on from there"):
         record = suite.measure(config, journal) | provenance | {"date": time.strftime("%Y-%m-%d")}
     path = folder / FILES[config.suite].format(**record)
     files.write(path, json.dumps(record, indent=2) + "\n")

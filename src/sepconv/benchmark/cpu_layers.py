@@ -31,18 +31,9 @@ class Case(NamedTuple):
     before: type[nn.Module] = nn.Identity  # a layer before, which works on the gradient's layout
 
 
-def by_torch(make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` gives, computing by torch's own kernels."""
-    net = make()
-    for module in net.modules():
-        if isinstance(module, fused.Fusible):
-            module.kernels = "torch"
-    return net
-
-
-def fusible(make: Callable[[], nn.Module], *shape: int) -> Case:
-    """A block or network by the fused kernels and by torch's."""
-    return Case(make, partial(by_torch, make), (shape[0], shape[1], shape[2], shape[3]))
+def fusible(make: Callable[[], nn.Module], shape: tuple[int, int, int]) -> Case:
+    """A block or network, on a batch of maps of `shape` (C, H, W), by the fused kernels and by torch's."""
+    return Case(make, lambda: fused.set_kernels(make(), "torch"), (128, *shape))
 
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {"separable": depthwise_separable, "dense": ConvNormActivation}
@@ -69,12 +60,12 @@ CASES = {
     "HalvingMaxPool": Case(cpu.HalvingMaxPool, partial(nn.MaxPool2d, 2), (128, 32, 26, 26), backward=False),
     **{
         f"{kind} block, {channels} channels at {side}": fusible(
-            partial(BLOCKS[kind], channels, channels), 128, channels, side, side
+            partial(BLOCKS[kind], channels, channels), (channels, side, side)
         )
         for kind, channels, side in product(BLOCKS, (16, 32, 64, 128, 256), (32, 16, 8))
     },
     **{
-        f"network {name}": fusible(partial(networks.build, name, shape, 10, **options), 128, *shape)
+        f"network {name}": fusible(partial(networks.build, name, shape, 10, **options), shape)
         for name, (shape, options) in NETWORKS.items()
     },
 }

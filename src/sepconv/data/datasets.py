@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from sepconv import InputError
-from sepconv.config import DataConfig
+from sepconv.config import PARTS, DataConfig
 from sepconv.data.folder import folder
 from sepconv.data.published import Parts, cifar10, cifar100, fashion_mnist, mnist
 from sepconv.devices import check_memory
@@ -61,7 +61,7 @@ class Dataset:
     def digests(self) -> dict[str, str]:
         """SHA-256 of each part's pixels and labels, in their order: equal where training and test see the same."""
         digests = {}
-        for part in ("train", "validation", "test"):
+        for part in PARTS:
             digest = hashlib.sha256(repr(self.shape).encode())
             for rows in getattr(self, part).split(5000):
                 digest.update(self.pixels[rows].numpy().data)

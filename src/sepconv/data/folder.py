@@ -26,7 +26,7 @@ from sepconv.text import printable, tell_apart
 log = logging.getLogger(__name__)
 
 # usual names of the parts; in any case, and with more to them: Test, train_images, val2017
-PARTS = {
+PART_NAMES = {
     "train": "train|training|trn",
     "validation": "val|valid|validation|dev|devel|development",
     "test": "test|testing|tst",
@@ -145,7 +145,7 @@ def part_of(name: str) -> tuple[str | None, bool]:
     """The part that a directory called `name` holds, if any, and whether all of the name says so."""
     words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold())
     words = [word for word in words if not re.fullmatch(MORE, word)]
-    found = [part for word in words for part, names in PARTS.items() if re.fullmatch(f"({names})({MORE})?", word)]
+    found = [part for word in words for part, names in PART_NAMES.items() if re.fullmatch(f"({names})({MORE})?", word)]
     return (found[0], len(words) == 1) if len(set(found)) == 1 else (None, False)
 
 
@@ -158,7 +158,7 @@ def find_parts(root: Path) -> dict[str, Path]:
     named = {path.name: part_of(path.name) for path in subfolders(root)}
     sure = [name for name, (_, whole) in named.items() if whole]
     others = [name for name, (part, _) in named.items() if part is None]
-    found = {part: [name for name in named if named[name][0] == part] for part in PARTS}
+    found = {part: [name for name in named if named[name][0] == part] for part in PART_NAMES}
     if not sure and (others or not found["train"]):
         return {"train": root}
     here = f"data.root={printable(root)}"

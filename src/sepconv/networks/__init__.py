@@ -45,11 +45,7 @@ def build(
         raise InputError(
             "model.kernels=fused needs a C compiler, cc or what CC names: choose model.kernels=auto or torch"
         )
-    net = make(name, shape, classes, **options)
-    for module in net.modules():
-        if isinstance(module, fused.Fusible):
-            module.kernels = kernels
-    return net
+    return fused.set_kernels(make(name, shape, classes, **options), kernels)
 
 
 def make(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:

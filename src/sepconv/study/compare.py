@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sepconv import InputError
-from sepconv.config import MADE, CompareConfig, TrainConfig, flatten
+from sepconv.config import MADE, PARTS, CompareConfig, TrainConfig, flatten
 from sepconv.reading import read_text
 from sepconv.study.statistics import Difference, Estimate
 from sepconv.terminal import track
@@ -28,7 +28,6 @@ COSTS = {"parameters": True, "macs": True, "train_images_per_second": False, "fi
 TIMES = {"train_images_per_second", "eval_images_per_second", "fit_seconds", "target_seconds", "peak_memory_bytes"}
 # overrides that do not tell networks apart
 NEUTRAL = {"data", "data.root", "data.download", "model", "seed", "runs", "trainer", "trainer.accelerator"}
-PARTS = ("train", "validation", "test")
 SPLIT = ("image_size", "validation", "test", "train", "split_seed", "root")  # what may make images differ
 NAMED = 3  # keys that are named where configurations differ
 MOST_LISTED = 2**20  # bytes of a multirun's list of runs

@@ -16,7 +16,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from sepconv import InputError, files
@@ -27,7 +26,7 @@ from sepconv.data.datasets import sample
 from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import describe_device, find_device, reset_peak_memory, resolve_precision, synchronize
 from sepconv.networks.lowrank import Decomposition, KernelWise, find_separable, make_factors, put
-from sepconv.reading import read_json
+from sepconv.reading import read_json, write_yaml
 from sepconv.study.separation_report import Ranks, label, print_report, write_report
 from sepconv.terminal import CONSOLE, Progress, logged, track
 from sepconv.training import runs
@@ -83,7 +82,7 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
     reset_peak_memory()
     original = Original(config)
     original.check_target()
-    with ExitStack() as held, stoppable("what is finished is kept, and the same command goes on from there"):
+    with ExitStack() as held, stoppable(lambda: "what is finished is kept, and the same command goes on from there"):
         separation = Separation.find(original, held) or Separation.make(original, overrides, held)
         path = original.uniform() if config.rank is not None else original.greedy(separation)
         separation.follow(path)
@@ -443,7 +442,7 @@ class Original:
         """Records the network of `row` as the run of that directory, as `sepconv.training.train` would: its result."""
         recorded, config = self.recorded, self.config
         separated = self.describe(row.ranks)
-        files.write(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(separated))))
+        files.write(run / "config.yaml", write_yaml(asdict(separated)))
         images: dict[str, Any] = self.classifier.hparams["images"]
         classifier = ImageClassifier(separated.model, asdict(recorded.recipe), dict(images))
         classifier.load_state_dict(self.separated(row.ranks).state_dict())

@@ -12,15 +12,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sepconv import InputError, networks
-from sepconv.config import RecipeConfig, check_shape, read
+from sepconv.config import PARTS, RecipeConfig, check_shape, read
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData
 from sepconv.data.transforms import classify_views, make_normalization
 from sepconv.text import tell_apart
-from sepconv.training.recipe import build_optimizer, build_schedule, initialize
+from sepconv.training.recipe import assemble_optimizer, build_schedule, initialize
 from sepconv.training.step import TrainingStep
-
-PARTS = ("train", "validation", "test")
 
 
 class ImageClassifier(L.LightningModule):
@@ -63,7 +61,7 @@ class ImageClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.trainer.max_epochs is not None
-        optimizer = build_optimizer(self.net, self.recipe.optimizer)
+        optimizer = assemble_optimizer(self.net, self.recipe.optimizer)  # tried before a training begins
         schedule = build_schedule(optimizer, self.recipe, self.data.steps * self.trainer.max_epochs)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

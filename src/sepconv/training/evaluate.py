@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sepconv import InputError, terminal
-from sepconv.config import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, complete
+from sepconv.config import PARTS, EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, complete
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.devices import find_device, resolve_precision
 from sepconv.tables import Column, Table
 from sepconv.text import printable
 from sepconv.training import checkpoints, runs
-from sepconv.training.classifier import PARTS, ImageClassifier, check_description, describe_images, explain_difference
+from sepconv.training.classifier import ImageClassifier, check_description, describe_images, explain_difference
 from sepconv.training.trainer import make_trainer
 
 

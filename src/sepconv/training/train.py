@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sepconv import InputError, Stopped, terminal
+from sepconv import InputError, terminal
 from sepconv.config import RecipeConfig, TrainConfig, flatten
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
@@ -35,7 +35,7 @@ from sepconv.training.evaluate import check_images, load_classifier
 from sepconv.training.recipe import build_optimizer
 from sepconv.training.runs import Result
 from sepconv.training.step import resolve_step
-from sepconv.training.trainer import make_trainer
+from sepconv.training.trainer import make_trainer, stoppable
 from sepconv.training.whitening import Whitening, find_stem
 
 log = logging.getLogger(__name__)
@@ -151,25 +151,20 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
 @contextmanager
 def resumable(beginning: Beginning) -> Iterator[None]:
     """Says how the run goes on, if it has a directory, where a signal or the disk ends its training or its test."""
+
+    def kept() -> str:
+        run = beginning.run
+        if run is None:
+            return ""
+        return f"{run} is complete" if (run / "result.json").exists() else f"resume={run} continues"
+
     try:
-        yield
-    except (SystemExit, KeyboardInterrupt) as stop:  # Lightning answers the one with the other
-        run = beginning.run
-        if run is None:
+        with stoppable(kept):
+            yield
+    except InputError as error:
+        if beginning.run is None or beginning.run.is_dir():
             raise
-        cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
-        answer = f"{run} is complete" if (run / "result.json").exists() else f"resume={run} continues"
-        raise Stopped(answer, cause.status if isinstance(cause, Stopped) else 130) from None
-    except (OSError, InputError) as error:
-        run = beginning.run
-        if run is None:
-            raise
-        if not run.is_dir():
-            raise InputError(f"{run} was removed while its training ran") from error
-        if isinstance(error, OSError):
-            path = error.filename or run
-            raise InputError(f"cannot write {path} ({error.strerror}): then resume={run} continues") from error
-        raise
+        raise InputError(f"{beginning.run} was removed while its training ran") from error
 
 
 def start_afresh(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -> Beginning:

@@ -1,7 +1,7 @@
 """Lightning's trainer as this project sets it up."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import lightning as L
@@ -53,7 +53,7 @@ def make_trainer(
 
 
 @contextmanager
-def stoppable(kept: str) -> Iterator[None]:
+def stoppable(kept: Callable[[], str]) -> Iterator[None]:
     """Says what is `kept` where a signal or the disk ends the work within it: Lightning answers a signal by SystemExit.
 
     Raises Stopped, and InputError for the disk.
@@ -64,6 +64,6 @@ def stoppable(kept: str) -> Iterator[None]:
         cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
         if not isinstance(cause, KeyboardInterrupt):
             raise
-        raise Stopped(kept, cause.status if isinstance(cause, Stopped) else 130) from None
+        raise Stopped(kept(), cause.status if isinstance(cause, Stopped) else 130) from None
     except OSError as error:
-        raise InputError(f"{error.filename or 'a file'}: {error.strerror}; {kept}") from error
+        raise InputError(f"{error.filename or 'a file'}: {error.strerror}; {kept()}") from error

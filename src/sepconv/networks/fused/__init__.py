@@ -34,6 +34,7 @@ from sepconv.networks.fused.ops import (
     depthwise_norm_activation,
     has_kernel,
     norm_activation,
+    set_kernels,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "has_kernel",
     "library",
     "norm_activation",
+    "set_kernels",
 ]

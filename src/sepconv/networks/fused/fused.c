@@ -129,8 +129,12 @@ INLINE vf activate_backward(vf u, vf g, int kind) {
     return g;
 }
 
-// One value by the same rules, where a vector does not fit.
-INLINE float one(vf v) { return v[0]; }
+// The first value of a vector, as maps hold it: where there is but one left.
+INLINE T first_of(vf v) {
+    T t[V];
+    store(t, v);
+    return t[0];
+}
 
 // What a normalisation is: where its parameters are, and what it must keep. `saved` is [5][C]: scale and shift of
 // u = scale * y + shift, the mean and 1 / deviation of the batch, and what sums are taken from, for precision.
@@ -274,7 +278,7 @@ INLINE void sum_rows(const Plan *plan, const T *y, const T *g, const float *numb
             int64_t l = place - plan->rows * lanes;
             vf zero = {0};
             float v = widen(y[place]), d = v - origin[l];
-            float e = g ? one(activate_backward(zero + (v * scale[l] + shift[l]), zero + widen(g[place]), kind)) : d;
+            float e = g ? activate_backward(zero + (v * scale[l] + shift[l]), zero + widen(g[place]), kind)[0] : d;
             total[l % C] += e;
             total[C + l % C] += e * d;
         }
@@ -293,9 +297,7 @@ INLINE void normalize_rows(const Plan *plan, const T *y, const float *numbers, i
         for (int64_t place = plan->rows * lanes; place < plan->count; place++) {
             int64_t l = place - plan->rows * lanes;
             vf zero = {0};
-            T t[V];
-            store(t, activate(zero + (widen(y[place]) * numbers[l] + numbers[lanes + l]), kind));
-            z[place] = t[0];
+            z[place] = first_of(activate(zero + (widen(y[place]) * numbers[l] + numbers[lanes + l]), kind));
         }
 }
 
@@ -315,9 +317,7 @@ INLINE void normalize_rows_backward(const Plan *plan, const T *g, const T *y, co
             int64_t l = place - plan->rows * lanes;
             vf zero = {0}, v = zero + widen(y[place]);
             vf d = activate_backward(v * a[l] + b[l], zero + widen(g[place]), kind);
-            T t[V];
-            store(t, p[l] * d + (q[l] * v + r[l]));
-            dy[place] = t[0];
+            dy[place] = first_of(p[l] * d + (q[l] * v + r[l]));
         }
 }
 
@@ -433,9 +433,7 @@ void add_forward(const T *a, const T *b, int64_t count, int kind, T *z, int thre
     }
     for (int64_t i = count / V * V; i < count; i++) {
         vf zero = {0};
-        T t[V];
-        store(t, activate(zero + (widen(a[i]) + widen(b[i])), kind));
-        z[i] = t[0];
+        z[i] = first_of(activate(rounded(zero + (widen(a[i]) + widen(b[i]))), kind));
     }
 }
 
@@ -447,8 +445,8 @@ void add_backward(const T *g, const T *z, int64_t count, int kind, T *d, int thr
         for (int64_t i = first; i < last; i++) store(d + i * V, activate_backward(load(z + i * V), load(g + i * V), kind));
     }
     for (int64_t i = count / V * V; i < count; i++) {
-        float z1 = widen(z[i]);
-        d[i] = z1 <= 0 || (kind == RELU6 && z1 >= 6) ? 0 : g[i];
+        vf zero = {0};
+        d[i] = first_of(activate_backward(zero + widen(z[i]), zero + widen(g[i]), kind));
     }
 }
 
@@ -575,7 +573,7 @@ INLINE void differentiate_row(const T *g, const T *y, int64_t columns, int64_t C
     }
 }
 
-// Channels [c, c + width) of an image: the gradient of y, dy = p du + q y + r, never leaves the ring.
+// V channels of an image, from c on: the gradient of y, dy = p du + q y + r, never leaves the ring.
 // By blocks: five (scale, shift, p, q, r), taps (turned around: dx is a convolution of dy) and their gradient, dtaps (not
 // turned). dx may be null.
 INLINE void convolve_block_backward(const Geometry *of, const T *g, const T *y, const T *x, const float *taps,

@@ -29,6 +29,14 @@ class Fusible:
         return None if self.kernels == "torch" else find_dtype(maps)
 
 
+def set_kernels(net: nn.Module, kernels: str) -> nn.Module:
+    """`net`, whose layers and blocks are to compute by `kernels`."""
+    for module in net.modules():
+        if isinstance(module, Fusible):
+            module.kernels = kernels
+    return net
+
+
 def find_dtype(maps: Tensor) -> torch.dtype | None:
     """The type that the kernels compute maps (B, C, H, W) in; None where they do not: off the CPU, in other layouts."""
     if maps.device.type != "cpu" or maps.ndim != 4 or torch.compiler.is_compiling() or type(maps) is not Tensor:
@@ -124,6 +132,14 @@ def address(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
+def call(function: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Calls a function of the library for maps of `dtype`: tensors by their addresses, on as many threads as torch."""
+    kernels = library(dtype)
+    assert kernels is not None
+    addresses = (address(value) if value is None or isinstance(value, Tensor) else value for value in arguments)
+    getattr(kernels, function)(*addresses, torch.get_num_threads())
+
+
 def describe(norm: nn.BatchNorm2d, saved: Tensor) -> Any:
     """`norm` for the kernels, which update its running statistics."""
     assert norm.momentum is not None
@@ -156,12 +172,10 @@ class NormActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, kind: int) -> Tensor:
         maps = channels_last(maps)
-        batch, channels, height, width = maps.shape
+        channels = maps.shape[1]
+        ctx.sizes = ctypes.c_int64(maps.numel() // channels), ctypes.c_int64(channels)
         saved, out = weight.new_empty(SAVED, channels), torch.empty_like(maps)
-        kernels = library(maps.dtype)
-        assert kernels is not None
-        kernels.norm_forward(address(maps), ctypes.c_int64(batch * height * width), ctypes.c_int64(channels),
-                             describe(norm, saved), kind, address(out), torch.get_num_threads())  # fmt: skip
+        call("norm_forward", maps.dtype, maps, *ctx.sizes, describe(norm, saved), kind, out)
         ctx.save_for_backward(maps, saved)
         ctx.kind = kind
         return out
@@ -169,17 +183,11 @@ class NormActivation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
         maps, saved = ctx.saved_tensors
-        grad = channels_last(grad.to(maps.dtype))
-        batch, channels, height, width = maps.shape
-        out, dweight, dbias = torch.empty_like(maps), saved.new_empty(channels), saved.new_empty(channels)
-        kernels = library(maps.dtype)
-        assert kernels is not None
-        kernels.norm_backward(address(grad), address(maps), ctypes.c_int64(batch * height * width),
-                              ctypes.c_int64(channels), address(saved), ctx.kind, address(out), address(dweight),
-                              address(dbias), torch.get_num_threads())  # fmt: skip
-        return out, dweight, dbias, None, None
+        grad = channels_last(grads[0].to(maps.dtype))
+        dmaps, dweight, dbias = torch.empty_like(maps), torch.empty_like(saved[0]), torch.empty_like(saved[0])
+        call("norm_backward", maps.dtype, grad, maps, *ctx.sizes, saved, ctx.kind, dmaps, dweight, dbias)
+        return dmaps, dweight, dbias, None, None
 
 
 class DepthwiseNormActivation(torch.autograd.Function):
@@ -188,32 +196,23 @@ class DepthwiseNormActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry,
                 norm: nn.BatchNorm2d, kind: int) -> Tensor:  # fmt: skip
-        maps, filters = channels_last(maps), filters.contiguous()
-        ctx.geometry, convolved = geometry, room_for(geometry, maps)
+        maps, filters, convolved = channels_last(maps), filters.contiguous(), room_for(geometry, maps)
         saved, out = weight.new_empty(SAVED, maps.shape[1]), torch.empty_like(convolved)
-        kernels = library(maps.dtype)
-        assert kernels is not None
-        kernels.depthwise_norm_forward(ctypes.byref(ctx.geometry), address(maps), address(filters),
-                                       describe(norm, saved), kind, address(convolved), address(out),
-                                       torch.get_num_threads())  # fmt: skip
+        call("depthwise_norm_forward", maps.dtype, ctypes.byref(geometry), maps, filters, describe(norm, saved), kind,
+             convolved, out)  # fmt: skip
         ctx.save_for_backward(maps, filters, convolved, saved)
-        ctx.kind = kind
+        ctx.geometry, ctx.kind = geometry, kind
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
         maps, filters, convolved, saved = ctx.saved_tensors
-        grad = channels_last(grad.to(maps.dtype))
-        channels = maps.shape[1]
+        grad = channels_last(grads[0].to(maps.dtype))
         dmaps = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
-        dfilters, dweight, dbias = torch.empty_like(filters), saved.new_empty(channels), saved.new_empty(channels)
-        kernels = library(maps.dtype)
-        assert kernels is not None
-        kernels.depthwise_norm_backward(ctypes.byref(ctx.geometry), address(grad), address(convolved), address(maps),
-                                        address(filters), address(saved), ctx.kind, address(dmaps), address(dfilters),
-                                        address(dweight), address(dbias), torch.get_num_threads())  # fmt: skip
+        dfilters, dweight, dbias = torch.empty_like(filters), torch.empty_like(saved[0]), torch.empty_like(saved[0])
+        call("depthwise_norm_backward", maps.dtype, ctypes.byref(ctx.geometry), grad, convolved, maps, filters, saved,
+             ctx.kind, dmaps, dfilters, dweight, dbias)  # fmt: skip
         return dmaps, dfilters, dweight, dbias, None, None, None
 
 
@@ -222,27 +221,20 @@ class Depthwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, filters: Tensor, geometry: Geometry) -> Tensor:
-        maps, filters = channels_last(maps), filters.contiguous()
-        ctx.geometry, out = geometry, room_for(geometry, maps)
-        kernels = library(maps.dtype)
-        assert kernels is not None
-        kernels.depthwise_forward(ctypes.byref(ctx.geometry), address(maps), address(filters), address(out),
-                                  torch.get_num_threads())  # fmt: skip
+        maps, filters, out = channels_last(maps), filters.contiguous(), room_for(geometry, maps)
+        call("depthwise_forward", maps.dtype, ctypes.byref(geometry), maps, filters, out)
         ctx.save_for_backward(maps, filters)
+        ctx.geometry = geometry
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
         maps, filters = ctx.saved_tensors
-        grad = channels_last(grad.to(maps.dtype))
+        grad = channels_last(grads[0].to(maps.dtype))
         dmaps = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
         dfilters = torch.empty_like(filters)
-        kernels = library(maps.dtype)
-        assert kernels is not None
-        kernels.depthwise_backward(ctypes.byref(ctx.geometry), address(grad), address(maps), address(filters),
-                                   address(dmaps), address(dfilters), torch.get_num_threads())  # fmt: skip
+        call("depthwise_backward", maps.dtype, ctypes.byref(ctx.geometry), grad, maps, filters, dmaps, dfilters)
         return dmaps, dfilters, None
 
 
@@ -253,10 +245,7 @@ class AddActivation(torch.autograd.Function):
     def forward(ctx: Any, one: Tensor, other: Tensor, kind: int) -> Tensor:
         one, other = channels_last(one), channels_last(other)
         out = torch.empty_like(one)
-        kernels = library(one.dtype)
-        assert kernels is not None
-        kernels.add_forward(address(one), address(other), ctypes.c_int64(one.numel()), kind, address(out),
-                            torch.get_num_threads())  # fmt: skip
+        call("add_forward", one.dtype, one, other, ctypes.c_int64(one.numel()), kind, out)
         ctx.save_for_backward(out)
         ctx.kind = kind
         return out
@@ -264,12 +253,7 @@ class AddActivation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
         (out,) = ctx.saved_tensors
-        grad = channels_last(grad.to(out.dtype))
-        gradient = torch.empty_like(out)
-        kernels = library(out.dtype)
-        assert kernels is not None
-        kernels.add_backward(address(grad), address(out), ctypes.c_int64(out.numel()), ctx.kind, address(gradient),
-                             torch.get_num_threads())  # fmt: skip
+        grad, gradient = channels_last(grads[0].to(out.dtype)), torch.empty_like(out)
+        call("add_backward", out.dtype, grad, out, ctypes.c_int64(out.numel()), ctx.kind, gradient)
         return gradient, gradient, None

@@ -70,7 +70,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     begun: dict[str, Any] = {"command": runs.command_line("claims", overrides), "claims": []}
     if marker.exists() and (before := read_json(marker)).get("command") == begun["command"]:
         begun = before
-    with stoppable("what is finished is kept, and the same command goes on from there"):
+    with stoppable(lambda: "what is finished is kept, and the same command goes on from there"):
         for name in track(names, "claims: claim"):
             CONSOLE.print(Text(name, "bold"), sentences[name], soft_wrap=True)
             if name in begun["claims"] and name in records:
