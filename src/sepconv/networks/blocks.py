@@ -35,13 +35,20 @@ Size = int | tuple[int, int]  # along both axes alike, or along height and width
 ALONE: dict[str, Any] = {"norm_layer": None, "activation_layer": None, "bias": False}  # a convolution and nothing else
 
 
+class Sequence(nn.Sequential, fused.Fusible):
+    """Parts one after the other, of which chains are computed as one where there are kernels for it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return run(self, self, input)
+
+
 def sequential(block: nn.Module | None = None, /, **parts: nn.Module | None) -> nn.Sequential:
     """The parts of `block`, if any, then `parts`, one after the other, each by its name; None leaves a part out.
 
     Raises TypeError where two parts have one name.
     """
     first = {} if block is None else dict(block.named_children())
-    return nn.Sequential(OrderedDict(**first, **{name: part for name, part in parts.items() if part is not None}))
+    return Sequence(OrderedDict(**first, **{name: part for name, part in parts.items() if part is not None}))
 
 
 class ConvNormActivation(misc.ConvNormActivation, fused.Fusible):
@@ -81,38 +88,56 @@ class ConvNormActivation(misc.ConvNormActivation, fused.Fusible):
         self._modules = dict(zip((name for name, layer in layers.items() if layer is not None), self, strict=True))
 
     def forward(self, input: Tensor) -> Tensor:
-        return run(self, dict(self.named_children()), input)
+        return run(self, self.children(), input)
 
 
-def run(block: fused.Fusible, parts: dict[str, nn.Module], input: Tensor) -> Tensor:
-    """`parts` of `block`, one after the other; conv, norm and activation as one where there are kernels for it."""
-    norm, activation = parts.get("norm"), parts.get("activation")
-    if not isinstance(norm, nn.BatchNorm2d) or not fused.has_kernel(activation):
-        return chain(parts.values(), input)
-    first = list(parts.values())[: list(parts).index("norm")]
-    conv: Any = first.pop() if first and isinstance(first[-1], nn.Conv2d) else nn.Identity()
-    input = chain(first, input)
-    dtype = block.find_dtype(input)
-    if dtype is not None and fused.has_kernel(norm):
-        if fused.has_kernel(conv):
-            return fused.depthwise_norm_activation(input.to(dtype), conv, norm, activation)
-        return fused.norm_activation(conv(input), norm, activation)
-    folds = dtype is not None and isinstance(conv, nn.Conv2d) and not (norm.training or torch.is_grad_enabled())
-    output = fold(conv, norm, input) if folds else norm(conv(input))
+def run(
+    block: fused.Fusible,
+    parts: Iterable[nn.Module],
+    input: Tensor,
+    other: Tensor | None = None,
+    activation: nn.Module | None = None,
+) -> Tensor:
+    """`parts` of `block`, one after the other: what the kernels compute as one, by those.
+
+    Args:
+        other: what is added to the last one's output, before an activation of the sum.
+    """
+    layers = list(parts)
+    if block.find_dtype(input) is not None:
+        layers = [layer for part in layers for layer in layers_of(part)]
+    while layers:
+        dtype = block.find_dtype(input)
+        links = fused.find_chain(layers) if dtype is not None else []
+        if links:
+            layers = layers[sum(link.layers() for link in links) :]
+            input = input if links[0].conv is None else input.to(dtype)
+            if not layers and other is not None and fused.can_add(links, input, other, activation):
+                return fused.chain([*links[:-1], links[-1]._replace(activation=activation)], input, other)
+            input = fused.chain(links, input)
+        elif dtype is not None and len(layers) > 1 and folds(*layers[:2]):
+            input, layers = fold(*layers[:2], input), layers[2:]
+        else:
+            input, layers = layers[0](input), layers[1:]
+    output = input if other is None else input + other
     return output if activation is None else activation(output)
 
 
-def chain(parts: Iterable[nn.Module], input: Tensor) -> Tensor:
-    """`parts`, one after the other."""
-    for part in parts:
-        input = part(input)
-    return input
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """The layers that a module in training calls one after the other: its own, those of the sequences in it, or itself."""
+    if type(module) in (nn.Sequential, Sequence, ConvNormActivation) and module.training and not fused.has_hooks(module):
+        return [layer for child in module.children() for layer in layers_of(child)]
+    return [module]
 
 
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor:
+def folds(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a convolution may have the norm after it in its weights: in evaluation."""
+    both = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    return both and not (norm.training or torch.is_grad_enabled())
+
+
+def fold(conv: Any, norm: Any, input: Tensor) -> Tensor:
     """`norm(conv(input))`, in evaluation: one convolution, whose weights have the norm in them."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     weight, bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
@@ -257,20 +282,12 @@ def conv_pool_norm_activation(
     """
     alone = ALONE | {"bias": norm_layer is None}
     conv = convolution(in_channels, out_channels, padding=padding, **alone)
-    parts = sequential(
+    return sequential(
         conv,
         pool=HalvingMaxPool(ceil_mode),
         norm=norm_layer and norm_layer(out_channels),
         activation=activation_layer(inplace=True),
     )
-    return Block(OrderedDict(parts.named_children()))
-
-
-class Block(nn.Sequential, fused.Fusible):
-    """Parts by their names, of which a conv, norm and activation are computed as one where there are kernels for it."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return run(self, dict(self.named_children()), input)
 
 
 class Residual(nn.Sequential, fused.Fusible):
@@ -291,12 +308,8 @@ class Residual(nn.Sequential, fused.Fusible):
         parts = dict(self.named_children())
         own = next(reversed(parts)) == "activation"  # a block's comes before the shortcut
         activation = parts.pop("activation") if own else None
-        shortcut = parts.pop("shortcut")
-        output = run(self, parts, input)
-        around = shortcut(input)
-        if isinstance(activation, nn.ReLU | nn.ReLU6) and output.dtype == around.dtype == self.find_dtype(output):
-            return fused.add_activation(output, around, activation)
-        return output + around if activation is None else activation(output + around)
+        around = parts.pop("shortcut")(input)
+        return run(self, parts.values(), input, around, activation)
 
 
 class Kind(NamedTuple):

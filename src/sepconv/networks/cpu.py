@@ -26,9 +26,9 @@ class DepthwiseConv2d(nn.Conv2d, fused.Fusible):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        dtype = self.find_dtype(input) if self.training else None
-        if dtype is not None and fused.has_kernel(self):
-            return fused.depthwise(input.to(dtype), self)
+        dtype = self.find_dtype(input)
+        if dtype is not None and (links := fused.find_chain([self])):
+            return fused.chain(links, input.to(dtype))
         multiplier, strided = self.out_channels // self.in_channels, max(self.stride) > 1
         slow = multiplier > 1 or (strided and torch.is_grad_enabled())
         plain = self.bias is None and self.padding_mode == "zeros" and not isinstance(self.padding, str)

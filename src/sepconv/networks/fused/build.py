@@ -16,7 +16,9 @@ import torch
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("fused.c")
+FOLDER = Path(__file__).parent
+SOURCES = [FOLDER / name for name in ("norm.c", "depthwise.c", "pointwise.c")]
+HEADERS = [FOLDER / name for name in ("vectors.h", "maps.h")]
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 
 
@@ -39,14 +41,14 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 def cached(compiler: str, flags: list[str]) -> Path:
-    """Where the library of this source, compiler and processor is kept."""
+    """Where the library of these sources, compiler and processor is kept."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         processor += "".join(line for line in lines[:60] if line.startswith(("model name", "flags")))
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    parts = [SOURCE.read_text(), version, " ".join(flags), processor, sys.platform]
+    parts = [*(path.read_text() for path in SOURCES + HEADERS), version, " ".join(flags), processor, sys.platform]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "sepconv" / f"fused-{name}.so"
@@ -58,6 +60,6 @@ def build(compiler: str, flags: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         target = Path(folder) / path.name
         subprocess.run(
-            [compiler, *flags, "-o", str(target), str(SOURCE), "-lm"], check=True, capture_output=True, timeout=120
+            [compiler, *flags, "-o", str(target), *map(str, SOURCES), "-lm"], check=True, capture_output=True, timeout=120
         )
         os.replace(target, path)

@@ -1,7 +1,9 @@
-"""The fused kernels as functions that torch differentiates."""
+"""A chain of convolutions, norms and activations as one function that torch differentiates."""
 
 import ctypes
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,12 @@ from torch.autograd.function import once_differentiable
 
 from sepconv.networks.fused.build import library
 
-# as fused.c numbers them
+# as vectors.h numbers them
 ACTIVATIONS: dict[type, int] = {type(None): 0, nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3, nn.GELU: 4}
-SAVED = 5  # numbers a channel that a normalisation keeps for its backward pass
-SMALLEST = 16  # channels of a depthwise convolution: the widest vector's
+OF_SUMS = (nn.ReLU, nn.ReLU6)  # those whose gradient can be told from what they put out
+SAVED = 5  # numbers a channel that a norm keeps for its backward pass
+# Weights of a pointwise convolution from which on torch's own is faster: its sums leave the cache.
+MOST_WEIGHTS = 2**16
 
 
 class Fusible:
@@ -48,79 +52,87 @@ def find_dtype(maps: Tensor) -> torch.dtype | None:
     return dtype if valid and last and library(dtype) else None
 
 
-def has_kernel(layer: nn.Module | None) -> bool:
-    """Whether a layer is one that the kernels compute: a depthwise convolution, a norm in training, an activation."""
-    if isinstance(layer, nn.Conv2d):
-        (size, _), (stride, _) = layer.kernel_size, layer.stride
-        pad = layer.padding[0]
-        return (
-            layer.in_channels == layer.out_channels == layer.groups >= SMALLEST
-            and layer.kernel_size in ((3, 3), (5, 5))
-            and layer.stride == (stride, stride)
-            and layer.padding == (pad, pad)
-            and isinstance(pad, int)
-            and pad < size
-            and layer.dilation == (1, 1)
-            and layer.bias is None
-            and layer.padding_mode == "zeros"
-            and layer.weight.dtype == torch.float32
-        )
+def has_kernel(layer: nn.Module) -> bool:
+    """Whether the kernels compute a layer, in training: a depthwise or pointwise convolution, a norm, an activation."""
+    if not layer.training or has_hooks(layer):
+        return False
+    if type(layer) in ACTIVATIONS:
+        return getattr(layer, "approximate", "none") == "none"
     if isinstance(layer, nn.BatchNorm2d):
         kept = layer.running_mean is not None and layer.momentum is not None
-        return layer.training and layer.affine and kept and layer.weight.dtype == torch.float32
-    return type(layer) in ACTIVATIONS and getattr(layer, "approximate", "none") == "none"
+        return layer.affine and kept and layer.weight.dtype == torch.float32
+    if not isinstance(layer, nn.Conv2d) or layer.bias is not None or layer.weight.dtype != torch.float32:
+        return False
+    (size, _), (stride, _), pad = layer.kernel_size, layer.stride, layer.padding[0]
+    if layer.padding_mode != "zeros" or layer.dilation != (1, 1) or not isinstance(pad, int):
+        return False
+    if layer.groups == 1:
+        alike = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
+        return alike and layer.weight.numel() <= MOST_WEIGHTS
+    square = layer.kernel_size in ((3, 3), (5, 5)) and layer.stride == (stride, stride) and layer.padding == (pad, pad)
+    return square and pad < size and layer.in_channels == layer.out_channels == layer.groups
 
 
-def norm_activation(maps: Tensor, norm: nn.BatchNorm2d, activation: nn.Module | None) -> Tensor:
-    """`activation(norm(maps))`, in training: maps (B, C, H, W), channels last."""
-    count(norm, maps.numel() // maps.shape[1])
-    return NormActivation.apply(maps, norm.weight, norm.bias, norm, ACTIVATIONS[type(activation)])
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something waits for a module to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def depthwise_norm_activation(
-    maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, activation: nn.Module | None
-) -> Tensor:
-    """`activation(norm(conv(maps)))`, in training: maps (B, C, H, W), channels last, to (B, C, H', W')."""
-    geometry = measure(maps, conv)
-    count(norm, geometry.images * geometry.OH * geometry.OW)
-    kind = ACTIVATIONS[type(activation)]
-    return DepthwiseNormActivation.apply(maps, conv.weight, norm.weight, norm.bias, geometry, norm, kind)
+def find_chain(layers: Sequence[nn.Module]) -> list["Link"]:
+    """The links of the longest chain that `layers` begin with; none where there is nothing to gain."""
+    links: list[Link] = []
+    rest = deque(layers)
+
+    def take(kind: type | tuple[type, ...]) -> Any:
+        return rest.popleft() if rest and isinstance(rest[0], kind) and has_kernel(rest[0]) else None
+
+    while True:
+        conv = take(nn.Conv2d)
+        norm = take(nn.BatchNorm2d) if conv or not links else None
+        if conv is None and norm is None:
+            break
+        links.append(Link(conv, norm, take(tuple(ACTIVATIONS)) if norm else None))
+    worth = any(link.norm or link.conv.groups > 1 for link in links)
+    return links if worth else []
 
 
-def depthwise(maps: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`conv(maps)`: maps (B, C, H, W), channels last, to (B, C, H', W')."""
-    return Depthwise.apply(maps, conv.weight, measure(maps, conv))
-
-
-def add_activation(one: Tensor, other: Tensor, activation: nn.Module) -> Tensor:
-    """`activation(one + other)`, for ReLU and ReLU6: maps (B, C, H, W), channels last."""
-    return AddActivation.apply(one, other, ACTIVATIONS[type(activation)])
-
-
-def count(norm: nn.BatchNorm2d, positions: int) -> None:
-    """Notes one more batch, of so many values a channel. Raises ValueError, as the layer would, for a single one."""
-    if positions == 1:
-        raise ValueError("Expected more than 1 value per channel when training")
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+def can_add(links: Sequence["Link"], maps: Tensor, other: Tensor, activation: nn.Module | None) -> bool:
+    """Whether a chain's last link can add `other` to what its norm puts out, and compute the activation of the sum."""
+    last = links[-1]
+    alone = last.norm is not None and last.activation is None and other.dtype == maps.dtype
+    return alone and (activation is None or isinstance(activation, OF_SUMS) and has_kernel(activation))
 
 
 class Norm(ctypes.Structure):
-    """fused.c's Norm."""
+    """maps.h's Norm."""
 
     _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("running_mean", ctypes.c_void_p),
-        ("running_var", ctypes.c_void_p),
-        ("momentum", ctypes.c_float),
-        ("epsilon", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "running_mean", "running_var")),
+        *((name, ctypes.c_float) for name in ("momentum", "epsilon")),
         ("saved", ctypes.c_void_p),
     )
 
 
+class Input(ctypes.Structure):
+    """maps.h's Input."""
+
+    _fields_ = (("maps", ctypes.c_void_p), ("saved", ctypes.c_void_p), ("kind", ctypes.c_int))
+
+
+class Gradient(ctypes.Structure):
+    """maps.h's Gradient."""
+
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("g", "maps", "numbers")), ("kind", ctypes.c_int))
+
+
+class NormGradient(ctypes.Structure):
+    """maps.h's NormGradient."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("numbers", "weight", "bias"))
+
+
 class Geometry(ctypes.Structure):
-    """fused.c's Geometry."""
+    """depthwise.c's Geometry."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("images", "H", "W", "C", "OH", "OW")),
@@ -128,32 +140,50 @@ class Geometry(ctypes.Structure):
     )
 
 
+def call(function: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Calls a function of the library for maps of `dtype`, on as many threads as torch.
+
+    Tensors are handed over by their addresses, structures by reference, None as null and the rest as whole numbers.
+    """
+    kernels = library(dtype)
+    assert kernels is not None
+    getattr(kernels, function)(*map(convert, arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def convert(value: Any) -> Any:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return ctypes.byref(value) if isinstance(value, ctypes.Structure) else address(value)
+
+
 def address(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def call(function: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Calls a function of the library for maps of `dtype`: tensors by their addresses, on as many threads as torch."""
-    kernels = library(dtype)
-    assert kernels is not None
-    addresses = (address(value) if value is None or isinstance(value, Tensor) else value for value in arguments)
-    getattr(kernels, function)(*addresses, torch.get_num_threads())
+class Link(NamedTuple):
+    """A convolution, a norm of what it puts out and an activation of that; either of the first two, or both."""
+
+    conv: nn.Conv2d | None
+    norm: nn.BatchNorm2d | None
+    activation: nn.Module | None = None
+
+    @property
+    def kind(self) -> int:
+        return ACTIVATIONS[type(self.activation)]
+
+    def layers(self) -> int:
+        """How many layers it stands for."""
+        return sum(layer is not None for layer in self)
+
+    def parameters(self) -> list[Tensor | None]:
+        """The filters, and the norm's weight and bias."""
+        norm = self.norm
+        return [self.conv and self.conv.weight, norm and norm.weight, norm and norm.bias]
 
 
-def describe(norm: nn.BatchNorm2d, saved: Tensor) -> Any:
-    """`norm` for the kernels, which update its running statistics."""
-    assert norm.momentum is not None
-    tensors = [address(t) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)]
-    return ctypes.byref(Norm(*tensors, norm.momentum, norm.eps, address(saved)))
-
-
-def channels_last(maps: Tensor) -> Tensor:
-    return maps.contiguous(memory_format=torch.channels_last)
-
-
-def measure(maps: Tensor, conv: nn.Conv2d) -> Geometry:
-    """What `conv` makes of `maps`. Raises RuntimeError as the layer itself would: for maps smaller than its kernel."""
-    batch, channels, height, width = maps.shape
+def measure(conv: nn.Conv2d, shape: Sequence[int]) -> Geometry:
+    """What `conv` makes of maps of `shape` (B, C, H, W). Raises RuntimeError as the layer itself would: for smaller maps."""
+    batch, channels, height, width = shape
     size, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
     if min(height, width) + 2 * pad < size:
         raise RuntimeError(f"Kernel size can't be greater than actual input size: {size}, maps of {height} x {width}")
@@ -161,99 +191,151 @@ def measure(maps: Tensor, conv: nn.Conv2d) -> Geometry:
     return Geometry(batch, height, width, channels, *sides, size, stride, pad)
 
 
-def room_for(geometry: Geometry, maps: Tensor) -> Tensor:
-    """Memory for what a convolution makes of `maps`, channels last."""
-    return maps.new_empty(geometry.images, geometry.OH, geometry.OW, geometry.C).permute(0, 3, 1, 2)
+def channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
-class NormActivation(torch.autograd.Function):
-    """activate(normalize(maps)), with the statistics of the batch: maps (B, C, H, W), channels last."""
+def chain(links: Sequence[Link], maps: Tensor, other: Tensor | None = None) -> Tensor:
+    """`links`, one after the other, in training: maps (B, C, H, W), channels last, to (B, C', H', W').
+
+    Args:
+        other: added to what the last norm puts out, before its activation, which is one of OF_SUMS or none.
+
+    Raises:
+        ValueError: as the norm would, for a single value a channel.
+        RuntimeError: as the convolution would, for maps that are smaller than its kernel.
+    """
+    parameters = [parameter for link in links for parameter in link.parameters()]
+    return Chain.apply(links, maps, other, *parameters)
+
+
+class Reading(NamedTuple):
+    """How maps are read: as they are, or through a norm (its `saved`) and an activation."""
+
+    maps: Tensor
+    saved: Tensor | None = None
+    kind: int = 0
+
+    def structure(self) -> Input:
+        return Input(address(self.maps), address(self.saved), self.kind)
+
+
+class NormResult(NamedTuple):
+    """What is found for a norm on the way back: what the gradient of its maps is made with, its parameters' gradients."""
+
+    numbers: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def structure(self) -> NormGradient:
+        return NormGradient(*map(address, self))
+
+
+class Chain(torch.autograd.Function):
+    """The passes of __init__.py's table, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, kind: int) -> Tensor:
+    def forward(ctx: Any, links: Sequence[Link], maps: Tensor, other: Tensor | None, *parameters: Tensor | None) -> Tensor:
+        same = other is maps
         maps = channels_last(maps)
-        channels = maps.shape[1]
-        ctx.sizes = ctypes.c_int64(maps.numel() // channels), ctypes.c_int64(channels)
-        saved, out = weight.new_empty(SAVED, channels), torch.empty_like(maps)
-        call("norm_forward", maps.dtype, maps, *ctx.sizes, describe(norm, saved), kind, out)
-        ctx.save_for_backward(maps, saved)
-        ctx.kind = kind
+        reads, weights = [Reading(maps)], [None if weight is None else weight.contiguous() for weight in parameters[::3]]
+        for link, weight in zip(links, weights, strict=True):
+            shape = maps.shape if link.conv is None else output_shape(link.conv, maps.shape)
+            saved = None if link.norm is None else torch.empty(SAVED, shape[1])
+            norm = None if link.norm is None or saved is None else take_note(link.norm, saved, shape)
+            if link.conv is None:
+                call("norm_statistics", maps.dtype, *sizes(maps), maps, norm)
+            else:
+                maps = room_for(shape, maps.dtype)
+                convolve("forward", link.conv, reads[-1], None, weight, norm, maps)
+            reads.append(Reading(maps, saved, link.kind))
+        last, out, of_sum = reads[-1], maps, None
+        if last.saved is not None:
+            other = None if other is None else channels_last(other)
+            out = room_for(maps.shape, maps.dtype)
+            call("finish_forward", maps.dtype, *sizes(maps), last.structure(), other, out)
+            of_sum = None if other is None or not last.kind else out
+        ctx.links, ctx.adds, ctx.same = links, other is not None, same
+        ctx.save_for_backward(*(read.maps for read in reads), *(read.saved for read in reads), *weights, of_sum)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        maps, saved = ctx.saved_tensors
-        grad = channels_last(grads[0].to(maps.dtype))
-        dmaps, dweight, dbias = torch.empty_like(maps), torch.empty_like(saved[0]), torch.empty_like(saved[0])
-        call("norm_backward", maps.dtype, grad, maps, *ctx.sizes, saved, ctx.kind, dmaps, dweight, dbias)
-        return dmaps, dweight, dbias, None, None
+        links, (*tensors, of_sum) = ctx.links, ctx.saved_tensors
+        kinds = [0, *(link.kind for link in links)]
+        maps, saved, weights = (tensors[i * len(kinds) : (i + 1) * len(kinds)] for i in range(3))
+        reads = [*map(Reading, maps, saved, kinds)]
+        results = [None if read.saved is None else find_room(read.saved) for read in reads]
+        last, dtype = reads[-1], reads[-1].maps.dtype
+        grad = channels_last(grads[0].to(dtype))
+        kind = 0 if ctx.adds else last.kind
+        if results[-1] is not None:
+            dsum = None if of_sum is None else torch.empty_like(grad)
+            call("finish_backward", dtype, *sizes(grad), grad, last.structure(), of_sum, dsum, results[-1].structure())
+            grad = grad if dsum is None else dsum
+        dother = grad if ctx.adds else None
+        parameters: list[Tensor | None] = []
+        for place in reversed(range(len(links))):
+            link, read, result = links[place], reads[place], results[place]
+            own, after, on_the_way = results[place + 1], reads[place + 1].maps, None
+            gradient = Gradient(address(grad), address(after), address(own and own.numbers), kind)
+            dmaps = room_for(read.maps.shape, dtype) if place or ctx.needs_input_grad[1] else None
+            weight, dweight = weights[place], None
+            if link.conv is not None:
+                dweight = torch.empty_like(weight)
+                if ctx.same and not place:
+                    on_the_way, dother = dother, None  # the sum's other part is the maps too: one gradient for both
+                convolve("backward", link.conv, read, gradient, weight, on_the_way, dmaps, dweight, result and result.structure())
+            elif dmaps is not None:
+                call("norm_backward", dtype, *sizes(read.maps), gradient, dmaps)
+            parameters = [dweight, own and own.weight, own and own.bias, *parameters]
+            grad, kind = dmaps, 0
+        return None, grad, dother, *parameters
 
 
-class DepthwiseNormActivation(torch.autograd.Function):
-    """activate(normalize(depthwise convolution of maps)), with the statistics of the batch."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry,
-                norm: nn.BatchNorm2d, kind: int) -> Tensor:  # fmt: skip
-        maps, filters, convolved = channels_last(maps), filters.contiguous(), room_for(geometry, maps)
-        saved, out = weight.new_empty(SAVED, maps.shape[1]), torch.empty_like(convolved)
-        call("depthwise_norm_forward", maps.dtype, ctypes.byref(geometry), maps, filters, describe(norm, saved), kind,
-             convolved, out)  # fmt: skip
-        ctx.save_for_backward(maps, filters, convolved, saved)
-        ctx.geometry, ctx.kind = geometry, kind
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        maps, filters, convolved, saved = ctx.saved_tensors
-        grad = channels_last(grads[0].to(maps.dtype))
-        dmaps = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
-        dfilters, dweight, dbias = torch.empty_like(filters), torch.empty_like(saved[0]), torch.empty_like(saved[0])
-        call("depthwise_norm_backward", maps.dtype, ctypes.byref(ctx.geometry), grad, convolved, maps, filters, saved,
-             ctx.kind, dmaps, dfilters, dweight, dbias)  # fmt: skip
-        return dmaps, dfilters, dweight, dbias, None, None, None
+def sizes(maps: Tensor) -> tuple[int, int]:
+    """Positions and channels."""
+    return maps.numel() // maps.shape[1], maps.shape[1]
 
 
-class Depthwise(torch.autograd.Function):
-    """A depthwise convolution."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, filters: Tensor, geometry: Geometry) -> Tensor:
-        maps, filters, out = channels_last(maps), filters.contiguous(), room_for(geometry, maps)
-        call("depthwise_forward", maps.dtype, ctypes.byref(geometry), maps, filters, out)
-        ctx.save_for_backward(maps, filters)
-        ctx.geometry = geometry
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        maps, filters = ctx.saved_tensors
-        grad = channels_last(grads[0].to(maps.dtype))
-        dmaps = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
-        dfilters = torch.empty_like(filters)
-        call("depthwise_backward", maps.dtype, ctypes.byref(ctx.geometry), grad, maps, filters, dmaps, dfilters)
-        return dmaps, dfilters, None
+def room_for(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory for maps of `shape` (B, C, H, W), channels last."""
+    return torch.empty(*shape, dtype=dtype, memory_format=torch.channels_last)
 
 
-class AddActivation(torch.autograd.Function):
-    """activate(one + other), whose gradient needs nothing but the sum's activation."""
+def find_room(saved: Tensor) -> NormResult:
+    return NormResult(torch.empty_like(saved), torch.empty_like(saved[0]), torch.empty_like(saved[0]))
 
-    @staticmethod
-    def forward(ctx: Any, one: Tensor, other: Tensor, kind: int) -> Tensor:
-        one, other = channels_last(one), channels_last(other)
-        out = torch.empty_like(one)
-        call("add_forward", one.dtype, one, other, ctypes.c_int64(one.numel()), kind, out)
-        ctx.save_for_backward(out)
-        ctx.kind = kind
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (out,) = ctx.saved_tensors
-        grad, gradient = channels_last(grads[0].to(out.dtype)), torch.empty_like(out)
-        call("add_backward", out.dtype, grad, out, ctypes.c_int64(out.numel()), ctx.kind, gradient)
-        return gradient, gradient, None
+def take_note(norm: nn.BatchNorm2d, saved: Tensor, shape: Sequence[int]) -> Norm:
+    """`norm` for the kernels, which fill `saved` and update its running statistics; one more batch is counted.
+
+    Raises ValueError, as the layer would, for a single value a channel.
+    """
+    batch, _, height, width = shape
+    if batch * height * width == 1:
+        raise ValueError("Expected more than 1 value per channel when training")
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    assert norm.momentum is not None
+    tensors = [address(tensor) for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)]
+    return Norm(*tensors, norm.momentum, norm.eps, address(saved))
+
+
+def output_shape(conv: nn.Conv2d, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape (B, C', H', W') of what `conv` makes of maps of `shape`."""
+    geometry = measure(conv, shape)
+    return geometry.images, conv.out_channels, geometry.OH, geometry.OW
+
+
+def convolve(way: str, conv: nn.Conv2d, read: Reading, *arguments: Any) -> None:
+    """Calls the kernel, forward or backward, of `conv`, which reads as `read` says; the way back has a Gradient first."""
+    gradient, *rest = arguments
+    first = [] if gradient is None else [gradient]
+    if conv.groups == 1:
+        positions, channels = sizes(read.maps)
+        call(f"pointwise_{way}", read.maps.dtype, positions, channels, conv.out_channels, *first, read.structure(), *rest)
+    else:
+        geometry = measure(conv, read.maps.shape)
+        call(f"depthwise_{way}", read.maps.dtype, geometry, *first, read.structure(), *rest)

@@ -1,0 +1,272 @@
+// Pointwise convolution: a product of maps (pixels, C) with a matrix, by tiles of pixels that stay in the cache. What it
+// reads is normalised and activated as a tile is filled; what comes out is summed, for the next norm, as it is written.
+
+#include "maps.h"
+
+#define TILE 96  // pixels
+#define M 8      // rows of a product that are in registers at a time, each of two vectors
+
+// What is multiplied at once: a float; or, where the processor has an instruction for it, two halves.
+#if defined(BF16) && defined(__AVX512BF16__)
+#define PAIR 2
+typedef uint32_t E;
+typedef vu ve;
+INLINE vf multiply_add(vf sum, E one, ve many) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(one), (__m512bh)many);
+}
+INLINE ve join(vf first, vf second) { return ((vu)first >> 16) | (vu)second; }  // two rounded vectors, value by value
+#else
+#define PAIR 1
+typedef float E;
+typedef vf ve;
+INLINE vf multiply_add(vf sum, E one, ve many) { return sum + one * many; }
+INLINE ve join(vf first, vf second) { return (void)second, first; }
+#endif
+
+INLINE int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
+
+// Memory for rows of C values. In E's, a row has an odd number of vectors: else many rows would share few places of a cache.
+INLINE int64_t stride_of(int64_t C) { return whole(C, V) / V % 2 ? whole(C, V) + 2 * V : whole(C, V) + V; }
+
+static void *zeros(int64_t size) { return memset(aligned_alloc(64, whole(size, 64)), 0, size); }
+
+// sum[m] += the sum over k < count of one[m * step + k * next] times the two vectors at many[k * stride]; or one.
+INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count, vf sum[M][2], int vectors) {
+    for (int64_t k = 0; k < count; k++) {
+        ve b[2];
+        for (int j = 0; j < vectors; j++) b[j] = *(const ve *)(many + k * stride + j * V);
+        for (int m = 0; m < M; m++)
+            for (int j = 0; j < vectors; j++) sum[m][j] = multiply_add(sum[m][j], one[m * step + k * next], b[j]);
+    }
+}
+
+// result[m][n], m < rows (a multiple of M), n < columns (of V): its values so far, if `add`, and the products' sums.
+static void multiply_all(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count, int64_t rows,
+                         int64_t columns, float *result, int64_t result_stride, int add) {
+    for (int64_t n = 0; n < columns; n += 2 * V)
+        for (int64_t m = 0; m < rows; m += M) {
+            vf sum[M][2] = {{{0}}};
+            int vectors = columns - n > V ? 2 : 1;
+            float *at = result + m * result_stride + n;
+            for (int i = 0; add && i < M; i++)
+                for (int j = 0; j < vectors; j++) sum[i][j] = get(at + i * result_stride + j * V);
+            if (vectors == 2) multiply(one + m * step, step, next, many + n, stride, count, sum, 2);
+            else multiply(one + m * step, step, next, many + n, stride, count, sum, 1);
+            for (int i = 0; i < M; i++)
+                for (int j = 0; j < vectors; j++) put(at + i * result_stride + j * V, sum[i][j]);
+        }
+}
+
+// A tile of maps, in the two forms that products take: sums over channels want `rows`, [TILE][C], pairs of channels
+// together; sums over pixels want `columns`, [TILE / PAIR][C], pairs of pixels together. As floats they are the same.
+typedef struct {
+    int64_t C, stride;  // stride: of a row, in E's
+    E *rows, *columns;  // either may be null
+} Tile;
+
+static Tile make_tile(int64_t C, int rows, int columns) {
+    int64_t stride = stride_of(C), size = TILE * stride * sizeof(E);
+    if (PAIR == 1) rows = 1;
+    Tile tile = {C, stride, rows ? zeros(size) : 0, columns ? zeros(size) : 0};
+    if (PAIR == 1) free(tile.columns), tile.columns = tile.rows;
+    return tile;
+}
+
+static void free_tile(Tile *tile) {
+    if (tile->columns != tile->rows) free(tile->columns);
+    free(tile->rows);
+}
+
+// Two pixels' vectors at channel c.
+INLINE void set(const Tile *tile, int64_t pixel, int64_t c, vf first, vf second) {
+    first = rounded(first), second = rounded(second);
+#if PAIR == 2
+    if (tile->rows) {
+        store((T *)(tile->rows + pixel * tile->stride) + c, first);
+        store((T *)(tile->rows + (pixel + 1) * tile->stride) + c, second);
+    }
+    if (tile->columns) *(ve *)(tile->columns + pixel / 2 * tile->stride + c) = join(first, second);
+#else
+    put(tile->rows + pixel * tile->stride + c, first);
+    put(tile->rows + (pixel + 1) * tile->stride + c, second);
+#endif
+}
+
+// `count` pixels of what is read, from the first on, and zeros. two: [blocks][2][V]: scale, shift; or null.
+INLINE void fill(const Tile *tile, const T *x, int64_t count, const float *two, int kind) {
+    int64_t C = tile->C;
+    for (int64_t p = 0; p < TILE; p += 2)
+        for (int64_t c = 0; c < C; c += V) {
+            vf v[2] = {{0}, {0}};
+            for (int i = 0; i < 2 && p + i < count; i++) {
+                __builtin_prefetch(x + (p + i) * C + c + AHEAD);
+                v[i] = load_some(x + (p + i) * C + c, C - c);
+                if (two) v[i] = activate(v[i] * get(two + 2 * c) + get(two + 2 * c + V), kind);
+            }
+            set(tile, p, c, v[0], v[1]);
+        }
+}
+
+// The same of dy. five: [blocks][5][V]: scale, shift, p, q, r; or null.
+INLINE void fill_gradient(const Tile *tile, const T *g, const T *y, int64_t count, const float *five, int kind) {
+    int64_t C = tile->C;
+    for (int64_t p = 0; p < TILE; p += 2)
+        for (int64_t c = 0; c < C; c += V) {
+            vf d[2] = {{0}, {0}};
+            for (int i = 0; i < 2 && p + i < count; i++) {
+                int64_t place = (p + i) * C + c;
+                __builtin_prefetch(g + place + AHEAD);
+                d[i] = load_some(g + place, C - c);
+                if (five) {
+                    __builtin_prefetch(y + place + AHEAD);
+                    const float *n = five + 5 * c;
+                    vf v = load_some(y + place, C - c);
+                    d[i] = activate_backward(v * get(n) + get(n + V), d[i], kind);
+                    d[i] = get(n + 2 * V) * d[i] + (get(n + 3 * V) * v + get(n + 4 * V));
+                }
+            }
+            set(tile, p, c, d[0], d[1]);
+        }
+}
+
+// Writes a tile, `out`, of `count` pixels and C channels, and adds to sums, [2][C].
+// Given three, [blocks][3][V] (scale, shift, mean), out is first made the gradient of scale * x + shift, and summed with
+// x - mean; else, given origin, sums are of y - origin and its square.
+INLINE void write_tile(const float *out, int64_t stride, int64_t count, int64_t C, T *y, const float *origin, const T *x,
+                       const float *three, int kind, const T *more, float *sums) {
+    for (int64_t c = 0; c < C; c += V) {
+        vf s[2] = {{0}, {0}};
+        for (int64_t p = 0; p < count; p++) {
+            int64_t place = p * C + c;
+            vf d = get(out + p * stride + c);
+            if (three) {
+                const float *n = three + 3 * c;
+                vf v = load_some(x + place, C - c);
+                d = rounded(activate_backward(v * get(n) + get(n + V), d, kind));
+                s[0] += d;
+                s[1] += d * (v - get(n + 2 * V));
+            }
+            if (more) d += load_some(more + place, C - c);
+            if (origin) {
+                vf v = rounded(d) - get(origin + c);
+                s[0] += v;
+                s[1] += v * v;
+            }
+            store_some(y + place, d, C - c);
+        }
+        if (three || origin)
+            for (int i = 0; i < 2; i++) put(sums + i * whole(C, V) + c, s[i]);
+    }
+}
+
+static void add_sums(const float *sums, int64_t C, double *total) {
+    for (int64_t c = 0; c < C; c++) total[c] += sums[c], total[C + c] += sums[whole(C, V) + c];
+}
+
+// A matrix [rows][columns] (or, turned, of [columns][rows]) for sums over its rows, pairs of them together.
+static E *pack(const float *matrix, int64_t rows, int64_t columns, int turned) {
+    int64_t stride = stride_of(columns), pairs = (rows + PAIR - 1) / PAIR;
+    E *result = zeros(pairs * stride * sizeof(E));
+    for (int64_t k = 0; k < pairs; k++)
+        for (int64_t n = 0; n < columns; n += V) {
+            vf v[2] = {{0}, {0}};
+            for (int i = 0; i < PAIR && k * PAIR + i < rows; i++)
+                for (int64_t l = 0; l < V && n + l < columns; l++)
+                    v[i][l] = turned ? matrix[(n + l) * rows + k * PAIR + i] : matrix[(k * PAIR + i) * columns + n + l];
+            *(ve *)(result + k * stride + n) = join(rounded(v[0]), rounded(v[1]));
+        }
+    return result;
+}
+
+// Tiles [first, last) of the pixels. two: of the input; sums: [2][C_out], or null.
+static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const Input *x, const float *two, const E *weight, T *y,
+                           const float *origin, double *sums, int64_t first, int64_t last) {
+    Tile tile = make_tile(C_in, 1, 0);
+    int64_t stride = stride_of(C_out);
+    float *out = zeros(TILE * stride * sizeof(float)), *part = zeros(2 * whole(C_out, V) * sizeof(float));
+    for (int64_t t = first; t < last; t++) {
+        int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
+#define F(kind) fill(&tile, x->maps + from * C_in, count, two, kind)
+        BY_KIND(x->kind, F)
+#undef F
+        multiply_all(tile.rows, tile.stride, 1, weight, stride, (C_in + PAIR - 1) / PAIR, whole(count, M), whole(C_out, V), out,
+                     stride, 0);
+        write_tile(out, stride, count, C_out, y + from * C_out, origin, 0, 0, NONE, 0, part);
+        if (sums) add_sums(part, C_out, sums);
+    }
+    free_tile(&tile), free(out), free(part);
+}
+
+// y = the pointwise convolution of the input. weight: [C_out][C_in]. norm: what follows, and takes its statistics; or null.
+void pointwise_forward(int64_t pixels, int64_t C_in, int64_t C_out, const Input *x, const float *weight, Norm *norm, T *y, int threads) {
+    int64_t tiles = (pixels + TILE - 1) / TILE;
+    E *packed = pack(weight, C_in, C_out, 1);
+    float *two = x->saved ? make_blocks(x->saved, C_in, 2) : 0, *origin = 0;
+    double *parts = calloc((threads + 1) * 2 * C_out, sizeof(double)), *sums = parts + threads * 2 * C_out;
+    if (norm) {
+        origin = make_blocks(memset(norm->saved + ORIGIN * C_out, 0, C_out * sizeof(float)), C_out, 1);
+        convolve_tiles(pixels, C_in, C_out, x, two, packed, y, origin, sums, 0, 1);  // one, for its mean
+        set_origin(norm, sums, pixels < TILE ? pixels : TILE, C_out);
+        memcpy(origin, norm->saved + ORIGIN * C_out, C_out * sizeof(float));
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, last = share(tiles, &first);
+        double *mine = norm ? parts + thread_number() * 2 * C_out : 0;
+        convolve_tiles(pixels, C_in, C_out, x, two, packed, y, origin, mine, first, last);
+    }
+    if (norm) {
+        add_up(parts, threads, 2 * C_out, sums);
+        conclude(norm, sums, pixels, C_out);
+    }
+    free(packed), free(two), free(origin), free(parts);
+}
+
+#define SUMMED 32  // tiles whose products are summed in floats before their sum is added to the doubles
+
+// The gradients of the weight, and of the input: dx (null: not), to which `more` (or null) is added; where the input goes
+// through a norm, dx is that of scale * maps + shift, and `result` is filled.
+void pointwise_backward(int64_t pixels, int64_t C_in, int64_t C_out, const Gradient *y, const Input *x, const float *weight,
+                        const T *more, T *dx, float *dweight, NormGradient *result, int threads) {
+    int64_t tiles = (pixels + TILE - 1) / TILE, stride = stride_of(C_in), wide = whole(C_out, V), each = C_in * C_out + 2 * C_in;
+    E *packed = pack(weight, C_out, C_in, 0);
+    float *two = x->saved ? make_blocks(x->saved, C_in, 2) : 0, *three = x->saved ? make_blocks(x->saved, C_in, 3) : 0;
+    float *five = y->numbers ? make_blocks(y->numbers, C_out, 5) : 0;
+    double *parts = calloc((threads + 1) * each, sizeof(double)), *total = parts + threads * each;
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, last = share(tiles, &first);
+        double *products = parts + thread_number() * each, *sums = products + C_in * C_out;
+        Tile dy = make_tile(C_out, 1, 1), u = make_tile(C_in, 0, 1);
+        float *out = zeros(TILE * stride * sizeof(float)), *part = zeros(2 * whole(C_in, V) * sizeof(float));
+        float *product = zeros(whole(C_in, V) * wide * sizeof(float));  // [C_in][C_out]
+        for (int64_t t = first; t < last; t++) {
+            int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
+            const T *in = x->maps + from * C_in;
+#define F(kind) fill_gradient(&dy, y->g + from * C_out, y->maps + from * C_out, count, five, kind)
+            BY_KIND(y->kind, F)
+#undef F
+#define F(kind) fill(&u, in, count, two, kind)
+            BY_KIND(x->kind, F)
+#undef F
+            multiply_all(u.columns, 1, u.stride, dy.columns, dy.stride, TILE / PAIR, whole(C_in, M), wide, product, wide, 1);
+            if ((t - first) % SUMMED == SUMMED - 1 || t == last - 1) {
+                for (int64_t i = 0; i < C_in; i++)
+                    for (int64_t o = 0; o < C_out; o++) products[i * C_out + o] += product[i * wide + o];
+                memset(product, 0, whole(C_in, V) * wide * sizeof(float));
+            }
+            if (!dx) continue;
+            multiply_all(dy.rows, dy.stride, 1, packed, stride, (C_out + PAIR - 1) / PAIR, whole(count, M), whole(C_in, V), out, stride, 0);
+#define F(kind) write_tile(out, stride, count, C_in, dx + from * C_in, 0, in, three, kind, more ? more + from * C_in : 0, part)
+            BY_KIND(x->kind, F)
+#undef F
+            if (three) add_sums(part, C_in, sums);
+        }
+        free_tile(&dy), free_tile(&u), free(out), free(part), free(product);
+    }
+    add_up(parts, threads, each, total);
+    for (int64_t o = 0; o < C_out; o++)
+        for (int64_t i = 0; i < C_in; i++) dweight[o * C_in + i] = total[i * C_out + o];
+    if (result) conclude_backward(x->saved, total + C_in * C_out, pixels, C_in, result);
+    free(packed), free(two), free(three), free(five), free(parts);
+}
