@@ -15,87 +15,167 @@ typedef struct {
 
 // What a thread works in, zeros at first: what lies beside the maps in the rings, and between strided columns, stays so.
 typedef struct {
-    float *zero, *x, *dy;  // a row; rings of [size] rows
-    int64_t columns;       // of a row, in vectors
+    float *zero, *out, *x, *dy;  // rows of zeros and of outputs; rings of [size] rows
+    int64_t row, size;           // floats of a row; rows of a ring
 } Space;
 
 static Space make_space(const Geometry *of) {
-    int64_t columns = of->W + 2 * of->size + (GROUP + 1) * of->stride, row = columns * V;
-    int64_t size = row * (2 * of->size + 1) * sizeof(float);
+    int64_t row = (of->W + 2 * of->size + (GROUP + 1) * of->stride) * V, size = row * (2 * of->size + 2) * sizeof(float);
     float *zero = memset(aligned_alloc(64, size), 0, size);
-    return (Space){zero, zero + row, zero + row * (of->size + 1), columns};
+    return (Space){zero, zero + row, zero + 2 * row, zero + (2 + of->size) * row, row, of->size};
 }
+
+static float *row_of(const Space *space, float *ring, int64_t row) { return ring + row % space->size * space->row; }
 
 // Where a row is in its ring, or, outside of the map, a row of zeros.
-INLINE float *find_row(const Space *space, float *ring, int64_t row, int64_t rows, int K) {
-    return row >= 0 && row < rows ? ring + row % K * space->columns * V : space->zero;
+static float *find_row(const Space *space, float *ring, int64_t row, int64_t rows) {
+    return row >= 0 && row < rows ? row_of(space, ring, row) : space->zero;
 }
 
-// A row of V channels, `some` of them there, of what is read, u, to `row`; numbers: [2][V]: scale, shift; or null.
-INLINE void read_row(const T *x, int64_t columns, int64_t C, int64_t some, const float *numbers, int kind, float *row) {
-    for (int64_t w = 0; w < columns; w++) {
-        __builtin_prefetch(x + (columns + w) * C);  // the next row
-        vf v = load_some(x + w * C, some);
-        if (numbers) v = activate(v * get(numbers) + get(numbers + V), kind);
-        put(row + w * V, v);
+// A row of V channels, `some` of them there, of what is read. two: [2][V]: scale, shift; or null.
+APART void read_row(const T *x, int64_t columns, int64_t C, int64_t some, const float *two, int kind, float *row) {
+    vf zero = {0}, a = two ? get(two) : zero, b = two ? get(two + V) : zero;
+#define F(k)                                                \
+    for (int64_t w = 0; w < columns; w++) {                 \
+        __builtin_prefetch(x + (columns + w) * C);          \
+        vf v = load(x + w * C, some);                       \
+        put(row + w * V, two ? activate(v * a + b, k) : v); \
     }
+    BY_KIND(kind, F)
+#undef F
 }
 
 // A row of dy, every stride-th column. five: [5][V]: scale, shift, p, q, r; or null.
-INLINE void read_gradient(const T *g, const T *y, int64_t columns, int64_t C, int64_t some, const float *five, int kind, int stride,
-                          float *row) {
+APART void read_gradient(const T *g, const T *y, int64_t columns, int64_t C, int64_t some, const float *five, int kind, int stride,
+                         float *row) {
+    vf n[5];
+    for (int i = 0; five && i < 5; i++) n[i] = get(five + i * V);
+#define F(k)                                                                                 \
+    for (int64_t w = 0; w < columns; w++) {                                                  \
+        __builtin_prefetch(g + (columns + w) * C);                                           \
+        vf d = load(g + w * C, some);                                                        \
+        if (five) {                                                                          \
+            __builtin_prefetch(y + (columns + w) * C);                                       \
+            vf v = load(y + w * C, some);                                                    \
+            d = n[2] * activate_backward(v * n[0] + n[1], d, k) + (n[3] * v + n[4]);         \
+        }                                                                                    \
+        put(row + w * stride * V, d);                                                        \
+    }
+    BY_KIND(kind, F)
+#undef F
+}
+
+// Writes a row. Given sums, [2][V], adds to them what is written, less origin, and its square.
+APART void write_row(const float *row, int64_t columns, int64_t C, int64_t some, T *y, const float *origin, float *sums) {
+    vf zero = {0}, s = zero, q = zero, o = sums ? get(origin) : zero;
     for (int64_t w = 0; w < columns; w++) {
-        __builtin_prefetch(g + (columns + w) * C);
-        vf d = load_some(g + w * C, some);
-        if (five) {
-            __builtin_prefetch(y + (columns + w) * C);
-            vf v = load_some(y + w * C, some);
-            d = activate_backward(v * get(five) + get(five + V), d, kind);
-            d = get(five + 2 * V) * d + (get(five + 3 * V) * v + get(five + 4 * V));
+        vt v = narrow(get(row + w * V));
+        __builtin_prefetch(y + (columns + w) * C, 1);
+        store(y + w * C, v, some);
+        vf d = widen(v) - o;
+        s += d;
+        q += d * d;
+    }
+    if (sums) put(sums, get(sums) + s), put(sums + V, get(sums + V) + q);
+}
+
+// Writes a row of dx, with `more` (or null) added. Given three, [3][V]: scale, shift, mean, of the input x, it is first made
+// the gradient of scale * x + shift; sums, [2][V], are of that and of its product with x - mean.
+APART void write_gradient(const float *row, int64_t columns, int64_t C, int64_t some, const T *x, const float *three, int kind,
+                          const T *more, T *dx, float *sums) {
+    vf s = {0}, q = {0}, n[3];
+    for (int i = 0; three && i < 3; i++) n[i] = get(three + i * V);
+#define F(k)                                               \
+    for (int64_t w = 0; w < columns; w++) {                \
+        vf d = get(row + w * V);                           \
+        if (three) {                                       \
+            vf v = load(x + w * C, some);                  \
+            d = activate_backward(v * n[0] + n[1], d, k);  \
+            s += d;                                        \
+            q += d * (v - n[2]);                           \
+        }                                                  \
+        if (more) d += load(more + w * C, some);           \
+        __builtin_prefetch(dx + (columns + w) * C, 1);     \
+        store(dx + w * C, narrow(d), some);                \
+    }
+    BY_KIND(kind, F)
+#undef F
+    if (three) put(sums, get(sums) + s), put(sums + V, get(sums + V) + q);
+}
+
+// A row of outputs from K rows of inputs. taps: [K * K][V]. Some columns more are computed.
+INLINE void convolve(float *const *rows, const float *taps, int64_t columns, int stride, int K, float *out) {
+    vf k[LARGEST * LARGEST], in[(GROUP - 1) * 2 + LARGEST];
+    for (int t = 0; t < K * K; t++) k[t] = get(taps + t * V);
+    for (int64_t w = 0; w < columns; w += GROUP) {
+        vf sum[GROUP] = {{0}};
+        for (int a = 0; a < K; a++) {
+            for (int i = 0; i < (GROUP - 1) * stride + K; i++) in[i] = get(rows[a] + (w * stride + i) * V);
+            for (int b = 0; b < K; b++)
+                for (int j = 0; j < GROUP; j++) sum[j] += in[j * stride + b] * k[a * K + b];
         }
-        put(row + w * stride * V, d);
+        for (int j = 0; j < GROUP; j++) put(out + (w + j) * V, sum[j]);
     }
 }
 
-// GROUP outputs from K rows of inputs, each given by where its first output's inputs start.
-INLINE void convolve(float *const *rows, int64_t start, const vf *taps, int stride, int K, vf *sum) {
-    for (int j = 0; j < GROUP; j++) sum[j] = (vf){0};
-    for (int a = 0; a < K; a++)
-        for (int b = 0; b < K; b++)
-            for (int j = 0; j < GROUP; j++) sum[j] += get(rows[a] + (start + j * stride + b) * V) * taps[a * K + b];
+// Adds a row's part of the filters' gradient to sums, [K * K][V]. dy: every stride-th column, and zeros after the row.
+INLINE void weigh(float *const *rows, const float *dy, int64_t columns, int stride, int K, float *sums) {
+    int together = K == 3 ? 3 : 1;  // rows of the kernel whose sums there are registers for
+    vf in[(GROUP - 1) * 2 + LARGEST], d[GROUP];
+    for (int a = 0; a < K; a += together) {
+        vf s[3][LARGEST];
+        for (int i = 0; i < together; i++)
+            for (int b = 0; b < K; b++) s[i][b] = get(sums + ((a + i) * K + b) * V);
+        for (int64_t w = 0; w < columns; w += GROUP) {
+            for (int j = 0; j < GROUP; j++) d[j] = get(dy + (w + j) * stride * V);
+            for (int i = 0; i < together; i++) {
+                for (int j = 0; j < (GROUP - 1) * stride + K; j++) in[j] = get(rows[a + i] + (w * stride + j) * V);
+                for (int j = 0; j < GROUP; j++)
+                    for (int b = 0; b < K; b++) s[i][b] += d[j] * in[j * stride + b];
+            }
+        }
+        for (int i = 0; i < together; i++)
+            for (int b = 0; b < K; b++) put(sums + ((a + i) * K + b) * V, s[i][b]);
+    }
+}
+
+// Both for each size and stride, by their constants.
+#define FORM(K, stride)                                                                                      \
+    APART void convolve_##K##_##stride(float *const *rows, const float *taps, int64_t columns, float *out) { \
+        convolve(rows, taps, columns, stride, K, out);                                                       \
+    }                                                                                                        \
+    APART void weigh_##K##_##stride(float *const *rows, const float *dy, int64_t columns, float *sums) {     \
+        weigh(rows, dy, columns, stride, K, sums);                                                           \
+    }
+FORM(3, 1)
+FORM(3, 2)
+FORM(5, 1)
+FORM(5, 2)
+
+static void convolve_row(float *const *rows, const float *taps, int64_t columns, int stride, int K, float *out) {
+    if (K == 3) (stride == 1 ? convolve_3_1 : convolve_3_2)(rows, taps, columns, out);
+    else (stride == 1 ? convolve_5_1 : convolve_5_2)(rows, taps, columns, out);
+}
+
+static void weigh_row(float *const *rows, const float *dy, int64_t columns, int stride, int K, float *sums) {
+    if (K == 3) (stride == 1 ? weigh_3_1 : weigh_3_2)(rows, dy, columns, sums);
+    else (stride == 1 ? weigh_5_1 : weigh_5_2)(rows, dy, columns, sums);
 }
 
 // V channels of an image, from c on. two: [2][V] of the input, or null; sums: [2][C], of y - origin and its square, or null.
-INLINE void convolve_block(const Geometry *of, const Space *space, const T *x, const float *two, int kind, const float *weight,
-                           T *y, const float *origin, double *sums, int64_t c, int stride, int K) {
-    int64_t H = of->H, W = of->W, C = of->C, OW = of->OW, some = C - c, filled = 0;  // rows of x that are in the ring
-    vf taps[LARGEST * LARGEST], o = sums ? get(origin) : (vf){0}, total[2] = {{0}, {0}};
-    for (int t = 0; t < K * K; t++) taps[t] = get(weight + t * V);
+static void convolve_block(const Geometry *of, const Space *space, const T *x, const float *two, int kind, const float *taps, T *y,
+                           const float *origin, double *sums, int64_t c) {
+    int64_t H = of->H, W = of->W, C = of->C, some = C - c, filled = 0;  // rows of x that are in the ring
+    float partial[2 * V] = {0}, *rows[LARGEST];
     for (int64_t h = 0; h < of->OH; h++) {
-        float *rows[LARGEST];
         int64_t top = h * of->stride - of->pad;
-        for (; filled < top + K && filled < H; filled++) {
-            float *row = space->x + (filled % K * space->columns + of->pad) * V;
-#define F(k) read_row(x + filled * W * C + c, W, C, some, two, k, row)
-            BY_KIND(kind, F)
-#undef F
-        }
-        for (int a = 0; a < K; a++) rows[a] = find_row(space, space->x, top + a, H, K);
-        T *out = y + h * OW * C + c;
-        for (int64_t w = 0; w < OW; w += GROUP) {
-            vf sum[GROUP];
-            convolve(rows, w * stride, taps, stride, K, sum);
-            for (int j = 0; j < GROUP && w + j < OW; j++) {
-                vf v = rounded(sum[j]);
-                store_some(out + (w + j) * C, v, some);
-                v -= o;
-                total[0] += v;
-                total[1] += v * v;
-            }
-        }
+        for (; filled < top + of->size && filled < H; filled++)
+            read_row(x + filled * W * C + c, W, C, some, two, kind, row_of(space, space->x, filled) + of->pad * V);
+        for (int a = 0; a < of->size; a++) rows[a] = find_row(space, space->x, top + a, H);
+        convolve_row(rows, taps, of->OW, of->stride, of->size, space->out);
+        write_row(space->out, of->OW, C, some, y + h * of->OW * C + c, origin, sums ? partial : 0);
     }
-    if (sums)
-        for (int i = 0; i < V && i < some; i++) sums[c + i] += total[0][i], sums[C + c + i] += total[1][i];
+    for (int i = 0; sums && i < V && i < some; i++) sums[c + i] += partial[i], sums[C + c + i] += partial[V + i];
 }
 
 // What the gradients of V channels are made with and added to.
@@ -106,80 +186,35 @@ typedef struct {
 } Block;
 
 // V channels of an image, from c on: dy never leaves its ring. dx may be null; `more` (or null) is added to it.
-INLINE void convolve_block_backward(const Geometry *of, const Space *space, const T *g, const T *y, int kind, const T *x, int xkind,
-                                    const T *more, T *dx, const Block *block, int64_t c, int stride, int K) {
+static void convolve_block_backward(const Geometry *of, const Space *space, const T *g, const T *y, int kind, const T *x, int xkind,
+                                    const T *more, T *dx, const Block *block, int64_t c) {
     int64_t H = of->H, W = of->W, C = of->C, OH = of->OH, OW = of->OW, some = C - c;
-    int64_t filled = 0, written = 0, before = K - 1 - of->pad;  // rows of x that are in its ring, and of dx that are done
-    vf taps[LARGEST * LARGEST], partial[LARGEST * LARGEST], total[2] = {{0}, {0}};
-    const float *three = block->three;
-    for (int t = 0; t < K * K; t++) taps[t] = get(block->taps + t * V), partial[t] = (vf){0};
+    int64_t filled = 0, written = 0, before = of->size - 1 - of->pad;  // rows of x that are in its ring, and of dx that are done
+    float partial[LARGEST * LARGEST * V] = {0}, sums[2 * V] = {0}, *rows[LARGEST];
     for (int64_t h = 0; h < OH; h++) {
         // dy, with zeros between its columns where the convolution is strided
-        float *dy = space->dy + (h % K * space->columns + before) * V, *rows[LARGEST];
-#define F(k) read_gradient(g + h * OW * C + c, y + h * OW * C + c, OW, C, some, block->five, k, of->stride, dy)
-        BY_KIND(kind, F)
-#undef F
+        float *dy = row_of(space, space->dy, h) + before * V;
+        read_gradient(g + h * OW * C + c, y + h * OW * C + c, OW, C, some, block->five, kind, of->stride, dy);
         int64_t top = h * of->stride - of->pad;
-        for (; filled < top + K && filled < H; filled++) {
-            float *row = space->x + (filled % K * space->columns + of->pad) * V;
-#define F(k) read_row(x + filled * W * C + c, W, C, some, three, k, row)
-            BY_KIND(xkind, F)
-#undef F
-        }
-        for (int a = 0; a < K; a++) rows[a] = find_row(space, space->x, top + a, H, K);
-        // the weights' gradient: as many of its sums at a time as there are registers for; dy is zero beside its row
-        int together = K == 3 ? 3 : 1;
-        for (int a = 0; a < K; a += together) {
-            vf s[3][LARGEST];
-            for (int i = 0; i < together; i++)
-                for (int b = 0; b < K; b++) s[i][b] = partial[(a + i) * K + b];
-            for (int64_t w = 0; w < OW; w += GROUP)
-                for (int i = 0; i < together; i++)
-                    for (int j = 0; j < GROUP; j++)
-                        for (int b = 0; b < K; b++)
-                            s[i][b] += get(dy + (w + j) * stride * V) * get(rows[a + i] + ((w + j) * stride + b) * V);
-            for (int i = 0; i < together; i++)
-                for (int b = 0; b < K; b++) partial[(a + i) * K + b] = s[i][b];
-        }
+        for (; filled < top + of->size && filled < H; filled++)
+            read_row(x + filled * W * C + c, W, C, some, block->three, xkind, row_of(space, space->x, filled) + of->pad * V);
+        for (int a = 0; a < of->size; a++) rows[a] = find_row(space, space->x, top + a, H);
+        weigh_row(rows, dy, OW, of->stride, of->size, partial);
         // the rows of dx that see no later row of dy
-        int64_t ready = h + 1 < OH && (h + 1) * of->stride - of->pad < H ? (h + 1) * of->stride - of->pad : H;
+        int64_t ready = h + 1 < OH && top + of->stride < H ? top + of->stride : H;
         for (; dx && written < ready; written++) {
-            for (int a = 0; a < K; a++) {
-                int64_t place = written + of->pad - (K - 1 - a);
-                rows[a] = place % of->stride ? space->zero : find_row(space, space->dy, place / of->stride, OH, K);
+            for (int a = 0; a < of->size; a++) {
+                int64_t place = written + of->pad - (of->size - 1 - a);
+                rows[a] = place % of->stride ? space->zero : find_row(space, space->dy, place / of->stride, OH);
             }
-            for (int64_t w = 0; w < W; w += GROUP) {
-                vf sum[GROUP];
-                convolve(rows, w, taps, 1, K, sum);
-                for (int j = 0; j < GROUP && w + j < W; j++) {
-                    int64_t place = (written * W + w + j) * C + c;
-                    vf d = sum[j];
-                    if (three) {
-                        vf v = load_some(x + place, some);
-                        d = rounded(activate_backward(v * get(three) + get(three + V), d, xkind));
-                        total[0] += d;
-                        total[1] += d * (v - get(three + 2 * V));
-                    }
-                    if (more) d += load_some(more + place, some);
-                    store_some(dx + place, d, some);
-                }
-            }
+            convolve_row(rows, block->taps, W, 1, of->size, space->out);
+            int64_t at = written * W * C + c;
+            write_gradient(space->out, W, C, some, x + at, block->three, xkind, more ? more + at : 0, dx + at, sums);
         }
     }
-    for (int t = 0; t < K * K; t++)
-        for (int i = 0; i < V; i++) block->dtaps[t * V + i] += partial[t][i];
-    if (three)
-        for (int i = 0; i < V && i < some; i++) block->sums[c + i] += total[0][i], block->sums[C + c + i] += total[1][i];
+    for (int i = 0; i < of->size * of->size * V; i++) block->dtaps[i] += partial[i];
+    for (int i = 0; block->three && i < V && i < some; i++) block->sums[c + i] += sums[i], block->sums[C + c + i] += sums[V + i];
 }
-
-// Calls `f` for each V channels, with constants for the stride, where it is a usual one, and the kernel size.
-#define BY_CHANNELS(of, f)                                 \
-    for (int64_t c = 0; c < of->C; c += V) {               \
-        if (of->size == 3 && of->stride == 1) { f(c, 1, 3); } \
-        else if (of->size == 3) { f(c, of->stride, 3); }   \
-        else if (of->stride == 1) { f(c, 1, 5); }          \
-        else { f(c, of->stride, 5); }                      \
-    }
 
 // Filters [C][taps] by blocks, [taps][V] each; backwards, if they are to be turned around.
 static float *make_taps(const float *weight, int64_t C, int taps, int turned) {
@@ -199,10 +234,8 @@ static void convolve_images(const Geometry *of, const Input *x, const float *tap
     for (int64_t i = first; i < last; i++) {
         const T *in = x->maps + i * of->H * of->W * of->C;
         T *out = y + i * of->OH * of->OW * of->C;
-#define F(c, stride, K)                                                                                                      \
-    convolve_block(of, &space, in, numbers ? numbers + 2 * c : 0, x->kind, taps + c * K2, out, sums ? origin + c : 0, sums, c, stride, K)
-        BY_CHANNELS(of, F)
-#undef F
+        for (int64_t c = 0; c < of->C; c += V)
+            convolve_block(of, &space, in, numbers ? numbers + 2 * c : 0, x->kind, taps + c * K2, out, sums ? origin + c : 0, sums, c);
     }
     free(space.zero);
 }
@@ -246,12 +279,11 @@ void depthwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
         Space space = make_space(of);
         for (int64_t i = first; i < last; i++) {
             int64_t in = i * of->H * of->W * C, out = i * of->OH * of->OW * C;
-#define F(c, stride, K)                                                                                                        \
-    Block block = {taps + c * K2, five ? five + 5 * c : 0, three ? three + 3 * c : 0, mine + c * K2, mine + filters};           \
-    convolve_block_backward(of, &space, y->g + out, y->maps + out, y->kind, x->maps + in, x->kind, more ? more + in : 0,        \
-                            dx ? dx + in : 0, &block, c, stride, K)
-            BY_CHANNELS(of, F)
-#undef F
+            for (int64_t c = 0; c < C; c += V) {
+                Block block = {taps + c * K2, five ? five + 5 * c : 0, three ? three + 3 * c : 0, mine + c * K2, mine + filters};
+                convolve_block_backward(of, &space, y->g + out, y->maps + out, y->kind, x->maps + in, x->kind, more ? more + in : 0,
+                                        dx ? dx + in : 0, &block, c);
+            }
         }
         free(space.zero);
     }

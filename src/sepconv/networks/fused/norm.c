@@ -104,12 +104,12 @@ INLINE void sum_rows(const Plan *plan, const Summands *of, int backward, int kin
                         int64_t place = (row + j) * lanes + l + i * V, left = plan->count - place;
                         if (left <= 0) break;
                         __builtin_prefetch(of->y + place + AHEAD);
-                        vf v = load_some(of->y + place, left), d = v - o[i], e = d;
+                        vf v = load(of->y + place, left), d = v - o[i], e = d;
                         if (backward) {
                             __builtin_prefetch(of->g + place + AHEAD);
-                            vf u = of->z ? load_some(of->z + place, left) : v * a[i] + b[i];
-                            e = activate_backward(u, load_some(of->g + place, left), kind);
-                            if (of->du) store_some(of->du + place, e, left);
+                            vf u = of->z ? load(of->z + place, left) : v * a[i] + b[i];
+                            e = activate_backward(u, load(of->g + place, left), kind);
+                            if (of->du) store(of->du + place, narrow(e), left);
                         } else if (left < V) {
                             vf none = {0};
                             for (int k = 0; k < left; k++) none[k] = d[k];  // nothing of what is not there
@@ -145,9 +145,9 @@ INLINE void write_rows(const Plan *plan, const T *y, const T *other, const float
         for (int64_t l = 0; l < lanes; l += V) {
             int64_t place = row * lanes + l, left = plan->count - place;
             if (left <= 0) break;
-            vf u = load_some(y + place, left) * get(numbers + l) + get(numbers + lanes + l);
-            if (other) u += load_some(other + place, left);
-            store_some(z + place, activate(u, kind), left);
+            vf u = load(y + place, left) * get(numbers + l) + get(numbers + lanes + l);
+            if (other) u += load(other + place, left);
+            store(z + place, narrow(activate(u, kind)), left);
         }
 }
 
@@ -159,9 +159,9 @@ INLINE void write_rows_backward(const Plan *plan, const Gradient *of, const floa
         for (int64_t l = 0; l < lanes; l += V) {
             int64_t place = row * lanes + l, left = plan->count - place;
             if (left <= 0) break;
-            vf v = load_some(of->maps + place, left);
-            vf d = activate_backward(v * get(a + l) + get(b + l), load_some(of->g + place, left), kind);
-            store_some(dy + place, get(p + l) * d + (get(q + l) * v + get(r + l)), left);
+            vf v = load(of->maps + place, left);
+            vf d = activate_backward(v * get(a + l) + get(b + l), load(of->g + place, left), kind);
+            store(dy + place, narrow(get(p + l) * d + (get(q + l) * v + get(r + l))), left);
         }
 }
 

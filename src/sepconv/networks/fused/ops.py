@@ -63,13 +63,13 @@ def has_kernel(layer: nn.Module) -> bool:
         return layer.affine and kept and layer.weight.dtype == torch.float32
     if not isinstance(layer, nn.Conv2d) or layer.bias is not None or layer.weight.dtype != torch.float32:
         return False
-    (size, _), (stride, _), pad = layer.kernel_size, layer.stride, layer.padding[0]
+    size, pad = layer.kernel_size[0], layer.padding[0]
     if layer.padding_mode != "zeros" or layer.dilation != (1, 1) or not isinstance(pad, int):
         return False
     if layer.groups == 1:
         alike = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
         return alike and layer.weight.numel() <= MOST_WEIGHTS
-    square = layer.kernel_size in ((3, 3), (5, 5)) and layer.stride == (stride, stride) and layer.padding == (pad, pad)
+    square = layer.kernel_size in ((3, 3), (5, 5)) and layer.stride in ((1, 1), (2, 2)) and layer.padding == (pad, pad)
     return square and pad < size and layer.in_channels == layer.out_channels == layer.groups
 
 

@@ -14,13 +14,13 @@ typedef vu ve;
 INLINE vf multiply_add(vf sum, E one, ve many) {
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(one), (__m512bh)many);
 }
-INLINE ve join(vf first, vf second) { return ((vu)first >> 16) | (vu)second; }  // two rounded vectors, value by value
+INLINE ve join(vt first, vt second) { return extend(first) | (extend(second) << 16); }  // value by value
 #else
 #define PAIR 1
 typedef float E;
 typedef vf ve;
 INLINE vf multiply_add(vf sum, E one, ve many) { return sum + one * many; }
-INLINE ve join(vf first, vf second) { return (void)second, first; }
+INLINE ve join(vt first, vt second) { return (void)second, widen(first); }
 #endif
 
 INLINE int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
@@ -79,84 +79,106 @@ static void free_tile(Tile *tile) {
 
 // Two pixels' vectors at channel c.
 INLINE void set(const Tile *tile, int64_t pixel, int64_t c, vf first, vf second) {
-    first = rounded(first), second = rounded(second);
+    vt one = narrow(first), two = narrow(second);
+    E *row = tile->rows + pixel * tile->stride;
 #if PAIR == 2
-    if (tile->rows) {
-        store((T *)(tile->rows + pixel * tile->stride) + c, first);
-        store((T *)(tile->rows + (pixel + 1) * tile->stride) + c, second);
-    }
-    if (tile->columns) *(ve *)(tile->columns + pixel / 2 * tile->stride + c) = join(first, second);
+    if (tile->rows) *(vt *)((T *)row + c) = one, *(vt *)((T *)(row + tile->stride) + c) = two;
+    if (tile->columns) *(ve *)(tile->columns + pixel / 2 * tile->stride + c) = join(one, two);
 #else
-    put(tile->rows + pixel * tile->stride + c, first);
-    put(tile->rows + (pixel + 1) * tile->stride + c, second);
+    put(row + c, widen(one)), put(row + tile->stride + c, widen(two));
 #endif
 }
 
-// `count` pixels of what is read, from the first on, and zeros. two: [blocks][2][V]: scale, shift; or null.
-INLINE void fill(const Tile *tile, const T *x, int64_t count, const float *two, int kind) {
+// `count` pixels of what is read, and zeros. two: [blocks][2][V]: scale, shift; or null.
+APART void fill(const Tile *tile, const T *x, int64_t count, const float *two, int kind) {
     int64_t C = tile->C;
-    for (int64_t p = 0; p < TILE; p += 2)
-        for (int64_t c = 0; c < C; c += V) {
-            vf v[2] = {{0}, {0}};
-            for (int i = 0; i < 2 && p + i < count; i++) {
-                __builtin_prefetch(x + (p + i) * C + c + AHEAD);
-                v[i] = load_some(x + (p + i) * C + c, C - c);
-                if (two) v[i] = activate(v[i] * get(two + 2 * c) + get(two + 2 * c + V), kind);
-            }
-            set(tile, p, c, v[0], v[1]);
+#define F(k)                                                                             \
+    for (int64_t p = 0; p < TILE; p += 2)                                                \
+        for (int64_t c = 0; c < C; c += V) {                                             \
+            vf v[2] = {{0}, {0}};                                                        \
+            for (int i = 0; i < 2 && p + i < count; i++) {                               \
+                const T *at = x + (p + i) * C + c;                                       \
+                __builtin_prefetch(at + AHEAD);                                          \
+                v[i] = load(at, C - c);                                                  \
+                if (two) v[i] = activate(v[i] * get(two + 2 * c) + get(two + 2 * c + V), k); \
+            }                                                                            \
+            set(tile, p, c, v[0], v[1]);                                                 \
         }
+    BY_KIND(kind, F)
+#undef F
 }
 
 // The same of dy. five: [blocks][5][V]: scale, shift, p, q, r; or null.
-INLINE void fill_gradient(const Tile *tile, const T *g, const T *y, int64_t count, const float *five, int kind) {
+APART void fill_gradient(const Tile *tile, const T *g, const T *y, int64_t count, const float *five, int kind) {
     int64_t C = tile->C;
-    for (int64_t p = 0; p < TILE; p += 2)
+#define F(k)                                                                                                   \
+    for (int64_t p = 0; p < TILE; p += 2)                                                                      \
+        for (int64_t c = 0; c < C; c += V) {                                                                   \
+            vf d[2] = {{0}, {0}};                                                                              \
+            for (int i = 0; i < 2 && p + i < count; i++) {                                                     \
+                int64_t place = (p + i) * C + c;                                                               \
+                __builtin_prefetch(g + place + AHEAD);                                                         \
+                d[i] = load(g + place, C - c);                                                                 \
+                if (!five) continue;                                                                           \
+                __builtin_prefetch(y + place + AHEAD);                                                         \
+                const float *n = five + 5 * c;                                                                 \
+                vf v = load(y + place, C - c);                                                                 \
+                d[i] = activate_backward(v * get(n) + get(n + V), d[i], k);                                    \
+                d[i] = get(n + 2 * V) * d[i] + (get(n + 3 * V) * v + get(n + 4 * V));                          \
+            }                                                                                                  \
+            set(tile, p, c, d[0], d[1]);                                                                       \
+        }
+    BY_KIND(kind, F)
+#undef F
+}
+
+// Writes a tile, `out`, of `count` pixels and C channels. Given origin, sums, [2][whole C], are of y - origin and its square.
+APART void write_tile(const float *out, int64_t stride, int64_t count, int64_t C, T *y, const float *origin, float *sums) {
+    memset(sums, 0, 2 * whole(C, V) * sizeof(float));
+    for (int64_t from = 0; from < count; from += M)
         for (int64_t c = 0; c < C; c += V) {
-            vf d[2] = {{0}, {0}};
-            for (int i = 0; i < 2 && p + i < count; i++) {
-                int64_t place = (p + i) * C + c;
-                __builtin_prefetch(g + place + AHEAD);
-                d[i] = load_some(g + place, C - c);
-                if (five) {
-                    __builtin_prefetch(y + place + AHEAD);
-                    const float *n = five + 5 * c;
-                    vf v = load_some(y + place, C - c);
-                    d[i] = activate_backward(v * get(n) + get(n + V), d[i], kind);
-                    d[i] = get(n + 2 * V) * d[i] + (get(n + 3 * V) * v + get(n + 4 * V));
-                }
+            float *at = sums + c, *after = at + whole(C, V);
+            vf s = get(at), q = get(after), o = origin ? get(origin + c) : s;
+            for (int64_t p = from; p < from + M && p < count; p++) {
+                vt v = narrow(get(out + p * stride + c));
+                __builtin_prefetch(y + p * C + c + AHEAD, 1);
+                store(y + p * C + c, v, C - c);
+                vf d = widen(v) - o;
+                s += d;
+                q += d * d;
             }
-            set(tile, p, c, d[0], d[1]);
+            put(at, s), put(after, q);
         }
 }
 
-// Writes a tile, `out`, of `count` pixels and C channels, and adds to sums, [2][C].
-// Given three, [blocks][3][V] (scale, shift, mean), out is first made the gradient of scale * x + shift, and summed with
-// x - mean; else, given origin, sums are of y - origin and its square.
-INLINE void write_tile(const float *out, int64_t stride, int64_t count, int64_t C, T *y, const float *origin, const T *x,
-                       const float *three, int kind, const T *more, float *sums) {
-    for (int64_t c = 0; c < C; c += V) {
-        vf s[2] = {{0}, {0}};
-        for (int64_t p = 0; p < count; p++) {
-            int64_t place = p * C + c;
-            vf d = get(out + p * stride + c);
-            if (three) {
-                const float *n = three + 3 * c;
-                vf v = load_some(x + place, C - c);
-                d = rounded(activate_backward(v * get(n) + get(n + V), d, kind));
-                s[0] += d;
-                s[1] += d * (v - get(n + 2 * V));
-            }
-            if (more) d += load_some(more + place, C - c);
-            if (origin) {
-                vf v = rounded(d) - get(origin + c);
-                s[0] += v;
-                s[1] += v * v;
-            }
-            store_some(y + place, d, C - c);
+// The same of dx, with `more` (or null) added. Given three, [blocks][3][V] (scale, shift, mean), it is first made the gradient
+// of scale * x + shift; sums are of that and of its product with x - mean.
+APART void write_gradient(const float *out, int64_t stride, int64_t count, int64_t C, const T *x, const float *three, int kind,
+                          const T *more, T *dx, float *sums) {
+    memset(sums, 0, 2 * whole(C, V) * sizeof(float));
+#define F(k)                                                                     \
+    for (int64_t from = 0; from < count; from += M)                              \
+        for (int64_t c = 0; c < C; c += V) {                                     \
+            float *at = sums + c, *after = at + whole(C, V);                     \
+            const float *n = three + 3 * c;                                      \
+            vf s = get(at), q = get(after);                                      \
+            for (int64_t p = from; p < from + M && p < count; p++) {             \
+                int64_t place = p * C + c;                                       \
+                vf d = get(out + p * stride + c);                                \
+                if (three) {                                                     \
+                    vf v = load(x + place, C - c);                               \
+                    d = activate_backward(v * get(n) + get(n + V), d, k);        \
+                    s += d;                                                      \
+                    q += d * (v - get(n + 2 * V));                               \
+                }                                                                \
+                if (more) d += load(more + place, C - c);                        \
+                __builtin_prefetch(dx + place + AHEAD, 1);                       \
+                store(dx + place, narrow(d), C - c);                             \
+            }                                                                    \
+            put(at, s), put(after, q);                                           \
         }
-        if (three || origin)
-            for (int i = 0; i < 2; i++) put(sums + i * whole(C, V) + c, s[i]);
-    }
+    BY_KIND(kind, F)
+#undef F
 }
 
 static void add_sums(const float *sums, int64_t C, double *total) {
@@ -173,7 +195,7 @@ static E *pack(const float *matrix, int64_t rows, int64_t columns, int turned) {
             for (int i = 0; i < PAIR && k * PAIR + i < rows; i++)
                 for (int64_t l = 0; l < V && n + l < columns; l++)
                     v[i][l] = turned ? matrix[(n + l) * rows + k * PAIR + i] : matrix[(k * PAIR + i) * columns + n + l];
-            *(ve *)(result + k * stride + n) = join(rounded(v[0]), rounded(v[1]));
+            *(ve *)(result + k * stride + n) = join(narrow(v[0]), narrow(v[1]));
         }
     return result;
 }
@@ -186,12 +208,10 @@ static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const In
     float *out = zeros(TILE * stride * sizeof(float)), *part = zeros(2 * whole(C_out, V) * sizeof(float));
     for (int64_t t = first; t < last; t++) {
         int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
-#define F(kind) fill(&tile, x->maps + from * C_in, count, two, kind)
-        BY_KIND(x->kind, F)
-#undef F
+        fill(&tile, x->maps + from * C_in, count, two, x->kind);
         multiply_all(tile.rows, tile.stride, 1, weight, stride, (C_in + PAIR - 1) / PAIR, whole(count, M), whole(C_out, V), out,
                      stride, 0);
-        write_tile(out, stride, count, C_out, y + from * C_out, origin, 0, 0, NONE, 0, part);
+        write_tile(out, stride, count, C_out, y + from * C_out, origin, part);
         if (sums) add_sums(part, C_out, sums);
     }
     free_tile(&tile), free(out), free(part);
@@ -243,12 +263,8 @@ void pointwise_backward(int64_t pixels, int64_t C_in, int64_t C_out, const Gradi
         for (int64_t t = first; t < last; t++) {
             int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
             const T *in = x->maps + from * C_in;
-#define F(kind) fill_gradient(&dy, y->g + from * C_out, y->maps + from * C_out, count, five, kind)
-            BY_KIND(y->kind, F)
-#undef F
-#define F(kind) fill(&u, in, count, two, kind)
-            BY_KIND(x->kind, F)
-#undef F
+            fill_gradient(&dy, y->g + from * C_out, y->maps + from * C_out, count, five, y->kind);
+            fill(&u, in, count, two, x->kind);
             multiply_all(u.columns, 1, u.stride, dy.columns, dy.stride, TILE / PAIR, whole(C_in, M), wide, product, wide, 1);
             if ((t - first) % SUMMED == SUMMED - 1 || t == last - 1) {
                 for (int64_t i = 0; i < C_in; i++)
@@ -257,9 +273,7 @@ void pointwise_backward(int64_t pixels, int64_t C_in, int64_t C_out, const Gradi
             }
             if (!dx) continue;
             multiply_all(dy.rows, dy.stride, 1, packed, stride, (C_out + PAIR - 1) / PAIR, whole(count, M), whole(C_in, V), out, stride, 0);
-#define F(kind) write_tile(out, stride, count, C_in, dx + from * C_in, 0, in, three, kind, more ? more + from * C_in : 0, part)
-            BY_KIND(x->kind, F)
-#undef F
+            write_gradient(out, stride, count, C_in, in, three, x->kind, more ? more + from * C_in : 0, dx + from * C_in, part);
             if (three) add_sums(part, C_in, sums);
         }
         free_tile(&dy), free_tile(&u), free(out), free(part), free(product);

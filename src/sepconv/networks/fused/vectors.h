@@ -24,6 +24,7 @@
 #define V 4
 #endif
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline))  // has the registers for itself
 #define LOCAL __attribute__((visibility("hidden")))
 #define AHEAD 2048  // values that are asked for before they are needed: memory takes its time
 
@@ -35,68 +36,68 @@ typedef uint16_t vh __attribute__((vector_size(2 * V), aligned(2)));
 INLINE vf get(const float *p) { return *(const vf *)p; }
 INLINE void put(float *p, vf v) { *(vf *)p = v; }
 
+// What maps hold: T, and V of them, vt. widen makes floats of them, narrow makes them of floats, to the nearest.
 #ifdef BF16
 typedef uint16_t T;
+typedef vh vt;
 
-INLINE vf load(const T *p) {
+INLINE vu extend(vh v) {
 #if V == 16  // compilers widen the halves one by one
-    return (vf)((vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)) << 16);
+    return (vu)_mm512_cvtepu16_epi32((__m256i)v);
 #elif defined(__AVX2__)
-    return (vf)((vu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)) << 16);
+    return (vu)_mm256_cvtepu16_epi32((__m128i)v);
 #else
-    return (vf)(__builtin_convertvector(*(const vh *)p, vu) << 16);
+    return __builtin_convertvector(v, vu);
 #endif
 }
 
-INLINE void store(T *p, vf v) {
+INLINE vf widen(vt v) { return (vf)(extend(v) << 16); }
+
+INLINE vt narrow(vf v) {
 #ifdef __AVX512BF16__
     __m256bh half = _mm512_cvtneps_pbh((__m512)v);
-    memcpy(p, &half, sizeof half);
+    vt result;
+    memcpy(&result, &half, sizeof half);
+    return result;
 #else
     vu bits = (vu)v, nan = (vu)(v != v);
-    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, of two to the even one
-    *(vh *)p = __builtin_convertvector((bits & ~nan) | (nan & 0x7fc0), vh);
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // of two to the even one
+    return __builtin_convertvector((bits & ~nan) | (nan & 0x7fc0), vh);
 #endif
-}
-
-INLINE vf rounded(vf v) {
-    T t[V];
-    store(t, v);
-    return load(t);
 }
 #else
 typedef float T;
+typedef vf vt;
 
-INLINE vf load(const T *p) { return get(p); }
-INLINE void store(T *p, vf v) { put(p, v); }
-INLINE vf rounded(vf v) { return v; }
+INLINE vf widen(vt v) { return v; }
+INLINE vt narrow(vf v) { return v; }
 #endif
 
 // The first `count` values at p, and zeros; and those of v alone written. count may be V or more.
-INLINE vf load_some(const T *p, int64_t count) {
-    if (count >= V) return load(p);
+INLINE vf load(const T *p, int64_t count) {
+    if (count >= V) return widen(*(const vt *)p);
 #if V == 16 && defined(BF16) && defined(__AVX512BW__) && defined(__AVX512VL__)
-    return (vf)((vu)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((1u << count) - 1, p)) << 16);
+    return widen((vt)_mm256_maskz_loadu_epi16((1u << count) - 1, p));
 #elif V == 16 && !defined(BF16)
     return (vf)_mm512_maskz_loadu_ps((1u << count) - 1, p);
 #else
-    T t[V] = {0};
-    memcpy(t, p, count * sizeof(T));
-    return load(t);
+    vt t = {0};
+    memcpy(&t, p, count * sizeof(T));
+    return widen(t);
 #endif
 }
 
-INLINE void store_some(T *p, vf v, int64_t count) {
+INLINE void store(T *p, vt v, int64_t count) {
     if (count >= V) {
-        store(p, v);
+        *(vt *)p = v;
         return;
     }
-#if V == 16 && !defined(BF16)
+#if V == 16 && defined(BF16) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    _mm256_mask_storeu_epi16(p, (1u << count) - 1, (__m256i)v);
+#elif V == 16 && !defined(BF16)
     _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
 #else
-    T t[V];
-    store(t, v);
-    memcpy(p, t, count * sizeof(T));
+    memcpy(p, &v, count * sizeof(T));
 #endif
 }
 
