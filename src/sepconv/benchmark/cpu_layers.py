@@ -28,12 +28,13 @@ class Case(NamedTuple):
     stock: Callable[[], nn.Module]
     shape: tuple[int, int, int, int]  # of the input maps (B, C, H, W)
     backward: bool = True  # else no gradient goes through
+    learns: bool = True  # whether the input has a gradient too; images have none
     before: type[nn.Module] = nn.Identity  # a layer before, which works on the gradient's layout
 
 
-def fusible(make: Callable[[], nn.Module], shape: tuple[int, int, int]) -> Case:
+def fusible(make: Callable[[], nn.Module], shape: tuple[int, int, int], learns: bool = True) -> Case:
     """A block or network, on a batch of maps of `shape` (C, H, W), by the fused kernels and by torch's."""
-    return Case(make, lambda: fused.set_kernels(make(), "torch"), (128, *shape))
+    return Case(make, lambda: fused.set_kernels(make(), "torch"), (128, *shape), learns=learns)
 
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {"separable": depthwise_separable, "dense": ConvNormActivation}
@@ -65,7 +66,7 @@ CASES = {
         for kind, channels, side in product(BLOCKS, (16, 32, 64, 128, 256), (32, 16, 8))
     },
     **{
-        f"network {name}": fusible(partial(networks.build, name, shape, 10, **options), shape)
+        f"network {name}": fusible(partial(networks.build, name, shape, 10, **options), shape, learns=False)
         for name, (shape, options) in NETWORKS.items()
     },
 }
@@ -111,7 +112,7 @@ def measure_layer(name: str, precision: str, rounds: int, device: torch.device) 
 def use(case: Case, layer: nn.Module, maps: Tensor) -> Callable[[], None]:
     """A call that runs `layer` on `maps` (B, C, H, W) as a network would, and backward where the case says so."""
     net = nn.Sequential(case.before(), layer).to(memory_format=torch.channels_last)
-    inputs = maps.clone().requires_grad_(case.backward)
+    inputs = maps.clone().requires_grad_(case.backward and case.learns)
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=maps.dtype == torch.bfloat16)
     with autocast():
         gradient = torch.randn_like(net(inputs))
