@@ -7,6 +7,7 @@
 
 #define LARGEST 5  // kernel size
 #define GROUP 4
+#define AHEAD_OF(columns) ((6 * (int64_t)sizeof(T) / (columns) + 1) * (columns))  // pixels, in rows, asked for before their turn
 
 typedef struct {
     int64_t images, H, W, C, OH, OW;
@@ -37,7 +38,7 @@ APART void read_row(const T *x, int64_t columns, int64_t C, int64_t some, const 
     vf zero = {0}, a = two ? get(two) : zero, b = two ? get(two + V) : zero;
 #define F(k)                                                \
     for (int64_t w = 0; w < columns; w++) {                 \
-        __builtin_prefetch(x + (columns + w) * C);          \
+        __builtin_prefetch(x + (AHEAD_OF(columns) + w) * C);          \
         vf v = load(x + w * C, some);                       \
         put(row + w * V, two ? activate(v * a + b, k) : v); \
     }
@@ -52,10 +53,10 @@ APART void read_gradient(const T *g, const T *y, int64_t columns, int64_t C, int
     for (int i = 0; five && i < 5; i++) n[i] = get(five + i * V);
 #define F(k)                                                                                 \
     for (int64_t w = 0; w < columns; w++) {                                                  \
-        __builtin_prefetch(g + (columns + w) * C);                                           \
+        __builtin_prefetch(g + (AHEAD_OF(columns) + w) * C);                                           \
         vf d = load(g + w * C, some);                                                        \
         if (five) {                                                                          \
-            __builtin_prefetch(y + (columns + w) * C);                                       \
+            __builtin_prefetch(y + (AHEAD_OF(columns) + w) * C);                                       \
             vf v = load(y + w * C, some);                                                    \
             d = n[2] * activate_backward(v * n[0] + n[1], d, k) + (n[3] * v + n[4]);         \
         }                                                                                    \
@@ -70,7 +71,7 @@ APART void write_row(const float *row, int64_t columns, int64_t C, int64_t some,
     vf zero = {0}, s = zero, q = zero, o = sums ? get(origin) : zero;
     for (int64_t w = 0; w < columns; w++) {
         vt v = narrow(get(row + w * V));
-        __builtin_prefetch(y + (columns + w) * C, 1);
+        __builtin_prefetch(y + (AHEAD_OF(columns) + w) * C, 1);
         store(y + w * C, v, some);
         vf d = widen(v) - o;
         s += d;
@@ -95,7 +96,7 @@ APART void write_gradient(const float *row, int64_t columns, int64_t C, int64_t 
             q += d * (v - n[2]);                           \
         }                                                  \
         if (more) d += load(more + w * C, some);           \
-        __builtin_prefetch(dx + (columns + w) * C, 1);     \
+        __builtin_prefetch(dx + (AHEAD_OF(columns) + w) * C, 1);     \
         store(dx + w * C, narrow(d), some);                \
     }
     BY_KIND(kind, F)

@@ -145,6 +145,8 @@ INLINE void write_rows(const Plan *plan, const T *y, const T *other, const float
         for (int64_t l = 0; l < lanes; l += V) {
             int64_t place = row * lanes + l, left = plan->count - place;
             if (left <= 0) break;
+            __builtin_prefetch(y + place + AHEAD);
+            __builtin_prefetch(z + place + AHEAD, 1);
             vf u = load(y + place, left) * get(numbers + l) + get(numbers + lanes + l);
             if (other) u += load(other + place, left);
             store(z + place, narrow(activate(u, kind)), left);
@@ -159,6 +161,9 @@ INLINE void write_rows_backward(const Plan *plan, const Gradient *of, const floa
         for (int64_t l = 0; l < lanes; l += V) {
             int64_t place = row * lanes + l, left = plan->count - place;
             if (left <= 0) break;
+            __builtin_prefetch(of->maps + place + AHEAD);
+            __builtin_prefetch(of->g + place + AHEAD);
+            __builtin_prefetch(dy + place + AHEAD, 1);
             vf v = load(of->maps + place, left);
             vf d = activate_backward(v * get(a + l) + get(b + l), load(of->g + place, left), kind);
             store(dy + place, narrow(get(p + l) * d + (get(q + l) * v + get(r + l))), left);
