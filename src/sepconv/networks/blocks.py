@@ -125,7 +125,11 @@ def run(
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
     """The layers that a module in training calls one after the other: its own, those of the sequences in it, or itself."""
-    if type(module) in (nn.Sequential, Sequence, ConvNormActivation) and module.training and not fused.has_hooks(module):
+    if (
+        type(module) in (nn.Sequential, Sequence, ConvNormActivation)
+        and module.training
+        and not fused.has_hooks(module)
+    ):
         return [layer for child in module.children() for layer in layers_of(child)]
     return [module]
 

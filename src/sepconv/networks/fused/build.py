@@ -60,6 +60,9 @@ def build(compiler: str, flags: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         target = Path(folder) / path.name
         subprocess.run(
-            [compiler, *flags, "-o", str(target), *map(str, SOURCES), "-lm"], check=True, capture_output=True, timeout=120
+            [compiler, *flags, "-o", str(target), *map(str, SOURCES), "-lm"],
+            check=True,
+            capture_output=True,
+            timeout=120,
         )
         os.replace(target, path)

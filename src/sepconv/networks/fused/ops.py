@@ -235,10 +235,15 @@ class Chain(torch.autograd.Function):
     """The passes of __init__.py's table, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, links: Sequence[Link], maps: Tensor, other: Tensor | None, *parameters: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, links: Sequence[Link], maps: Tensor, other: Tensor | None, *parameters: Tensor | None
+    ) -> Tensor:
         same = other is maps
         maps = channels_last(maps)
-        reads, weights = [Reading(maps)], [None if weight is None else weight.contiguous() for weight in parameters[::3]]
+        reads, weights = (
+            [Reading(maps)],
+            [None if weight is None else weight.contiguous() for weight in parameters[::3]],
+        )
         for link, weight in zip(links, weights, strict=True):
             shape = maps.shape if link.conv is None else output_shape(link.conv, maps.shape)
             saved = None if link.norm is None else torch.empty(SAVED, shape[1])
@@ -286,7 +291,17 @@ class Chain(torch.autograd.Function):
                 dweight = torch.empty_like(weight)
                 if ctx.same and not place:
                     on_the_way, dother = dother, None  # the sum's other part is the maps too: one gradient for both
-                convolve("backward", link.conv, read, gradient, weight, on_the_way, dmaps, dweight, result and result.structure())
+                convolve(
+                    "backward",
+                    link.conv,
+                    read,
+                    gradient,
+                    weight,
+                    on_the_way,
+                    dmaps,
+                    dweight,
+                    result and result.structure(),
+                )
             elif dmaps is not None:
                 call("norm_backward", dtype, *sizes(read.maps), gradient, dmaps)
             parameters = [dweight, own and own.weight, own and own.bias, *parameters]
@@ -335,7 +350,9 @@ def convolve(way: str, conv: nn.Conv2d, read: Reading, *arguments: Any) -> None:
     first = [] if gradient is None else [gradient]
     if conv.groups == 1:
         positions, channels = sizes(read.maps)
-        call(f"pointwise_{way}", read.maps.dtype, positions, channels, conv.out_channels, *first, read.structure(), *rest)
+        call(
+            f"pointwise_{way}", read.maps.dtype, positions, channels, conv.out_channels, *first, read.structure(), *rest
+        )
     else:
         geometry = measure(conv, read.maps.shape)
         call(f"depthwise_{way}", read.maps.dtype, geometry, *first, read.structure(), *rest)
