@@ -115,8 +115,8 @@ def run(
             if not layers and other is not None and fused.can_add(links, input, other, activation):
                 return fused.chain([*links[:-1], links[-1]._replace(activation=activation)], input, other)
             input = fused.chain(links, input)
-        elif dtype is not None and len(layers) > 1 and folds(*layers[:2]):
-            input, layers = fold(*layers[:2], input), layers[2:]
+        elif dtype is not None and len(layers) > 1 and folds(layers[0], layers[1]):
+            input, layers = fold(layers[0], layers[1], input), layers[2:]
         else:
             input, layers = layers[0](input), layers[1:]
     output = input if other is None else input + other
@@ -124,7 +124,7 @@ def run(
 
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
-    """The layers that a module in training calls one after the other: its own, those of the sequences in it, or itself."""
+    """The layers that a module in training calls one by one, those of the sequences in it too; else the module."""
     if (
         type(module) in (nn.Sequential, Sequence, ConvNormActivation)
         and module.training

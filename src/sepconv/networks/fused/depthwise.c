@@ -9,11 +9,6 @@
 #define GROUP 4
 #define AHEAD_OF(columns) ((6 * (int64_t)sizeof(T) / (columns) + 1) * (columns))  // pixels, in rows, asked for before their turn
 
-typedef struct {
-    int64_t images, H, W, C, OH, OW;
-    int size, stride, pad;
-} Geometry;
-
 // What a thread works in, zeros at first: what lies beside the maps in the rings, and between strided columns, stays so.
 typedef struct {
     float *zero, *out, *x, *dy;  // rows of zeros and of outputs; rings of [size] rows

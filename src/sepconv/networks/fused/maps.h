@@ -3,6 +3,12 @@
 #pragma once
 #include "vectors.h"
 
+// A convolution of maps (images, H, W, C) to (images, OH, OW, OC).
+typedef struct {
+    int64_t images, H, W, C, OH, OW, OC;
+    int size, stride, pad;
+} Geometry;
+
 // What a norm is: its parameters, and what it keeps. `saved` is [5][C]: scale and shift of u = scale * y + shift, the mean
 // and 1 / deviation of the batch, and what sums are taken from, for precision.
 typedef struct {

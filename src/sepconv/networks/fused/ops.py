@@ -3,6 +3,7 @@
 import ctypes
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ def find_chain(layers: Sequence[nn.Module]) -> list["Link"]:
         if conv is None and norm is None:
             break
         links.append(Link(conv, norm, take(tuple(ACTIVATIONS)) if norm else None))
-    worth = any(link.norm or link.conv.groups > 1 for link in links)
+    worth = any(link.norm or (link.conv and link.conv.groups > 1) for link in links)
     return links if worth else []
 
 
@@ -100,7 +101,16 @@ def can_add(links: Sequence["Link"], maps: Tensor, other: Tensor, activation: nn
     """Whether a chain's last link can add `other` to what its norm puts out, and compute the activation of the sum."""
     last = links[-1]
     alone = last.norm is not None and last.activation is None and other.dtype == maps.dtype
-    return alone and (activation is None or isinstance(activation, OF_SUMS) and has_kernel(activation))
+    return alone and (activation is None or (isinstance(activation, OF_SUMS) and has_kernel(activation)))
+
+
+class Geometry(ctypes.Structure):
+    """maps.h's Geometry."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("images", "H", "W", "C", "OH", "OW", "OC")),
+        *((name, ctypes.c_int) for name in ("size", "stride", "pad")),
+    )
 
 
 class Norm(ctypes.Structure):
@@ -131,33 +141,37 @@ class NormGradient(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("numbers", "weight", "bias"))
 
 
-class Geometry(ctypes.Structure):
-    """depthwise.c's Geometry."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("images", "H", "W", "C", "OH", "OW")),
-        *((name, ctypes.c_int) for name in ("size", "stride", "pad")),
-    )
-
-
-def call(function: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Calls a function of the library for maps of `dtype`, on as many threads as torch.
-
-    Tensors are handed over by their addresses, structures by reference, None as null and the rest as whole numbers.
-    """
-    kernels = library(dtype)
-    assert kernels is not None
-    getattr(kernels, function)(*map(convert, arguments), ctypes.c_int(torch.get_num_threads()))
+COUNT, TENSOR, POINTER = ctypes.c_int64, ctypes.c_void_p, ctypes.POINTER
+FORWARD = (POINTER(Geometry), POINTER(Input), TENSOR, POINTER(Norm), TENSOR)
+BACKWARD = (POINTER(Geometry), POINTER(Gradient), POINTER(Input), *[TENSOR] * 4, POINTER(NormGradient))
+FUNCTIONS: dict[str, tuple[Any, ...]] = {  # the library's, and what they take before the number of threads
+    "norm_statistics": (COUNT, COUNT, TENSOR, POINTER(Norm)),
+    "depthwise_forward": FORWARD,
+    "pointwise_forward": FORWARD,
+    "finish_forward": (COUNT, COUNT, POINTER(Input), TENSOR, TENSOR),
+    "finish_backward": (COUNT, COUNT, TENSOR, POINTER(Input), TENSOR, TENSOR, POINTER(NormGradient)),
+    "depthwise_backward": BACKWARD,
+    "pointwise_backward": BACKWARD,
+    "norm_backward": (COUNT, COUNT, POINTER(Gradient), TENSOR),
+}
 
 
-def convert(value: Any) -> Any:
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    return ctypes.byref(value) if isinstance(value, ctypes.Structure) else address(value)
+@cache
+def find_function(name: str, dtype: torch.dtype) -> Any:
+    """A function of the library for maps of `dtype`."""
+    found = getattr(library(dtype), name)
+    found.argtypes, found.restype = (*FUNCTIONS[name], ctypes.c_int), None
+    return found
 
 
-def address(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Calls a function of the library for maps of `dtype`, on as many threads as torch. A tensor is its address."""
+    values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+    find_function(name, dtype)(*values, torch.get_num_threads())
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 class Link(NamedTuple):
@@ -175,24 +189,10 @@ class Link(NamedTuple):
         """How many layers it stands for."""
         return sum(layer is not None for layer in self)
 
-    def parameters(self) -> list[Tensor | None]:
+    def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The filters, and the norm's weight and bias."""
-        norm = self.norm
-        return [self.conv and self.conv.weight, norm and norm.weight, norm and norm.bias]
-
-
-def measure(conv: nn.Conv2d, shape: Sequence[int]) -> Geometry:
-    """What `conv` makes of maps of `shape` (B, C, H, W). Raises RuntimeError as the layer itself would: for smaller maps."""
-    batch, channels, height, width = shape
-    size, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
-    if min(height, width) + 2 * pad < size:
-        raise RuntimeError(f"Kernel size can't be greater than actual input size: {size}, maps of {height} x {width}")
-    sides = [(side + 2 * pad - size) // stride + 1 for side in (height, width)]
-    return Geometry(batch, height, width, channels, *sides, size, stride, pad)
-
-
-def channels_last(maps: Tensor) -> Tensor:
-    return maps.contiguous(memory_format=torch.channels_last)
+        weight = None if self.conv is None else self.conv.weight
+        return (weight, None, None) if self.norm is None else (weight, self.norm.weight, self.norm.bias)
 
 
 def chain(links: Sequence[Link], maps: Tensor, other: Tensor | None = None) -> Tensor:
@@ -221,7 +221,7 @@ class Reading(NamedTuple):
 
 
 class NormResult(NamedTuple):
-    """What is found for a norm on the way back: what the gradient of its maps is made with, its parameters' gradients."""
+    """What is found for a norm on the way back: what the gradient of its maps is made with, its own gradients."""
 
     numbers: Tensor
     weight: Tensor
@@ -238,29 +238,27 @@ class Chain(torch.autograd.Function):
     def forward(
         ctx: Any, links: Sequence[Link], maps: Tensor, other: Tensor | None, *parameters: Tensor | None
     ) -> Tensor:
-        same = other is maps
+        ctx.links, ctx.same, ctx.adds = links, other is maps, other is not None
         maps = channels_last(maps)
-        reads, weights = (
-            [Reading(maps)],
-            [None if weight is None else weight.contiguous() for weight in parameters[::3]],
-        )
+        dtype, reads, ctx.geometries = maps.dtype, [Reading(maps)], []
+        weights = [None if weight is None else weight.contiguous() for weight in parameters[::3]]
         for link, weight in zip(links, weights, strict=True):
-            shape = maps.shape if link.conv is None else output_shape(link.conv, maps.shape)
-            saved = None if link.norm is None else torch.empty(SAVED, shape[1])
-            norm = None if link.norm is None or saved is None else take_note(link.norm, saved, shape)
+            geometry = None if link.conv is None else measure(link.conv, maps.shape)
+            if geometry is not None:
+                maps = room_for((geometry.images, geometry.OC, geometry.OH, geometry.OW), dtype)
+            saved, norm = (None, None) if link.norm is None else take_note(link.norm, maps)
             if link.conv is None:
-                call("norm_statistics", maps.dtype, *sizes(maps), maps, norm)
+                call("norm_statistics", dtype, *sizes(maps), maps, norm)
             else:
-                maps = room_for(shape, maps.dtype)
-                convolve("forward", link.conv, reads[-1], None, weight, norm, maps)
+                call(f"{name(link.conv)}_forward", dtype, geometry, reads[-1].structure(), weight, norm, maps)
             reads.append(Reading(maps, saved, link.kind))
-        last, out, of_sum = reads[-1], maps, None
+            ctx.geometries.append(geometry)
+        last, out = reads[-1], maps
         if last.saved is not None:
+            out = room_for(maps.shape, dtype)
             other = None if other is None else channels_last(other)
-            out = room_for(maps.shape, maps.dtype)
-            call("finish_forward", maps.dtype, *sizes(maps), last.structure(), other, out)
-            of_sum = None if other is None or not last.kind else out
-        ctx.links, ctx.adds, ctx.same = links, other is not None, same
+            call("finish_forward", dtype, *sizes(maps), last.structure(), other, out)
+        of_sum = out if ctx.adds and last.kind else None
         ctx.save_for_backward(*(read.maps for read in reads), *(read.saved for read in reads), *weights, of_sum)
         return out
 
@@ -273,35 +271,35 @@ class Chain(torch.autograd.Function):
         reads = [*map(Reading, maps, saved, kinds)]
         results = [None if read.saved is None else find_room(read.saved) for read in reads]
         last, dtype = reads[-1], reads[-1].maps.dtype
-        grad = channels_last(grads[0].to(dtype))
-        kind = 0 if ctx.adds else last.kind
+        grad: Tensor | None = channels_last(grads[0].to(dtype))
         if results[-1] is not None:
-            dsum = None if of_sum is None else torch.empty_like(grad)
-            call("finish_backward", dtype, *sizes(grad), grad, last.structure(), of_sum, dsum, results[-1].structure())
+            dsum = None if of_sum is None else torch.empty_like(last.maps)
+            call(
+                "finish_backward",
+                dtype,
+                *sizes(last.maps),
+                grad,
+                last.structure(),
+                of_sum,
+                dsum,
+                results[-1].structure(),
+            )
             grad = grad if dsum is None else dsum
-        dother = grad if ctx.adds else None
+        dother, kind = (grad, 0) if ctx.adds else (None, last.kind)
         parameters: list[Tensor | None] = []
         for place in reversed(range(len(links))):
-            link, read, result = links[place], reads[place], results[place]
-            own, after, on_the_way = results[place + 1], reads[place + 1].maps, None
-            gradient = Gradient(address(grad), address(after), address(own and own.numbers), kind)
+            link, read, result, own = links[place], reads[place], results[place], results[place + 1]
+            gradient = Gradient(address(grad), address(maps[place + 1]), own and address(own.numbers), kind)
             dmaps = room_for(read.maps.shape, dtype) if place or ctx.needs_input_grad[1] else None
-            weight, dweight = weights[place], None
+            dweight = None
             if link.conv is not None:
+                weight, on_the_way = weights[place], None
                 dweight = torch.empty_like(weight)
-                if ctx.same and not place:
-                    on_the_way, dother = dother, None  # the sum's other part is the maps too: one gradient for both
-                convolve(
-                    "backward",
-                    link.conv,
-                    read,
-                    gradient,
-                    weight,
-                    on_the_way,
-                    dmaps,
-                    dweight,
-                    result and result.structure(),
-                )
+                if ctx.same and not place:  # what is added is the maps too: one gradient for both
+                    on_the_way, dother = dother, None
+                found = result and result.structure()
+                call(f"{name(link.conv)}_backward", dtype, ctx.geometries[place], gradient, read.structure(), weight,
+                     on_the_way, dmaps, dweight, found)  # fmt: skip
             elif dmaps is not None:
                 call("norm_backward", dtype, *sizes(read.maps), gradient, dmaps)
             parameters = [dweight, own and own.weight, own and own.bias, *parameters]
@@ -309,9 +307,17 @@ class Chain(torch.autograd.Function):
         return None, grad, dother, *parameters
 
 
+def name(conv: nn.Conv2d) -> str:
+    return "pointwise" if conv.groups == 1 else "depthwise"
+
+
 def sizes(maps: Tensor) -> tuple[int, int]:
     """Positions and channels."""
     return maps.numel() // maps.shape[1], maps.shape[1]
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def room_for(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -323,36 +329,30 @@ def find_room(saved: Tensor) -> NormResult:
     return NormResult(torch.empty_like(saved), torch.empty_like(saved[0]), torch.empty_like(saved[0]))
 
 
-def take_note(norm: nn.BatchNorm2d, saved: Tensor, shape: Sequence[int]) -> Norm:
-    """`norm` for the kernels, which fill `saved` and update its running statistics; one more batch is counted.
+def measure(conv: nn.Conv2d, shape: Sequence[int]) -> Geometry:
+    """What `conv` makes of maps of `shape` (B, C, H, W).
+
+    Raises RuntimeError as the layer itself would: for maps smaller than its kernel.
+    """
+    batch, channels, height, width = shape
+    size, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+    if min(height, width) + 2 * pad < size:
+        raise RuntimeError(f"Kernel size can't be greater than actual input size: {size}, maps of {height} x {width}")
+    sides = [(side + 2 * pad - size) // stride + 1 for side in (height, width)]
+    return Geometry(batch, height, width, channels, *sides, conv.out_channels, size, stride, pad)
+
+
+def take_note(norm: nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Norm]:
+    """Room for what `norm` keeps of a batch of `maps`, and itself for the kernels, which fill it. The batch is counted.
 
     Raises ValueError, as the layer would, for a single value a channel.
     """
-    batch, _, height, width = shape
-    if batch * height * width == 1:
+    positions, channels = sizes(maps)
+    if positions == 1:
         raise ValueError("Expected more than 1 value per channel when training")
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     assert norm.momentum is not None
+    saved = torch.empty(SAVED, channels, dtype=torch.float32)
     tensors = [address(tensor) for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)]
-    return Norm(*tensors, norm.momentum, norm.eps, address(saved))
-
-
-def output_shape(conv: nn.Conv2d, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape (B, C', H', W') of what `conv` makes of maps of `shape`."""
-    geometry = measure(conv, shape)
-    return geometry.images, conv.out_channels, geometry.OH, geometry.OW
-
-
-def convolve(way: str, conv: nn.Conv2d, read: Reading, *arguments: Any) -> None:
-    """Calls the kernel, forward or backward, of `conv`, which reads as `read` says; the way back has a Gradient first."""
-    gradient, *rest = arguments
-    first = [] if gradient is None else [gradient]
-    if conv.groups == 1:
-        positions, channels = sizes(read.maps)
-        call(
-            f"pointwise_{way}", read.maps.dtype, positions, channels, conv.out_channels, *first, read.structure(), *rest
-        )
-    else:
-        geometry = measure(conv, read.maps.shape)
-        call(f"depthwise_{way}", read.maps.dtype, geometry, *first, read.structure(), *rest)
+    return saved, Norm(*tensors, norm.momentum, norm.eps, saved.data_ptr())

@@ -218,8 +218,8 @@ static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const In
 }
 
 // y = the pointwise convolution of the input. weight: [C_out][C_in]. norm: what follows, and takes its statistics; or null.
-void pointwise_forward(int64_t pixels, int64_t C_in, int64_t C_out, const Input *x, const float *weight, Norm *norm, T *y, int threads) {
-    int64_t tiles = (pixels + TILE - 1) / TILE;
+void pointwise_forward(const Geometry *of, const Input *x, const float *weight, Norm *norm, T *y, int threads) {
+    int64_t C_in = of->C, C_out = of->OC, pixels = of->images * of->H * of->W, tiles = (pixels + TILE - 1) / TILE;
     E *packed = pack(weight, C_in, C_out, 1);
     float *two = x->saved ? make_blocks(x->saved, C_in, 2) : 0, *origin = 0;
     double *parts = calloc((threads + 1) * 2 * C_out, sizeof(double)), *sums = parts + threads * 2 * C_out;
@@ -246,9 +246,10 @@ void pointwise_forward(int64_t pixels, int64_t C_in, int64_t C_out, const Input 
 
 // The gradients of the weight, and of the input: dx (null: not), to which `more` (or null) is added; where the input goes
 // through a norm, dx is that of scale * maps + shift, and `result` is filled.
-void pointwise_backward(int64_t pixels, int64_t C_in, int64_t C_out, const Gradient *y, const Input *x, const float *weight,
-                        const T *more, T *dx, float *dweight, NormGradient *result, int threads) {
-    int64_t tiles = (pixels + TILE - 1) / TILE, stride = stride_of(C_in), wide = whole(C_out, V), each = C_in * C_out + 2 * C_in;
+void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, const float *weight, const T *more, T *dx,
+                        float *dweight, NormGradient *result, int threads) {
+    int64_t C_in = of->C, C_out = of->OC, pixels = of->images * of->H * of->W, tiles = (pixels + TILE - 1) / TILE;
+    int64_t stride = stride_of(C_in), wide = whole(C_out, V), each = C_in * C_out + 2 * C_in;
     E *packed = pack(weight, C_out, C_in, 0);
     float *two = x->saved ? make_blocks(x->saved, C_in, 2) : 0, *three = x->saved ? make_blocks(x->saved, C_in, 3) : 0;
     float *five = y->numbers ? make_blocks(y->numbers, C_out, 5) : 0;
