@@ -135,11 +135,11 @@ def memory_format(maps: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-class HalvingMaxPool(nn.MaxPool2d):
+class HalvingMaxPool(nn.MaxPool2d, fused.Fusible):
     """For nn.MaxPool2d(2): (B, C, H, W) to (B, C, H // 2, W // 2).
 
-    What it changes: where no gradient goes through it, it takes the larger of neighbours along one axis, then along the
-    other. Why: the stock kernel notes where each maximum was, for a gradient that does not come.
+    It is computed by the fused kernels where they can be had. Else, where no gradient goes through it, it takes the
+    larger of neighbours along one axis, then along the other. Why: the stock kernel notes where each maximum was.
 
     Args:
         ceil_mode: round an odd side's half up instead.
@@ -151,6 +151,8 @@ class HalvingMaxPool(nn.MaxPool2d):
     def forward(self, input: Tensor) -> Tensor:
         height, width = (side // 2 * 2 for side in input.shape[-2:])
         whole = not self.ceil_mode or (height, width) == input.shape[-2:]
+        if whole and min(height, width) > 0 and self.find_dtype(input) == input.dtype:
+            return fused.halve(input)
         if input.device.type != "cpu" or (input.requires_grad and torch.is_grad_enabled()) or not whole:
             return super().forward(input)
         rows = torch.maximum(input[..., 0:height:2, :], input[..., 1:height:2, :])

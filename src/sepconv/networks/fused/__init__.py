@@ -27,6 +27,6 @@ same for both, and `model.kernels=torch` leaves the fused ones out.
 """
 
 from sepconv.networks.fused.build import library
-from sepconv.networks.fused.ops import Fusible, Link, can_add, chain, find_chain, has_hooks, set_kernels
+from sepconv.networks.fused.ops import Fusible, Link, can_add, chain, find_chain, halve, has_hooks, set_kernels
 
-__all__ = ["Fusible", "Link", "can_add", "chain", "find_chain", "has_hooks", "library", "set_kernels"]
+__all__ = ["Fusible", "Link", "can_add", "chain", "find_chain", "halve", "has_hooks", "library", "set_kernels"]

@@ -17,7 +17,7 @@ import torch
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = [FOLDER / name for name in ("norm.c", "depthwise.c", "pointwise.c")]
+SOURCES = [FOLDER / name for name in ("norm.c", "depthwise.c", "pointwise.c", "pool.c")]
 HEADERS = [FOLDER / name for name in ("vectors.h", "maps.h")]
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 

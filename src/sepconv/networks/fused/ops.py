@@ -153,6 +153,8 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {  # the library's, and what they take b
     "depthwise_backward": BACKWARD,
     "pointwise_backward": BACKWARD,
     "norm_backward": (COUNT, COUNT, POINTER(Gradient), TENSOR),
+    "pool_forward": (POINTER(Geometry), TENSOR, TENSOR),
+    "pool_backward": (POINTER(Geometry), TENSOR, TENSOR, TENSOR),
 }
 
 
@@ -305,6 +307,33 @@ class Chain(torch.autograd.Function):
             parameters = [dweight, own and own.weight, own and own.bias, *parameters]
             grad, kind = dmaps, 0
         return None, grad, dother, *parameters
+
+
+class Halving(torch.autograd.Function):
+    """The largest of each 2 x 2 positions."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        batch, channels, height, width = maps.shape
+        maps, sides = channels_last(maps), (height // 2, width // 2)
+        ctx.geometry = Geometry(batch, height, width, channels, *sides, channels, 2, 2, 0)
+        out = room_for((batch, channels, *sides), maps.dtype)
+        call("pool_forward", maps.dtype, ctx.geometry, maps, out)
+        ctx.save_for_backward(maps)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (maps,) = ctx.saved_tensors
+        grad, dmaps = channels_last(grads[0].to(maps.dtype)), room_for(maps.shape, maps.dtype)
+        call("pool_backward", maps.dtype, ctx.geometry, grad, maps, dmaps)
+        return dmaps
+
+
+def halve(maps: Tensor) -> Tensor:
+    """The largest of each 2 x 2 positions: maps (B, C, H, W), channels last, to (B, C, H // 2, W // 2)."""
+    return Halving.apply(maps)
 
 
 def name(conv: nn.Conv2d) -> str:
