@@ -108,7 +108,7 @@ def run(
         layers = [layer for part in layers for layer in layers_of(part)]
     while layers:
         dtype = block.find_dtype(input)
-        links = fused.find_chain(layers) if dtype is not None else []
+        links = fused.find_chain(layers, images=not input.requires_grad) if dtype is not None else []
         if links:
             layers = layers[sum(link.layers() for link in links) :]
             input = input if links[0].conv is None else input.to(dtype)

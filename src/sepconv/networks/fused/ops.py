@@ -18,6 +18,8 @@ OF_SUMS = (nn.ReLU, nn.ReLU6)  # those whose gradient can be told from what they
 SAVED = 5  # numbers a channel that a norm keeps for its backward pass
 # Weights of a pointwise convolution from which on torch's own is faster: its sums leave the cache.
 MOST_WEIGHTS = 2**16
+# Values that an output of a standard convolution sees, up to which they are copied out for each: those of a stem.
+MOST_SEEN = 64
 
 
 class Fusible:
@@ -53,8 +55,13 @@ def find_dtype(maps: Tensor) -> torch.dtype | None:
     return dtype if valid and last and library(dtype) else None
 
 
-def has_kernel(layer: nn.Module) -> bool:
-    """Whether the kernels compute a layer, in training: a depthwise or pointwise convolution, a norm, an activation."""
+def has_kernel(layer: nn.Module, images: bool = False) -> bool:
+    """Whether the kernels compute a layer, in training: a depthwise or pointwise convolution, a norm, an activation.
+
+    Args:
+        images: whether it takes images, of which no gradient is asked for: then a standard convolution, too, of few
+            channels.
+    """
     if not layer.training or has_hooks(layer):
         return False
     if type(layer) in ACTIVATIONS:
@@ -64,14 +71,20 @@ def has_kernel(layer: nn.Module) -> bool:
         return layer.affine and kept and layer.weight.dtype == torch.float32
     if not isinstance(layer, nn.Conv2d) or layer.bias is not None or layer.weight.dtype != torch.float32:
         return False
-    size, pad = layer.kernel_size[0], layer.padding[0]
+    size, stride, pad = layer.kernel_size[0], layer.stride[0], layer.padding[0]
     if layer.padding_mode != "zeros" or layer.dilation != (1, 1) or not isinstance(pad, int):
         return False
+    if (
+        layer.kernel_size != (size, size)
+        or layer.stride != (stride, stride)
+        or layer.padding != (pad, pad)
+        or pad >= size
+    ):
+        return False
     if layer.groups == 1:
-        alike = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
-        return alike and layer.weight.numel() <= MOST_WEIGHTS
-    square = layer.kernel_size in ((3, 3), (5, 5)) and layer.stride in ((1, 1), (2, 2)) and layer.padding == (pad, pad)
-    return square and pad < size and layer.in_channels == layer.out_channels == layer.groups
+        seen, alone = size**2 * layer.in_channels, size == stride == 1
+        return (alone or (images and seen <= MOST_SEEN)) and layer.out_channels * seen <= MOST_WEIGHTS
+    return size in (3, 5) and stride in (1, 2) and layer.in_channels == layer.out_channels == layer.groups
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -79,13 +92,18 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def find_chain(layers: Sequence[nn.Module]) -> list["Link"]:
-    """The links of the longest chain that `layers` begin with; none where there is nothing to gain."""
+def find_chain(layers: Sequence[nn.Module], images: bool = False) -> list["Link"]:
+    """The links of the longest chain that `layers` begin with; none where there is nothing to gain.
+
+    Args:
+        images: as has_kernel, of the first of them.
+    """
     links: list[Link] = []
     rest = deque(layers)
 
     def take(kind: type | tuple[type, ...]) -> Any:
-        return rest.popleft() if rest and isinstance(rest[0], kind) and has_kernel(rest[0]) else None
+        first = images and len(rest) == len(layers)
+        return rest.popleft() if rest and isinstance(rest[0], kind) and has_kernel(rest[0], first) else None
 
     while True:
         conv = take(nn.Conv2d)
@@ -153,6 +171,7 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {  # the library's, and what they take b
     "depthwise_backward": BACKWARD,
     "pointwise_backward": BACKWARD,
     "norm_backward": (COUNT, COUNT, POINTER(Gradient), TENSOR),
+    "read_patches": (POINTER(Geometry), TENSOR, TENSOR),
     "pool_forward": (POINTER(Geometry), TENSOR, TENSOR),
     "pool_backward": (POINTER(Geometry), TENSOR, TENSOR, TENSOR),
 }
@@ -243,9 +262,12 @@ class Chain(torch.autograd.Function):
         ctx.links, ctx.same, ctx.adds = links, other is maps, other is not None
         maps = channels_last(maps)
         dtype, reads, ctx.geometries = maps.dtype, [Reading(maps)], []
-        weights = [None if weight is None else weight.contiguous() for weight in parameters[::3]]
+        weights = [None if weight is None else weight.permute(0, 2, 3, 1).contiguous() for weight in parameters[::3]]
         for link, weight in zip(links, weights, strict=True):
             geometry = None if link.conv is None else measure(link.conv, maps.shape)
+            if link.conv is not None and geometry is not None and link.conv.groups == 1 and geometry.size > 1:
+                patches, geometry = read_patches(geometry, maps)
+                reads = [Reading(patches)]
             if geometry is not None:
                 maps = room_for((geometry.images, geometry.OC, geometry.OH, geometry.OW), dtype)
             saved, norm = (None, None) if link.norm is None else take_note(link.norm, maps)
@@ -304,7 +326,8 @@ class Chain(torch.autograd.Function):
                      on_the_way, dmaps, dweight, found)  # fmt: skip
             elif dmaps is not None:
                 call("norm_backward", dtype, *sizes(read.maps), gradient, dmaps)
-            parameters = [dweight, own and own.weight, own and own.bias, *parameters]
+            dfilters = None if dweight is None else dweight.permute(0, 3, 1, 2)
+            parameters = [dfilters, own and own.weight, own and own.bias, *parameters]
             grad, kind = dmaps, 0
         return None, grad, dother, *parameters
 
@@ -369,6 +392,17 @@ def measure(conv: nn.Conv2d, shape: Sequence[int]) -> Geometry:
         raise RuntimeError(f"Kernel size can't be greater than actual input size: {size}, maps of {height} x {width}")
     sides = [(side + 2 * pad - size) // stride + 1 for side in (height, width)]
     return Geometry(batch, height, width, channels, *sides, conv.out_channels, size, stride, pad)
+
+
+def read_patches(geometry: Geometry, images: Tensor) -> tuple[Tensor, Geometry]:
+    """What each output of a standard convolution sees, as channels: (B, size * size * C, OH, OW); it is pointwise then.
+
+    `images` are (B, C, H, W), channels last.
+    """
+    batch, seen = geometry.images, geometry.size**2 * geometry.C
+    patches = room_for((batch, seen, geometry.OH, geometry.OW), images.dtype)
+    call("read_patches", images.dtype, geometry, images, patches)
+    return patches, Geometry(batch, geometry.OH, geometry.OW, seen, geometry.OH, geometry.OW, geometry.OC, 1, 1, 0)
 
 
 def take_note(norm: nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Norm]:

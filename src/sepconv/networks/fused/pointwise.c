@@ -285,3 +285,32 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
     if (result) conclude_backward(x->saved, total + C_in * C_out, pixels, C_in, result);
     free(packed), free(two), free(three), free(five), free(parts);
 }
+
+// The positions of x, images of few channels, that each output of a standard convolution sees: (images, OH, OW, size * size * C),
+// zeros outside of the image. The convolution is then a pointwise one.
+void read_patches(const Geometry *of, const T *x, T *patches, int threads) {
+    int64_t C = of->C, size = of->size, run = size * C, rows = of->images * of->OH;
+    const T *end = x + of->images * of->H * of->W * C;
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, last = share(rows, &first);
+        T *to = patches + first * of->OW * size * run, *stop = patches + last * of->OW * size * run;
+        for (int64_t r = first; r < last; r++) {
+            int64_t top = r % of->OH * of->stride - of->pad;
+            const T *image = x + r / of->OH * of->H * of->W * C;
+            for (int64_t w = 0; w < of->OW; w++) {
+                int64_t column = w * of->stride - of->pad, left = column < 0 ? -column : 0;
+                int64_t right = column + size > of->W ? of->W - column : size;
+                for (int64_t a = 0; a < size; a++, to += run) {
+                    const T *from = image + ((top + a) * of->W + column) * C;
+                    int64_t none = top + a < 0 || top + a >= of->H, until = none ? 0 : right;
+                    if (!none && !left && right == size && run <= V && from + V <= end && to + V <= stop) {
+                        *(vt *)to = *(const vt *)from;  // what is too much is written again
+                        continue;
+                    }
+                    for (int64_t i = 0; i < run; i++) to[i] = i >= left * C && i < until * C ? from[i] : 0;
+                }
+            }
+        }
+    }
+}
