@@ -216,7 +216,7 @@ def test_autocast_keeps_no_weights_within_a_step(train: Train, monkeypatch: pyte
         return forward(self, maps)
 
     monkeypatch.setattr(nn.Conv2d, "forward", look)
-    train("recipe.precision=bf16", "recipe.epochs=1", "trainer.limit_batches=1")
+    train("model.kernels=torch", "recipe.precision=bf16", "recipe.epochs=1", "trainer.limit_batches=1")
     assert set(cached) == {(True, False)}
 
 

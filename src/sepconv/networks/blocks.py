@@ -95,15 +95,15 @@ def run(
     block: fused.Fusible,
     parts: Iterable[nn.Module],
     input: Tensor,
-    other: Tensor | None = None,
+    shortcut: nn.Module | None = None,
     activation: nn.Module | None = None,
 ) -> Tensor:
     """`parts` of `block`, one after the other: what the kernels compute as one, by those.
 
     Args:
-        other: what is added to the last one's output, before an activation of the sum.
+        shortcut: what makes of `input` what is added to the last one's output, before an activation of the sum.
     """
-    layers = list(parts)
+    layers, around = list(parts), input
     if block.find_dtype(input) is not None:
         layers = [layer for part in layers for layer in layers_of(part)]
     while layers:
@@ -112,14 +112,15 @@ def run(
         if links:
             layers = layers[sum(link.layers() for link in links) :]
             input = input if links[0].conv is None else input.to(dtype)
-            if not layers and other is not None and fused.can_add(links, input, other, activation):
+            if not layers and shortcut is not None and fused.can_add(links, activation):
+                other = shortcut(around).to(dtype)
                 return fused.chain([*links[:-1], links[-1]._replace(activation=activation)], input, other)
             input = fused.chain(links, input)
         elif dtype is not None and len(layers) > 1 and folds(layers[0], layers[1]):
             input, layers = fold(layers[0], layers[1], input), layers[2:]
         else:
             input, layers = layers[0](input), layers[1:]
-    output = input if other is None else input + other
+    output = input if shortcut is None else input + shortcut(around)
     return output if activation is None else activation(output)
 
 
@@ -312,8 +313,8 @@ class Residual(nn.Sequential, fused.Fusible):
         parts = dict(self.named_children())
         own = next(reversed(parts)) == "activation"  # a block's comes before the shortcut
         activation = parts.pop("activation") if own else None
-        around = parts.pop("shortcut")(input)
-        return run(self, parts.values(), input, around, activation)
+        shortcut = parts.pop("shortcut")
+        return run(self, parts.values(), input, shortcut, activation)
 
 
 class Kind(NamedTuple):

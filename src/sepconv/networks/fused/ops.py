@@ -115,10 +115,9 @@ def find_chain(layers: Sequence[nn.Module], images: bool = False) -> list["Link"
     return links if worth else []
 
 
-def can_add(links: Sequence["Link"], maps: Tensor, other: Tensor, activation: nn.Module | None) -> bool:
-    """Whether a chain's last link can add `other` to what its norm puts out, and compute the activation of the sum."""
-    last = links[-1]
-    alone = last.norm is not None and last.activation is None and other.dtype == maps.dtype
+def can_add(links: Sequence["Link"], activation: nn.Module | None) -> bool:
+    """Whether a chain can add other maps to what its last norm puts out, and compute the activation of the sum."""
+    alone = links[-1].norm is not None and links[-1].activation is None
     return alone and (activation is None or (isinstance(activation, OF_SUMS) and has_kernel(activation)))
 
 
