@@ -35,9 +35,9 @@ def figures(model: str = "separable", seed: int = 0, accuracy: float = 0.99, spl
             {"epoch": 2, "seconds": 60.0 + seed, "val_loss": 0.1, "val_accuracy": accuracy},
         ],
         "seconds_to_first_step": 5.0, "train_images_per_second": MACS[model] / 400, "eval_images_per_second": 30_000.0,
-        "test_seconds": 0.5, "peak_memory_bytes": 2**30, "precision": "bf16-mixed", "step": "eager", "device": CPU,
-        "git": {"sha": "0123", "dirty": False}, "versions": {"torch": "2.15.0", "cuda": None},
-        "command": "python train.py", "separated_from": None,
+        "test_seconds": 0.5, "precision": "bf16-mixed", "step": "eager", "device": CPU,
+        "overrides": [], "configuration": "0" * 16, "git": {"sha": "0123", "dirty": False}, "git_later": [],
+        "versions": {"torch": "2.15.0", "cuda": None}, "separated_from": None,
     }  # fmt: skip
 
 

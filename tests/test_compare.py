@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         made += 1
         overrides = (f"model={model}", f"seed={seed}", *overrides)
         path = tmp_path / "runs/mnist" / model / f"20260101-{made:06d}-seed{seed}"
-        values = figures(model, seed, accuracy, split) | {"step": None} | result
+        values = figures(model, seed, accuracy, split) | {"step": None, "overrides": list(overrides)} | result
         return write_run(path, configuration(*overrides), list(overrides), values if done else None)
 
     return run
@@ -73,6 +74,23 @@ def test_statistics_by_hand(make: Callable[..., Path], tmp_path: Path) -> None:
     assert difference.estimate.mean - difference.estimate.low == pytest.approx(4.30265 * 0.00152753 / 3**0.5, rel=1e-4)
     assert difference.p == pytest.approx(0.118, abs=2e-3)  # t = 2.6458
     assert section.reference.difference is None
+
+
+def test_what_ran_is_taken_from_the_run(
+    make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    """A row says by which code its run was begun and resumed, and the comparison warns of what was not committed."""
+    later = [{"sha": "89ab", "dirty": True}]
+    make("baseline", 0, 0.99, git={"sha": "4567", "dirty": False}, git_later=later, configuration="abc")
+    outcome = command("compare", tmp_path / "runs", f"output={tmp_path / 'out'}")
+    assert "some runs were of code that was not committed" in outcome.out
+    assert "some runs were resumed by other code" in outcome.out
+    with (tmp_path / "out/runs.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert [row[key] for key in ("configuration", "commit", "dirty", "resumed_by")] == [
+        "abc", "4567", "False", "89ab (changed)",
+    ]  # fmt: skip
+    assert json.loads(row["overrides"]) == ["model=baseline", "seed=0"]
 
 
 def test_one_seed_and_equal_differences_give_no_interval_and_no_p(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -148,6 +166,27 @@ def test_configurations_of_one_network_are_told_apart(make: Callable[..., Path],
     }
 
 
+def test_an_option_that_came_later_is_not_named(make: Callable[..., Path], tmp_path: Path) -> None:
+    """A network is named by what its run recorded, also where an option has come since, with a default."""
+    make("tiny", 0, 0.99, "model.width=8", "recipe.schedule=linear")
+    path = make("tiny", 0, 0.98, "model.width=8", "recipe.schedule=linear")
+    config = OmegaConf.load(path / "config.yaml")
+    del config.model.kernels
+    config.recipe.schedule = "constant"  # by a default of its day
+    OmegaConf.save(config, path / "config.yaml")
+    later = make("tiny", 0, 0.97, "model.width=8", "recipe.schedule=linear")
+    config = OmegaConf.load(later / "config.yaml")
+    config.model.kernels = "torch"
+    OmegaConf.save(config, later / "config.yaml")
+    (section,) = compare(ask(tmp_path)).sections
+    options = "model.width=8, recipe.schedule=linear"
+    assert {network.label for network in section.networks} == {
+        f"tiny ({options}) (model.kernels=auto, recipe.schedule=linear)",
+        f"tiny ({options}) (recipe.schedule=constant)",
+        f"tiny ({options}) (model.kernels=torch, recipe.schedule=linear)",
+    }
+
+
 def test_what_cannot_be_compared(make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]) -> None:
     make("baseline", 0, 0.99)
     gpu = make("separable", 0, 0.99, device={"kind": "cuda", "name": "NVIDIA H100"})
@@ -160,7 +199,7 @@ def test_what_cannot_be_compared(make: Callable[..., Path], tmp_path: Path, comm
 
     outcome = command("compare", tmp_path / "runs", f"output={tmp_path / 'out'}")
     assert outcome.status == 0, outcome.err
-    assert "times and memory are not compared" in outcome.out
+    assert "times are not compared" in outcome.out
     shutil.rmtree(gpu)
     make("separable", 0, 0.99, "data.split_seed=5", split=5)
     refused(command("compare", tmp_path / "runs"), "different images cannot be compared",
@@ -253,11 +292,18 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
     with (out / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
+    configurations = defaultdict(set)
     for row in rows:
         result = json.loads((Path(row["run"]) / "result.json").read_text())
         assert float(row["test_accuracy"]) == result["test_accuracy"]
         assert float(row["fit_seconds"]) == result["fit_seconds"]
         assert (row["torch"], row["commit"]) == (torch.__version__, result["git"]["sha"])
+        assert row["dirty"] == str(result["git"]["dirty"])
+        assert json.loads(row["overrides"]) == result["overrides"]
+        assert f"seed={row['seed']}" in result["overrides"]
+        configurations[row["network"]].add(row["configuration"])
+    assert [len(hashes) for hashes in configurations.values()] == [1, 1]  # one for both seeds
+    assert configurations["baseline"] != configurations["tiny"]
     with (out / "networks.csv").open() as file:
         networks = {row["network"]: row for row in csv.DictReader(file)}
     values = [float(row["test_accuracy"]) for row in rows if row["network"] == "baseline"]

@@ -146,7 +146,7 @@ def test_a_report_obeys_nothing(config: dict[str, Any], tmp_path: Path, command:
         names = {"device": {"kind": "cpu", "name": name + HARM}, "versions": {"torch": HARM}, "precision": HARM}
         model = config["model"] | {"width": accuracy}
         run = folder / str(accuracy)
-        result = figures(accuracy=accuracy) | names | {"command": HARM, "step": HARM}
+        result = figures(accuracy=accuracy) | names | {"overrides": [HARM], "step": HARM}
         write_run(run, config | {"model": model}, [f"x={name}{HARM}"], result)
     out = tmp_path / "runs" / "javascript:alert(1)" / ".." / "out"
     outcome = command("compare", str(folder.parent), f"output='{out}'")

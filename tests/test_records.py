@@ -88,6 +88,21 @@ def test_networks_of_two_commits_are_apart_and_not_compared(records: Path, tmp_p
     assert "less the baseline" not in text
 
 
+def test_runs_that_say_what_ran(records: Path, tmp_path: Path) -> None:
+    """Their options are shown; runs of another configuration, or of changed code, are rows of their own."""
+    arguments = ["experiment=small_mnist", "seed=0", "data.root=a b", "+model.x='=1'"]
+    said = {"overrides": json.dumps(arguments), "configuration": "abc", "dirty": "False"}
+    save_runs(records / "a-runs.csv", {"tiny": [0.97, 0.98]}, **said)
+    for name, change in {"b": {"configuration": "def"}, "c": {"dirty": "True"}}.items():
+        save_runs(tmp_path / name, {"tiny": [0.96]}, **said | change)
+        with (records / "a-runs.csv").open("a", newline="") as file:
+            file.write((tmp_path / name).read_text().splitlines(keepends=True)[1])
+    text = page(records, tmp_path / "docs")
+    assert "| tiny | experiment=small_mnist +model.x='=1' | 2 | 97.50 " in text
+    assert text.count("| tiny | ") == 3
+    assert text.count("with changes that are not committed") == 1
+
+
 def test_views_are_shown_where_runs_have_them(records: Path, tmp_path: Path) -> None:
     save_runs(records / "a-runs.csv", {"airbench": [0.93]}, test_accuracy_tta="0.9407")
     assert "| airbench | 1 | 93.00 % | 94.07 % |" in page(records, tmp_path / "docs")

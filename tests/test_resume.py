@@ -17,7 +17,7 @@ from PIL import Image
 
 from sepconv import InputError, Stopped, files
 from sepconv.data.module import restore
-from sepconv.training import checkpoints
+from sepconv.training import checkpoints, runs
 from sepconv.training.callbacks import Monitor
 from sepconv.training.checkpoints import CheckpointFiles
 from sepconv.training.classifier import ImageClassifier
@@ -93,6 +93,48 @@ def test_before_the_first_checkpoint(train: Train, command: Command, stopped: Ca
     run = stopped(ImageClassifier, "training_step", 1, KeyboardInterrupt(), 130, *arguments)
     assert command("train", f"resume={run}").status == 0
     assert identical(weights(run), weights(train(*arguments)))
+
+
+@pytest.mark.parametrize(
+    ("number", "dirty", "git", "later"),
+    [
+        (6, False, "aaa", ["bbb"]),
+        (6, True, "aaa", ["aaa (changed)"]),
+        (1, False, "bbb", []),  # before the first checkpoint: it begins again
+    ],
+)
+def test_a_resumed_run_keeps_the_code_of_its_start(
+    command: Command, stopped: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    number: int, dirty: bool, git: str, later: list[str],
+) -> None:  # fmt: skip
+    """Other code that it went on by is noted beside it, once, whether it is another commit or not committed."""
+    arguments = ["recipe.epochs=4", "trainer.limit_batches=3", "model.width=0.5"]
+    monkeypatch.setattr(runs, "current_code", lambda: {"sha": "aaa", "dirty": False})
+    run = stopped(ImageClassifier, "training_step", number, KeyboardInterrupt(), 130, *arguments)
+    monkeypatch.setattr(runs, "current_code", lambda: {"sha": "aaa" if dirty else "bbb", "dirty": dirty})
+    if number > 1:
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageClassifier, "training_step", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                command("train", f"resume={run}")
+    assert command("train", f"resume={run}").status == 0
+    record = result(run)
+    assert record["git"] == {"sha": git, "dirty": False}
+    assert [runs.name_code(code) for code in record["git_later"]] == later
+    assert "model.width=0.5" in record["overrides"]
+    assert f"resume={run}" not in record["overrides"]
+
+
+def test_a_run_of_before_its_code_was_recorded(command: Command, stopped: Callable[..., Path]) -> None:
+    run = stopped(ImageClassifier, "training_step", 6, KeyboardInterrupt(), 130, "recipe.epochs=4",
+                  "trainer.limit_batches=3")  # fmt: skip
+    (run / "code.yaml").write_text("[]")
+    refused(command("train", f"resume={run}"), f"{run}/code.yaml is not a list")
+    (run / "code.yaml").unlink()
+    assert command("train", f"resume={run}").status == 0
+    record = result(run)
+    assert record["git"] == {"sha": None, "dirty": None}
+    assert record["git_later"] == [runs.current_code()]
 
 
 def test_in_the_test(command: Command, stopped: Callable[..., Path]) -> None:

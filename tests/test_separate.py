@@ -336,8 +336,8 @@ def test_from_separation_to_further_training(
             outcome = command("evaluate", f"run={run}", f"checkpoint={checkpoint}", "trainer=cpu")
             assert outcome.status == 0, outcome.err
             assert outcome.out.count(f"{result(run)['test_accuracy']:.2%}") == 2
-    # the fine-tuned run's own command makes it again
-    again = result(finetuned)["command"].split()[2:]
+    # the fine-tuned run's own arguments make it again
+    again = result(finetuned)["overrides"]
     assert f"weights={path}" in again
     assert command("train", *again).status == 0
     (repeated,) = set(tmp_path.glob("digits/separated/*")) - {path, finetuned}

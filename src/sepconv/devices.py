@@ -1,10 +1,7 @@
 """What a run computes on: the device, its precision and its memory."""
 
-import contextlib
 import ctypes
 import platform
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +40,6 @@ def synchronize(device: torch.device) -> None:
     """Waits for `device` to finish its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def reset_peak_memory() -> None:
-    """Starts a new peak, where the system lets it: on CUDA, and for the process on Linux."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # not Linux: the peak is then the process's
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: what torch allocated at most on a CUDA device; else the most that the process held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def keep_freed_memory() -> None:

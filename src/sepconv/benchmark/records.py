@@ -6,6 +6,7 @@ A JSON file there is the record of one call of `scripts/benchmark.py`; a file `*
 
 import csv
 import importlib
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from sepconv.text import code_block, escape_markdown
 Row = dict[str, str]  # of a file of runs: values by column
 Record = dict[str, Any]
 
+# what the runs of a row have in common, the last two where the file says them
+COMMON = ("network", "commit", "device", "torch", "precision", "configuration", "dirty")
+OF_A_RUN = ("seed=", "runs=", "data.root=")  # options that do not tell networks apart
 PICTURED = "mnist-runs.csv"  # the runs that PICTURE shows
 PICTURE = "accuracy-cost.png"
 KINDS = {"separable": ("#0072B2", "o"), "dense": ("#D55E00", "s")}  # colours by Okabe and Ito
@@ -45,11 +49,13 @@ there took turns on one machine."""
 
 TRAININGS = """\
 Test accuracies of trained networks, with their parameters and multiply-accumulates (MACs). The test images are used
-once, at the end of each training. A row is one network at one commit. Its name has the options of the command line only
-where another network of the file has the same name. Where `baseline` was trained at the same commit, the difference
-from it is given in percentage points, paired by seed, with its 95 % interval and the p-value of the paired t-test. The
-files do not say what else ran on the machine, so no times are given, and not how the settings were chosen: that, and
-where the test accuracy was in view, is in the experiments' files in `configs/experiment/`."""
+once, at the end of each training. Parameters are those that are learned: the running statistics of batch norms are not
+among them. A row is one network by one configuration at one commit. Its name has the options of the command line only
+where another network of the file has the same name; where the file has them for each run, they are given beside it.
+Where `baseline` was trained at the same commit, the difference from it is given in percentage points, paired by seed,
+with its 95 % interval and the p-value of the paired t-test. The files do not say what else ran on the machine, so no
+times are given, and not how the settings were chosen: that, and where the test accuracy was in view, is in the
+experiments' files in `configs/experiment/`."""
 
 
 def write(config: RecordsConfig) -> None:
@@ -120,8 +126,14 @@ class Group:
             "hardware": run["device"],
             "torch": run["torch"],
             "date": " to ".join(dict.fromkeys([*days[:1], *days[-1:]])),
-            "commit": run["commit"][:COMMIT],
+            "commit": run["commit"][:COMMIT] + ", with changes that are not committed" * (run.get("dirty") == "True"),
         }
+
+    @property
+    def options(self) -> str:
+        """What the runs had on the command line; nothing where they do not say."""
+        overrides = json.loads(self.runs[0].get("overrides") or "[]")
+        return " ".join(option for option in overrides if not option.startswith(OF_A_RUN))
 
     def accuracies(self, test: str = "test_accuracy") -> dict[int, float]:
         """By seed, shares of 1; none where the runs have no such `test`."""
@@ -149,7 +161,7 @@ def group_runs(runs: list[Row]) -> list[Group]:
         raise ValueError("it lists no runs")
     groups: dict[tuple[str, ...], list[Row]] = {}
     for run in runs:
-        key = tuple(run[column] for column in ("network", "commit", "device", "torch", "precision"))
+        key = tuple(run[column] if column in COMMON[:5] else run.get(column, "") for column in COMMON)
         groups.setdefault(key, []).append(run)
     return sorted(
         (Group(label, members) for (label, *_), members in groups.items()),
@@ -167,6 +179,7 @@ def training_lines(groups: list[Group], source: str) -> list[str]:
 
     columns = [
         Column("network", lambda group: group.label),
+        Column("options", lambda group: group.options, left=True),
         Column("n", lambda group: str(len(group.runs))),
         Column("test accuracy", lambda group: group.estimate().percent()),
         Column(

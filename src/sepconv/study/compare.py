@@ -16,7 +16,7 @@ from typing import Any
 
 from sepconv import InputError
 from sepconv.config import MADE, PARTS, CompareConfig, TrainConfig, flatten
-from sepconv.reading import read_text
+from sepconv.reading import read_text, read_yaml
 from sepconv.study.statistics import Difference, Estimate
 from sepconv.terminal import track
 from sepconv.text import tell_apart
@@ -25,7 +25,7 @@ from sepconv.training.runs import Result
 
 # what a network costs, and whether less of it is better: an accuracy is set against each
 COSTS = {"parameters": True, "macs": True, "train_images_per_second": False, "fit_seconds": True}
-TIMES = {"train_images_per_second", "eval_images_per_second", "fit_seconds", "target_seconds", "peak_memory_bytes"}
+TIMES = {"train_images_per_second", "eval_images_per_second", "fit_seconds", "target_seconds"}
 # overrides that do not tell networks apart
 NEUTRAL = {"data", "data.root", "data.download", "model", "seed", "runs", "trainer", "trainer.accelerator"}
 SPLIT = ("image_size", "validation", "test", "train", "split_seed", "root")  # what may make images differ
@@ -40,7 +40,6 @@ class Run:
     path: Path
     config: TrainConfig
     result: Result
-    overrides: list[str] = field(default_factory=list)  # the arguments of its command
 
 
 @dataclass
@@ -187,12 +186,12 @@ def list_runs(folder: Path) -> list[Path]:
 
 def read_run(directory: Path) -> Run:
     """A finished run. Raises InputError where its record is wrong, or is of another run than its configuration."""
-    path, config, overrides = runs.read_config(directory)
+    path, config, _ = runs.read_config(directory)
     result = runs.read_result(path)
     for key, value in {"data": config.data.name, "model": config.model["name"], "seed": config.seed}.items():
         if getattr(result, key) != value:
             raise InputError(f"{path}/result.json is of another run: its {key} is not {value}, as config.yaml says")
-    return Run(path, config, result, overrides)
+    return Run(path, config, result)
 
 
 def check_split(data: str, finished: list[Run]) -> None:
@@ -218,7 +217,7 @@ def group(finished: list[Run]) -> tuple[list[Network], list[Path]]:
     by_configuration: dict[str, dict[int, Run]] = {}
     older = []
     for run in sorted(finished, key=lambda run: run.path.name):
-        seeds = by_configuration.setdefault(repr(sorted(configuration(run.config).items())), {})
+        seeds = by_configuration.setdefault(repr(sorted(configuration(asdict(run.config)).items())), {})
         if run.config.seed in seeds:
             older.append(seeds[run.config.seed].path)
         seeds[run.config.seed] = run
@@ -228,30 +227,31 @@ def group(finished: list[Run]) -> tuple[list[Network], list[Path]]:
     return sorted(networks, key=lambda network: (network.median("parameters") or 0, network.label)), older
 
 
-def configuration(config: TrainConfig) -> dict[str, Any]:
+def configuration(config: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs those of one network: everything but seed, place and machine, as dotted keys."""
-    settings = {key: value for key, value in asdict(config).items() if key in ("model", "recipe", "weights")}
-    return flatten(settings | {"limit_batches": config.trainer.limit_batches})
+    settings = {key: value for key, value in config.items() if key in ("model", "recipe", "weights")}
+    return flatten(settings | {"limit_batches": config.get("trainer", {}).get("limit_batches")})
 
 
 def make_labels(examples: list[Run]) -> list[str]:
     """A short name for the network of each of these runs: its model's, and what tells it from namesakes.
 
-    That is its command's arguments, or, where those are the same, up to NAMED of the settings that differ.
+    That is its command's arguments, or, where those are the same, up to NAMED of the settings that differ. All are as
+    the runs recorded them: an option that came later is not named.
     """
     models = [run.config.model["name"] for run in examples]
     names = []
     for model, run in zip(models, examples, strict=True):
-        overrides = [o for o in run.overrides if o.lstrip("+~").partition("=")[0] not in NEUTRAL]
+        overrides = [o for o in run.result.overrides if o.lstrip("+~").partition("=")[0] not in NEUTRAL]
         overrides = [f"weights={Path(o).name}" if o.startswith("weights=") else o for o in overrides]
         names.append(f"{model} ({', '.join(overrides) or 'defaults'})" if models.count(model) > 1 else model)
-    settings = [configuration(run.config) for run in examples]
+    settings = [configuration(read_yaml(run.path / "config.yaml")) for run in examples]
     labels = []
     for name, values in zip(names, settings, strict=True):
         namesakes = [other for label, other in zip(names, settings, strict=True) if label == name]
         keys = differing_keys(namesakes)
         more = ", ..." if len(keys) > NAMED else ""
-        text = ", ".join(f"{key}={values.get(key)}" for key in keys[:NAMED]) + more
+        text = ", ".join(f"{key}={values[key]}" for key in keys[:NAMED] if key in values) + more
         labels.append(name.replace(" (defaults)", "") + (f" ({text})" if text else ""))
     return tell_apart(labels)
 
@@ -320,7 +320,7 @@ def name_hardware(device: dict[str, Any]) -> str:
 def make_notes(section: Section) -> Iterator[str]:
     """What a reader must know before comparing."""
     if not section.timed:
-        yield f"times and memory are not compared: runs were on {'; '.join(section.hardware)}"
+        yield f"times are not compared: runs were on {'; '.join(section.hardware)}"
     for distinction, value_of in DISTINCTIONS.items():
         values: dict[str, set[str]] = defaultdict(set)
         for network, run in section.runs:
@@ -333,8 +333,10 @@ def make_notes(section: Section) -> Iterator[str]:
         yield f"a difference is of network and recipe together: recipes differ in {text}"
     if any(run.config.trainer.limit_batches for _, run in section.runs):
         yield "some runs saw a part of the images only (trainer.limit_batches)"
-    if any(run.result.git["dirty"] for _, run in section.runs):
+    if any(code["dirty"] for _, run in section.runs for code in (run.result.git, *run.result.git_later)):
         yield "some runs were of code that was not committed"
+    if any(run.result.git_later for _, run in section.runs):
+        yield "some runs were resumed by other code than they were begun by"
     sizes = {len(network.runs) for network in section.networks}
     if len({tuple(network.runs) for network in section.networks}) > 1:
         yield f"networks have different seeds ({min(sizes)} to {max(sizes)} runs): differences are over common ones"

@@ -1,5 +1,6 @@
 """What `scripts/compare.py` prints and writes: tables, plots, and a page that opens from disk."""
 
+import json
 import os
 import shlex
 import time
@@ -18,14 +19,16 @@ from sepconv.study.plots import Picture, draw_section
 from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE, track
 from sepconv.text import code_span, escape_markdown, printable
+from sepconv.training.runs import name_code
 
 SIDE_BY_SIDE = 4  # networks, at most, that the terminal shows as columns
 COST_NAMES = {"parameters": "parameters", "macs": "MACs", "train_images_per_second": "images/s", "fit_seconds": "fit"}
 LEGEND = (
     "Accuracy: mean over n seeds with 95 % interval (Student's t). Difference: paired by seed, in percentage points, "
-    "with the p-value of its t-test, uncorrected for the number of comparisons. Times, rates and memory: medians over "
-    "seeds. Time to a target: until validation after an epoch first reached it. Front: no network is better in "
-    "both accuracy and that cost."
+    "with the p-value of its t-test, uncorrected for the number of comparisons. Times and rates: medians over seeds. "
+    "Time to a target: until the validation accuracy after an epoch first reached it; where target= does not give it, "
+    "it is chosen after the fact, as what all these runs reached. Front: no network is better in both accuracy and "
+    "that cost."
 )
 
 Pictures = dict[str, dict[str, Picture]]  # by data set and name
@@ -103,8 +106,7 @@ def section_table(section: Section) -> Table:
         figure("MACs", "macs"),
         figure("images/s", "train_images_per_second"),
         figure("fit", "fit_seconds", "{:,.1f} s".format),
-        Column(f"to {section.target:.1%}", target_time),
-        figure("memory", "peak_memory_bytes", lambda size: f"{size / 2**20:,.0f} MiB"),
+        Column(f"to {section.target:.1%} of validation", target_time),
         Column("on the front of", lambda network: ", ".join(COST_NAMES[c] for c in network.front) or "-", left=True),
     ]
     return Table(title, columns, section.networks)
@@ -142,7 +144,7 @@ def markdown(comparison: Comparison, pictures: Pictures, command: str) -> str:
 
 def network_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """A record a network, in full precision."""
-    keys = (*COSTS, "eval_images_per_second", "peak_memory_bytes")
+    keys = (*COSTS, "eval_images_per_second")
     for section in comparison.sections:
         for network in section.networks:
             accuracy, difference = network.accuracy, network.difference
@@ -170,19 +172,23 @@ def network_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def run_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """A record a run."""
+    """A record a run, as it recorded itself: what ran is in its overrides, `configuration` and code."""
     keys = ["val_accuracy", "test_accuracy", "test_accuracy_tta", "parameters", "macs", "fit_seconds",
-            "train_images_per_second", "eval_images_per_second", "peak_memory_bytes", "precision"]  # fmt: skip
+            "train_images_per_second", "eval_images_per_second", "precision"]  # fmt: skip
     return [
         {
             "data": section.data,
             "network": network.label,
             "seed": run.config.seed,
             "run": os.path.relpath(run.path),
+            "overrides": json.dumps(run.result.overrides, ensure_ascii=False),
+            "configuration": run.result.configuration,
             **{key: getattr(run.result, key) for key in keys},
             "device": name_hardware(run.result.device),
-            "torch": run.result.versions.get("torch"),
-            "commit": run.result.git.get("sha"),
+            "torch": run.result.versions["torch"],
+            "commit": run.result.git["sha"],
+            "dirty": run.result.git["dirty"],
+            "resumed_by": " ".join(map(name_code, run.result.git_later)),
         }
         for section in comparison.sections
         for network, run in section.runs
@@ -221,7 +227,8 @@ def environment_values(section: Section) -> dict[str, str]:
     """What the runs of `section` were made with: of each name, the values that they have."""
     values: dict[str, dict[str, None]] = {}
     for _, run in section.runs:
-        for name, value in (run.result.versions | run.result.git).items():
+        codes = {"commit": " ".join(map(name_code, (run.result.git, *run.result.git_later)))}
+        for name, value in (run.result.versions | codes).items():
             if value is not None:
                 values.setdefault(name, {})[str(value)] = None
     return {"hardware": "; ".join(section.hardware)} | {name: ", ".join(texts) for name, texts in values.items()}

@@ -24,7 +24,7 @@ from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import sample
 from sepconv.data.module import ImageData, evaluation_batch
-from sepconv.devices import describe_device, find_device, reset_peak_memory, resolve_precision, synchronize
+from sepconv.devices import describe_device, find_device, resolve_precision, synchronize
 from sepconv.networks.lowrank import Decomposition, KernelWise, find_separable, make_factors, put
 from sepconv.reading import read_json, write_yaml
 from sepconv.study.separation_report import Ranks, label, print_report, write_report
@@ -79,11 +79,11 @@ def separate(config: SeparateConfig, overrides: list[str], started: float) -> tu
     `separation.json`, `separation.csv` and `separation.png`. Raises InputError for a path that is no run, data that
     are not there, a rank out of range, a target not to be met.
     """
-    reset_peak_memory()
+    code = runs.current_code()
     original = Original(config)
     original.check_target()
     with ExitStack() as held, stoppable(lambda: "what is finished is kept, and the same command goes on from there"):
-        separation = Separation.find(original, held) or Separation.make(original, overrides, held)
+        separation = Separation.find(original, held, code) or Separation.make(original, overrides, held, code)
         path = original.uniform() if config.rank is not None else original.greedy(separation)
         separation.follow(path)
         macs = [original.macs(ranks) for ranks in path]
@@ -138,7 +138,7 @@ class Separation:
         self.place: int | None = None  # of the network that is recorded
 
     @classmethod
-    def find(cls, original: "Original", held: ExitStack) -> "Separation | None":
+    def find(cls, original: "Original", held: ExitStack, code: dict[str, Any]) -> "Separation | None":
         """The latest one that the same command began and did not finish, held for this process."""
         identity = original.identity()
         for file in sorted(original.folder.glob("*/separation.json"), reverse=True):
@@ -149,6 +149,7 @@ class Separation:
                 for row in report["networks"]:
                     Row(**row)
                 held.enter_context(runs.lock(file.parent))
+                runs.add_code(file.parent, code)
             except (InputError, AttributeError, KeyError, TypeError):  # damaged, or another process's
                 continue
             CONSOLE.print(f"goes on from {file.parent}", soft_wrap=True)
@@ -156,12 +157,12 @@ class Separation:
         return None
 
     @classmethod
-    def make(cls, original: "Original", overrides: list[str], held: ExitStack) -> "Separation":
+    def make(cls, original: "Original", overrides: list[str], held: ExitStack, code: dict[str, Any]) -> "Separation":
         """A new one."""
         _, _, first_overrides = runs.read_config(original.run)
         here = [o for o in overrides if o.startswith(("trainer", "data.root=", "runs="))]
         others = [o for o in first_overrides if not o.lstrip("+~").startswith("model")]
-        run = runs.create(original.describe({}), amend(others, here))
+        run = runs.create(original.describe({}), amend(others, here), code)
         held.enter_context(runs.lock(run))
         report = {
             **original.identity(),
@@ -457,6 +458,7 @@ class Original:
             trainer.save_checkpoint(path, weights_only=True)
         tested = trainer.test(classifier, self.data(), ckpt_path=best, weights_only=True, verbose=False)[0]
         result = make_result(
+            run,
             separated,
             self.data(),
             classifier,
@@ -470,7 +472,6 @@ class Original:
             dashboard_seconds=0.0,
             train_images_per_second=None,
             precision=self.precision,
-            command=runs.command_line("separate", overrides),
             separated_from=str(self.run),
         )
         record(run, separated, result, logger)

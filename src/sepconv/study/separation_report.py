@@ -65,6 +65,8 @@ def print_report(run: Path, report: dict[str, Any]) -> None:
     CONSOLE.print()
     tabulate(report).show(CONSOLE)
     tested = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in report["test_accuracy"].items())
+    if "finetuned" in report["test_accuracy"]:  # so a gain is of the training too
+        tested += f" (trained {epochs(report['finetune_epochs'])} more than the original)"
     CONSOLE.print(f"test accuracy: {tested}", soft_wrap=True)
     CONSOLE.print(f"recorded in {run}", soft_wrap=True)
     if "finetuned_run" in report:
@@ -87,7 +89,8 @@ def tabulate(report: dict[str, Any]) -> Table:
     ]
     if report["finetune_epochs"] > 0:
         accuracy = "finetuned_accuracy"
-        columns += [Column("fine-tuned", lambda row: "-" if row[accuracy] is None else f"{row[accuracy]:.2%}")]
+        more = epochs(report["finetune_epochs"])  # than the original was trained
+        columns += [Column(f"after {more} more", lambda row: "-" if row[accuracy] is None else f"{row[accuracy]:.2%}")]
     title = f"{report['model']['name']} on {report['data']}, method={report['method']}, {ranks}; * is recorded"
     return Table(title, columns, networks)
 

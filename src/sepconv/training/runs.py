@@ -3,6 +3,7 @@
 runs/<data>/<model>/<date-time>-seed<k>/
     config.yaml             the resolved configuration
     overrides.yaml          what was asked for on the command line
+    code.yaml               the code at its start, then each other that it was resumed by
     checkpoints/            best.ckpt (by validation accuracy) and last.ckpt, loadable with weights_only=True
     events.out.tfevents.*   TensorBoard
     train.log
@@ -10,6 +11,7 @@ runs/<data>/<model>/<date-time>-seed<k>/
     separation.*            where scripts/separate.py made it: its report as JSON, CSV and PNG
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -21,14 +23,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
 from sepconv import InputError, files
-from sepconv.config import CHECKOUT, TrainConfig, check_name, checked, complete, number, read
+from sepconv.config import CHECKOUT, TrainConfig, check_name, checked, complete, flatten, number, read
 from sepconv.reading import check_each, check_fields, describe, fits, read_json, read_yaml, write_yaml
 from sepconv.text import shorten
 
@@ -101,7 +103,8 @@ class Result:
     test_loss: float
     # by the mean logits of several views, where recipe.tta asks for them
     test_accuracy_tta: float | None = number(None, least=0, most=1)
-    val_accuracy: float = number(least=0, most=1)  # of the checkpoint that was tested
+    # of the checkpoint that was tested, the largest of all epochs: higher than other images would give it
+    val_accuracy: float = number(least=0, most=1)
     classes: list[str]  # names of the images' classes
     images: dict[str, int] = checked(partial(check_fields, Images))
     digests: dict[str, str] = checked(partial(check_fields, Digests))
@@ -115,18 +118,19 @@ class Result:
     train_images_per_second: float | None = number(above=0, most=LARGEST)  # None where the training was too short
     eval_images_per_second: float | None = number(above=0, most=LARGEST)
     test_seconds: float = number(least=0, most=LARGEST)  # of the whole test, all views
-    peak_memory_bytes: int = number(least=0, most=LARGEST)
     precision: str  # Lightning's name for it
     step: str | None = None  # the form of the training step; None where nothing was trained
     device: dict[str, Any] = checked(partial(check_fields, Device))
-    git: dict[str, Any] = checked(partial(check_fields, Code))
+    overrides: list[str]  # of the command line, as `overrides.yaml` has them
+    configuration: str  # `fingerprint` of what they, and the files in `configs/` then, came to
+    git: dict[str, Any] = checked(partial(check_fields, Code))  # at its start, before the first step
+    git_later: list[dict[str, Any]] = checked(partial(check_each, Code), [])  # other code that it was resumed by
     versions: dict[str, str | None] = checked(partial(check_fields, Libraries))
-    command: str
     separated_from: str | None = None  # the run whose network scripts/separate.py separated
 
 
-def create(config: TrainConfig, overrides: list[str]) -> Path:
-    """Makes a new run directory under `config.runs`, with its configuration and the overrides that led to it.
+def create(config: TrainConfig, overrides: list[str], code: dict[str, Any]) -> Path:
+    """Makes a new run directory under `config.runs`: its configuration, the overrides that led to it, and the `code`.
 
     Raises InputError where it cannot be written.
     """
@@ -146,6 +150,7 @@ def create(config: TrainConfig, overrides: list[str]) -> Path:
                 (path / "checkpoints").mkdir()
                 files.write(path / "overrides.yaml", write_yaml(overrides))
                 files.write(path / "config.yaml", write_yaml(asdict(config)))
+                write_code(path, [code])
             except BaseException:  # a signal, too: what nobody knows of is not left behind
                 shutil.rmtree(path, ignore_errors=True)
                 raise
@@ -182,6 +187,59 @@ def read_config(run: str | Path) -> tuple[Path, TrainConfig, list[str]]:
     if not fits(overrides, list[str]):
         raise InputError(f"{path}/overrides.yaml is not {describe(list[str])}, a run's arguments")
     return path, config, overrides
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """A hash (SHA-256, its first 16 digits) of all settings that a run's figures depend on, but for its seed.
+
+    Left out are `seed`, so that the runs of one network have the same, and what says where things lie or how often they
+    are kept: `runs`, `resume`, `data.root`, `data.download` and `trainer.checkpoint_seconds`. Of `weights` the name of
+    the run's directory is taken.
+    """
+    settings = asdict(config) | {"model": complete(config.model)}
+    for part, key in (("data", "root"), ("data", "download"), ("trainer", "checkpoint_seconds")):
+        del settings[part][key]
+    chosen = {key: settings[key] for key in ("data", "model", "recipe", "trainer")}
+    chosen["weights"] = config.weights and Path(config.weights).name
+    values = {key: int(value) if isinstance(value, float) and value.is_integer() else value  # 1.0 is 1
+              for key, value in flatten(chosen).items()}  # fmt: skip
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_code(run: Path) -> list[dict[str, Any]]:
+    """The code that a run was begun by, then each other that it was resumed by; unknown where it does not say.
+
+    Raises InputError for a record that is damaged.
+    """
+    if not os.path.lexists(run / "code.yaml"):
+        return [asdict(Code(sha=None, dirty=None))]
+    states = read_yaml(run / "code.yaml")
+    if not isinstance(states, list) or not states:
+        raise InputError(f"{run}/code.yaml is not a list of the code of a run")
+    try:
+        check_each(Code, "code", states)
+    except InputError as error:
+        raise InputError(f"{run}/code.yaml is not a run's: {error}") from error
+    return states
+
+
+def write_code(run: Path, states: list[dict[str, Any]]) -> None:
+    """Writes what `read_code` reads."""
+    files.write(run / "code.yaml", write_yaml(states))
+
+
+def add_code(run: Path, code: dict[str, Any]) -> None:
+    """Notes that a run goes on by `code`, where that is not what it has been trained by last."""
+    states = read_code(run)
+    if states[-1] != code:
+        write_code(run, [*states, code])
+
+
+def provenance(run: Path) -> dict[str, Any]:
+    """How a run's figures came about, as its directory has it, for its Result."""
+    _, config, overrides = read_config(run)
+    first, *later = read_code(run)
+    return {"overrides": overrides, "configuration": fingerprint(config), "git": first, "git_later": later}
 
 
 def write_result(run: Path, result: Result) -> None:
@@ -225,6 +283,27 @@ def git_state(checkout: Path | None = CHECKOUT, paths: Sequence[str] = CODE) -> 
         return {"sha": None, "dirty": None}
     status = git("status", "--porcelain", "--", *paths)
     return {"sha": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def name_code(code: dict[str, Any]) -> str:
+    """A commit, and whether it was changed."""
+    return f"{code['sha'] or 'unknown'}{' (changed)' * bool(code['dirty'])}"
+
+
+@cache
+def first_state() -> dict[str, Any]:
+    """`git_state` at its first call in this process: of the code that it has imported, which does not change later."""
+    return git_state()
+
+
+def current_code() -> dict[str, Any]:
+    """The code that runs: `first_state`, which is dirty where the checkout is no longer in it.
+
+    To be asked for when a process begins, and again before each training: what another commits meanwhile is no part of
+    the code that was imported, but may be of the configurations that are read.
+    """
+    first = first_state()
+    return first if git_state() == first else first | {"dirty": True}
 
 
 def versions() -> dict[str, str | None]:

@@ -38,12 +38,11 @@ def conclude(result: Result, run: Path) -> None:
     show({
         "test accuracy": f"{result.test_accuracy:.2%} of {result.images['test']:,} images",
         **({} if result.test_accuracy_tta is None else {"several views": f"{result.test_accuracy_tta:.2%}"}),
-        "validation": f"{result.val_accuracy:.2%} of {result.images['validation']:,}",
+        "validation": f"{result.val_accuracy:.2%} of {result.images['validation']:,}, the best of the epochs",
         "training": rate(result.train_images_per_second),
         "evaluation": rate(result.eval_images_per_second),
         "fit": f"{result.fit_seconds:.1f} s, {epochs(result.epochs)}",
         "first step": "none was left to do" if first is None else f"{first:.1f} s after the start",
-        "peak memory": f"{result.peak_memory_bytes / 2**20:,.0f} MiB",
         "recorded in": str(run),
     })  # fmt: skip
 

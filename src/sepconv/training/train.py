@@ -18,14 +18,7 @@ from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData
-from sepconv.devices import (
-    check_memory,
-    describe_device,
-    find_device,
-    peak_memory,
-    reset_peak_memory,
-    resolve_precision,
-)
+from sepconv.devices import check_memory, describe_device, find_device, resolve_precision
 from sepconv.training import checkpoints, runs, summary
 from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.checkpoints import make_checkpoints
@@ -75,7 +68,7 @@ def train(
     Raises:
         InputError: for a configuration or data that cannot be used, or a loss that diverges.
     """
-    reset_peak_memory()
+    code = runs.current_code()  # before what may take hours
     with ExitStack() as held:
         if config.resume is not None:
             held.enter_context(runs.lock(config.resume))
@@ -97,8 +90,12 @@ def train(
         if beginning.run is None:
             root = str(Path(config.data.root).expanduser().resolve())
             beginning.config = replace(config, data=replace(config.data, root=root))
-            beginning.run = runs.create(beginning.config, overrides)
+            beginning.run = runs.create(beginning.config, overrides, code)
             held.enter_context(runs.lock(beginning.run))
+        elif beginning.checkpoint is None:
+            runs.write_code(beginning.run, [code])
+        else:
+            runs.add_code(beginning.run, code)
         held.enter_context(terminal.logged(beginning.run))
         for note in beginning.notes:
             log.warning(note)
@@ -124,6 +121,7 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
     tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
     assert best.best_model_score is not None
     result = make_result(
+        run,
         config,
         data,
         classifier,
@@ -138,7 +136,6 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
         train_images_per_second=stopwatch.images_per_second("train"),
         precision=precision,
         step=classifier.form,
-        command=runs.command_line("train", beginning.overrides),
     )
     record(run, config, result, logger)
     with terminal.kept("what the test shows"):
@@ -285,6 +282,7 @@ def log_cost(logger: TensorBoardLogger, cost: Cost) -> None:
 
 
 def make_result(
+    run: Path,
     config: TrainConfig,
     data: ImageData,
     classifier: ImageClassifier,
@@ -293,7 +291,7 @@ def make_result(
     tested: Mapping[str, float],
     **figures: Any,
 ) -> Result:
-    """A run's figures.
+    """The figures of the run in the directory `run`.
 
     Args:
         tested: the trainer's metrics of the test, `accuracy/test` and so on.
@@ -318,10 +316,9 @@ def make_result(
         seconds_to_first_step=stopwatch.seconds_to_first_step,
         eval_images_per_second=stopwatch.images_per_second("eval"),
         test_seconds=stopwatch.test_seconds,
-        peak_memory_bytes=peak_memory(device),
         device=describe_device(device),
-        git=runs.git_state(),
         versions=runs.versions(),
+        **runs.provenance(run),
         **test_figures,
         **figures,
     )
