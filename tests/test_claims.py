@@ -1,7 +1,9 @@
 """The claims: their exact part, the verdict's logic, and, as a slow test, all of them on digits."""
 
 import json
+import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +13,28 @@ import torch
 from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
+from recorded import configuration, figures, write_run
 
-from sepconv import Stopped
+from sepconv import InputError, Stopped
 from sepconv.config import ClaimsConfig, TrainConfig, read
 from sepconv.data.datasets import load
 from sepconv.data.module import ImageData
-from sepconv.study.claims import CLAIMS, lab, sentence
-from sepconv.study.claims.finding import judge
-from sepconv.study.claims.report import claims_page
+from sepconv.reading import read_json
+from sepconv.study.claims import CLAIMS, arithmetic, lab, sentence
+from sepconv.study.claims.finding import Cell, Number, Paired, conclude, judge, read_cell, write_cell
+from sepconv.study.claims.report import Written, claims_page
 from sepconv.study.statistics import Difference
+from sepconv.training import runs
 from sepconv.training.classifier import ImageClassifier
+
+
+@pytest.fixture
+def code(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The code that a test runs by, which it can change: that of a commit, whatever the checkout is in."""
+    state: dict[str, Any] = {"sha": "0" * 40, "dirty": False}
+    monkeypatch.setattr(runs, "current_code", state.copy)
+    monkeypatch.setattr(runs, "hash_code", lambda code: None if code["dirty"] is not False else code["sha"])
+    return state
 
 
 def test_closed_forms(command: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -38,29 +52,83 @@ def test_closed_forms(command: Callable[..., Outcome], tmp_path: Path) -> None:
     places = [report.index(f"\n## {name}\n") for name in CLAIMS]
     assert places == sorted(places)
     assert report.count("not yet measured") >= 8
-    assert "108, 972" in report
+    assert "| standard | 108 | 972 | 108 | 972 |" in report
+    assert findings["C6"]["rows"][0] == ["standard", 108, 972, 108, 972]
     assert findings["C5"]["seeds"] is None
     assert "seeds, " not in report
 
 
-def test_depth_and_stem_claims_from_trained_networks(command: Callable[..., Outcome], tmp_path: Path) -> None:
-    """A claim trains its networks once: asked again, it finds the runs."""
+def test_depth_and_stem_claims_from_trained_networks(
+    command: Callable[..., Outcome], tmp_path: Path, code: dict[str, Any]
+) -> None:
+    """A claim trains its networks once: asked again, it finds the runs. Its record has what each of them came to."""
     arguments = [f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu", "recipe.epochs=2", "seeds=[0,1]"]
     outcome = command("claims", "only=[C14]", *arguments)
     assert outcome.status == 0, outcome.err
     results = sorted(tmp_path.glob("runs/digits/separable/*/result.json"))
     assert len(results) == 4
     first = json.loads((tmp_path / "claims/digits.json").read_text())["C14"]
-    assert {row[0]: row[1] for row in first["rows"]} == {"standard": "29,738", "separable": "29,493"}
-    assert command("claims", "only=[C14]", *arguments).status == 0
+    assert {row[0]: row[1] for row in first["rows"]} == {"standard": 29_738, "separable": 29_493}
+    accuracies: dict[str, list[float]] = {}
+    for run, result in zip(first["runs"], map(read_json, results), strict=True):
+        assert {key: result[key] for key in run.keys() & result.keys() - {"model"}} == {
+            key: run[key] for key in run.keys() & result.keys() - {"model"}
+        }
+        accuracies.setdefault(run["model"]["stem"], []).append(run["test_accuracy"])
+    assert first["runs"][0]["git"] == first["git"] == code
+    assert [row[3] for row in first["rows"]] == list(accuracies.values())
+    pair = first["rows"][0][4]
+    assert (pair["values"], pair["references"]) == tuple(accuracies.values())
+    again = command("claims", "only=[C14]", *arguments)
+    assert again.status == 0
+    assert "4 finished runs" in again.out
+    assert "0 are of other code" in again.out
     assert sorted(tmp_path.glob("runs/digits/separable/*/result.json")) == results
-    again = json.loads((tmp_path / "claims/digits.json").read_text())["C14"]
-    assert again["rows"] == first["rows"]
-    assert (again["seeds"], again["epochs"]) == (first["seeds"], first["epochs"]) == (2, 2)
-    assert "n = 2 seeds, 2 epochs" in (tmp_path / "claims.md").read_text()
+    found = json.loads((tmp_path / "claims/digits.json").read_text())["C14"]
+    assert found["rows"] == first["rows"]
+    assert (found["seeds"], found["epochs"]) == (first["seeds"], first["epochs"]) == (2, 2)
+    text = (tmp_path / "claims.md").read_text()
+    assert "n = 2 seeds, 2 epochs" in text
+    difference = Difference.between(*accuracies.values())
+    assert f"| {write_cell(accuracies['standard'])} | {difference.points()} |" in text
 
 
-def test_stopped_claims_go_on(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", [{"sha": "1" * 40}, {"dirty": True}])
+def test_runs_of_other_code_are_left_aside(
+    command: Callable[..., Outcome], tmp_path: Path, code: dict[str, Any], change: dict[str, Any]
+) -> None:
+    """Nor is a stopped one continued, and what the same command found by it is found anew."""
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        config = read(ClaimsConfig, compose("claims", ["data=digits", "trainer=cpu", f"runs={tmp_path}/runs"]))
+    dataset = load(config.data)
+    finished = figures() | {"data": "digits", "digests": dataset.digests()}
+    for seed, (git, later) in enumerate([(code, []), (code | change, []), (code, [code | change])]):
+        result = finished | {"seed": seed, "git": git, "git_later": later}
+        write_run(tmp_path / "runs" / str(seed), configuration("data=digits", f"seed={seed}"), [], result)
+    for seed, git in ((3, code), (4, code | change)):
+        path = write_run(tmp_path / "runs" / str(seed), configuration("data=digits", f"seed={seed}"), [])
+        runs.write_code(path, [git])
+    subject = lab.Lab(config, dataset)
+    assert [run.config.seed for run in subject.runs.values()] == [0]
+    assert [path.name for path in subject.stopped.values()] == ["3"]
+
+    arguments = ["only=[C2]", f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu"]
+    outcome = command("claims", *arguments)
+    assert "1 finished runs" in outcome.out
+    assert "2 are of other code" in outcome.out
+    marker = {"command": f"python scripts/claims.py {shlex.join(arguments)}", "code": code["sha"], "claims": ["C2"]}
+    for state, words in ((code | change, "true ("), (code.copy(), "found before the stop")):
+        code |= state
+        (tmp_path / "claims/digits.unfinished").write_text(json.dumps(marker))
+        assert words in command("claims", *arguments).out
+    # code that was not committed is like no other, not even itself
+    code["dirty"] = True
+    assert not lab.Lab(config, dataset).runs
+
+
+def test_stopped_claims_go_on(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: dict[str, Any]
+) -> None:
     """What was found is not tested again, and a training that was stopped is continued."""
     arguments = ["only=[C2,C14]", "trainer=cpu", "recipe.epochs=2", "seeds=[0,1]", "data.train=200"]
     stopped = [f"output={tmp_path}", f"runs={tmp_path}"]
@@ -82,7 +150,7 @@ def test_stopped_claims_go_on(command: Callable[..., Outcome], tmp_path: Path, m
     assert outcome.status == 0, outcome.err
     assert len(list(tmp_path.glob("digits/separable/*"))) == 4
     assert not list(tmp_path.glob("claims/*.unfinished"))
-    monkeypatch.undo()
+    monkeypatch.setitem(CLAIMS, "C2", arithmetic.depthwise_cost)
     assert "found before the stop" not in command("claims", "only=[C2]", *stopped).out  # asked again, tested again
 
 
@@ -97,6 +165,34 @@ def test_a_picture_that_fails_is_a_line(
     assert finding["rows"]
     assert not finding["plot"]
     assert ".png" not in (tmp_path / "claims.md").read_text()
+
+
+def test_cells() -> None:
+    """They are written the same once they were kept in a file."""
+    cells: dict[str, Cell] = {
+        "as it is": "as it is", "29,738": 29_738, "45.1%": Number(0.4512, ".1%"), "98.00 ± 12.71 %": [0.97, 0.99],
+        "+1.00, p -": Paired([0.98], [0.97], "it is so"),
+    }  # fmt: skip
+    for text, cell in cells.items():
+        kept = asdict(cell) if isinstance(cell, Number | Paired) else cell
+        assert write_cell(read_cell(json.loads(json.dumps(kept)))) == text
+    pair, other = Paired([0.99, 0.98], [0.97, 0.961], "a"), Paired([0.9, 0.8], [0.97, 0.2])
+    assert conclude("less: {cases}; more: false", [["x", pair], [other]]) == "less: true; more: false"
+
+
+@pytest.mark.parametrize("change", [{"runs": None}, {"git": 5}, {"rows": [[{"values": [0.5], "references": []}]]}])
+def test_what_is_no_record_of_findings(tmp_path: Path, change: dict[str, Any]) -> None:
+    """One that has formatted text alone, as they had before, does not say what it rests on."""
+    record = {"how": "", "headings": [""], "rows": [["98.90 ± 0.15 %"]], "verdict": "true", "plot": False,
+              "seeds": None, "epochs": None, "runs": [], "git": {"sha": "a", "dirty": False}, "date": "",
+              "device": "", "torch": "", "command": ""}  # fmt: skip
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims/digits.json").write_text(json.dumps({"C1": record}))
+    assert "98.90 ± 0.15 %" in claims_page(tmp_path, {"C1": "It is so."})
+    broken = {key: value for key, value in (record | change).items() if value is not None or key in ("seeds", "epochs")}
+    (tmp_path / "claims/digits.json").write_text(json.dumps({"C1": broken}))
+    with pytest.raises(InputError, match=r"digits.json is not a record of its kind"):
+        claims_page(tmp_path, {"C1": "It is so."})
 
 
 def test_verdicts() -> None:
@@ -162,7 +258,7 @@ def test_every_claim(command: Callable[..., Outcome], tmp_path: Path) -> None:
     report = (tmp_path / "claims.md").read_text()
     for name, finding in findings.items():
         assert finding["verdict"]
-        assert finding["verdict"] in report
+        assert f"**digits**: {Written(finding).verdict}." in report
         assert finding["rows"]
         if finding["plot"]:
             assert (tmp_path / f"claims/digits-{name}.png").stat().st_size > 5_000

@@ -27,6 +27,7 @@ from sepconv.config import ClaimsConfig, CompareConfig, read
 from sepconv.data.datasets import load
 from sepconv.study.claims.lab import Lab
 from sepconv.study.compare import Network, compare
+from sepconv.training import runs
 
 
 @pytest.fixture
@@ -321,7 +322,8 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
     assert "baseline" in (out / "report.md").read_text()
 
 
-def test_claims_take_runs_on_their_own_images_only(tmp_path: Path) -> None:
+def test_claims_take_runs_on_their_own_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "hash_code", lambda code: "of this commit")
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         claims = read(ClaimsConfig, compose("claims", ["data=digits", "trainer=cpu", f"runs={tmp_path}"]))
     dataset = load(claims.data)

@@ -425,6 +425,42 @@ def test_a_run_records_the_code_of_its_start(
         runs.first_state.cache_clear()
 
 
+def test_code_is_the_same_in_commits_of_other_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    def commit(name: str) -> dict[str, Any]:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+        git("add", ".")
+        git("commit", "-m", name)
+        return runs.git_state(tmp_path)
+
+    git("init")
+    monkeypatch.setattr(runs, "CHECKOUT", tmp_path)
+    for folder in ("src", "scripts"):
+        commit(f"{folder}/a")
+    first, second, third = (commit(name) for name in ("configs/a", "docs/a", "src/b"))
+    assert first["sha"] != second["sha"]
+    assert runs.hash_code(first) == runs.hash_code(second) is not None
+    assert runs.hash_code(third) not in (None, runs.hash_code(first))
+    unknown = [third | {"dirty": True}, {"sha": None, "dirty": None}, {"sha": "f" * 40, "dirty": False},
+               {"sha": "--all", "dirty": False}]  # fmt: skip
+    assert {runs.hash_code(code) for code in unknown} == {None}
+
+    # so that a process whose checkout got another document goes on by the same code
+    states = iter([first, second, third])
+    monkeypatch.setattr(runs, "git_state", lambda: next(states))
+    runs.first_state.cache_clear()
+    try:
+        assert runs.current_code() == first
+        assert runs.current_code() == first | {"dirty": True}
+    finally:
+        runs.first_state.cache_clear()
+
+
 def test_a_fingerprint_is_of_what_changes_the_training(tmp_path: Path) -> None:
     def fingerprint(*overrides: str) -> str:
         with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):

@@ -39,7 +39,7 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     provenance: dict[str, Any] = {
         "device": describe_device(find_device(config.trainer)),
         "command": runs.command_line("benchmark", overrides),
-        "git": runs.git_state(),
+        "git": runs.current_code(),
         "versions": runs.versions(),
     }
     name = hashlib.sha256(provenance["command"].encode(errors="surrogateescape")).hexdigest()[:8]
@@ -48,6 +48,7 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
         CONSOLE.print(f"goes on from what {journal.path} has", soft_wrap=True)
     with stoppable(lambda: "what is measured is kept, and the same command goes on from there"):
         record = suite.measure(config, journal) | provenance | {"date": time.strftime("%Y-%m-%d")}
+        record["git"] = runs.current_code()  # dirty, where it changed under the processes that were started
     path = folder / FILES[config.suite].format(**record)
     files.write(path, json.dumps(record, indent=2) + "\n")
     journal.close()

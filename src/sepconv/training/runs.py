@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -97,7 +98,7 @@ class Result:
     model: str = checked(check_name)  # its name
     data: str = checked(check_name)
     seed: int = number(least=0, below=2**32)
-    parameters: int = number(least=1)
+    parameters: int = number(least=1)  # that are learned; the running statistics of batch norms are not among them
     macs: int = number(least=1)  # multiply-accumulates of one image's forward pass
     test_accuracy: float = number(least=0, most=1)
     test_loss: float
@@ -272,17 +273,35 @@ def git_state(checkout: Path | None = CHECKOUT, paths: Sequence[str] = CODE) -> 
         paths: by default what a run depends on, not the records that it leaves; none for the whole checkout.
     """
 
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+    status = git(checkout, "status", "--porcelain", "--", *paths)
+    return {"sha": git(checkout, "rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
-    if checkout is None:  # the package was installed without it
-        return {"sha": None, "dirty": None}
-    status = git("status", "--porcelain", "--", *paths)
-    return {"sha": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+def git(checkout: Path | None, *arguments: str) -> str | None:
+    """What git answers of a checkout; None where it fails, or the package was installed without one."""
+    if checkout is None:
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def hash_code(code: dict[str, Any]) -> str | None:
+    """A hash of CODE as `code` names it; None where it was not committed, or no such commit is known here.
+
+    Commits that differ in other files only, such as records, have the same.
+    """
+    return None if code["dirty"] is not False else hash_trees(str(code["sha"]))
+
+
+@cache
+def hash_trees(sha: str) -> str | None:
+    if not re.fullmatch("[0-9a-f]{7,64}", sha):
+        return None
+    trees = git(CHECKOUT, "rev-parse", *(f"{sha}:{folder}" for folder in CODE))
+    return None if trees is None else hashlib.sha256(trees.encode()).hexdigest()[:16]
 
 
 def name_code(code: dict[str, Any]) -> str:
@@ -297,13 +316,14 @@ def first_state() -> dict[str, Any]:
 
 
 def current_code() -> dict[str, Any]:
-    """The code that runs: `first_state`, which is dirty where the checkout is no longer in it.
+    """The code that runs: `first_state`, which is dirty where the checkout has another now.
 
     To be asked for when a process begins, and again before each training: what another commits meanwhile is no part of
     the code that was imported, but may be of the configurations that are read.
     """
-    first = first_state()
-    return first if git_state() == first else first | {"dirty": True}
+    first, now = first_state(), git_state()
+    same = now == first or (hash_code(now) is not None and hash_code(now) == hash_code(first))
+    return first if same else first | {"dirty": True}
 
 
 def versions() -> dict[str, str | None]:

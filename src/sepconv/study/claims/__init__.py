@@ -18,7 +18,7 @@ from sepconv.config import ClaimsConfig, check_choice
 from sepconv.data.datasets import load
 from sepconv.reading import read_json
 from sepconv.study.claims import arithmetic, layers, trained
-from sepconv.study.claims.finding import Finding
+from sepconv.study.claims.finding import Finding, conclude
 from sepconv.study.claims.lab import Lab
 from sepconv.study.claims.report import claims_page, make_record
 from sepconv.study.plots import STYLE
@@ -53,6 +53,8 @@ def sentence(test: Callable[[Lab], Finding]) -> str:
 def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     """Tests the claims that `config` asks for, prints each verdict, and writes the findings and `claims.md`.
 
+    What the same command found before it was stopped is kept, where the code is the same.
+
     Raises InputError for an unknown claim, data that are not there, or a folder that cannot be written.
     """
     names = config.only or list(CLAIMS)
@@ -67,23 +69,29 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
         raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
     path, marker = folder / "claims" / f"{data}.json", folder / "claims" / f"{data}.unfinished"
     records: dict[str, Any] = read_json(path) if path.exists() else {}
-    begun: dict[str, Any] = {"command": runs.command_line("claims", overrides), "claims": []}
-    if marker.exists() and (before := read_json(marker)).get("command") == begun["command"]:
+    identity = {"command": runs.command_line("claims", overrides), "code": lab.code_hash}
+    begun: dict[str, Any] = identity | {"claims": []}
+    if lab.code_hash and marker.exists() and (before := read_json(marker)) | identity == before:
         begun = before
-    with stoppable(lambda: "what is finished is kept, and the same command goes on from there"):
+    kept_or_not = (
+        "what is finished is kept, and the same command goes on from there" if lab.code_hash
+        else "the same command begins anew, as this code is not committed"
+    )  # fmt: skip
+    with stoppable(lambda: kept_or_not):
         for name in track(names, "claims: claim"):
             CONSOLE.print(Text(name, "bold"), sentences[name], soft_wrap=True)
             if name in begun["claims"] and name in records:
-                CONSOLE.print(f"  {records[name]['verdict']} (found before the stop)", soft_wrap=True)
+                CONSOLE.print("  found before the stop", soft_wrap=True)
                 continue
-            started, lab.used = time.time(), []
+            started, lab.used = time.time(), {}
             finding = CLAIMS[name](lab)
             seconds = time.time() - started
             records[name] = make_record(finding, lab, seconds, overrides)
             begun["claims"].append(name)
             write_json(path, records)  # at once: some take long
             write_json(marker, begun)
-            CONSOLE.print(f"  {finding.verdict} ({seconds:.0f} s)", soft_wrap=True)
+            verdict = conclude(finding.verdict, finding.rows)
+            CONSOLE.print(f"  {verdict} ({seconds:.0f} s)", soft_wrap=True)
             if finding.plot is not None:
                 with kept(f"the picture of {name}"), style.context(STYLE):
                     finding.plot().savefig(folder / "claims" / f"{data}-{name}.png", dpi=110)

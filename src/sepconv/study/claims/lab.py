@@ -1,11 +1,10 @@
 """The networks that claims are tested on: built, matched in cost, and trained or found among the runs of before."""
 
-import json
 import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from sepconv import InputError, networks, terminal
-from sepconv.config import Augment, ClaimsConfig, TrainConfig, complete, read
+from sepconv.config import Augment, ClaimsConfig, TrainConfig
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import Dataset
@@ -36,7 +35,11 @@ def separable_model(**options: Any) -> dict[str, Any]:
 
 
 class Lab:
-    """Trains on the data of a configuration, a seed at a time, and remembers."""
+    """Trains on the data of a configuration, a seed at a time, and remembers.
+
+    Runs that it finds are used, and stopped ones continued, where they are of these images and of this very code: of a
+    commit that has the same sources and configurations, with no changes since.
+    """
 
     def __init__(self, config: ClaimsConfig, dataset: Dataset) -> None:
         self.config, self.dataset = config, dataset
@@ -45,25 +48,36 @@ class Lab:
         there = Path(config.runs).expanduser().is_dir()
         finished, unfinished, _ = find_runs([config.runs]) if there else ([], [], [])
         digests = dataset.digests()
+        self.code = runs.current_code()
+        self.code_hash = runs.hash_code(self.code)  # None: not committed, so that no other's is the same
+        of_these_images = [run for run in finished if self.same_images(run, digests)]
+        of_this_code = [run for run in of_these_images if self.same_code([run.result.git, *run.result.git_later])]
+        if of_these_images:
+            others = len(of_these_images) - len(of_this_code)
+            terminal.CONSOLE.print(
+                f"{len(of_this_code)} finished runs in {config.runs} are of this code and used again; {others} are of "
+                f"other code, or of code that is not committed, and left aside: what they were of is trained anew",
+                soft_wrap=True,
+            )
         # by what their figures depend on
-        self.runs = {self.identity(run.config): run for run in finished if self.same_images(run, digests)}
-        self.stopped = {self.identity(runs.read_config(path)[1]): path for path in unfinished}
-        self.used: list[Run] = []
+        self.runs = {self.identity(run.config): run for run in of_this_code}
+        self.stopped = {self.identity(runs.read_config(path)[1]): path for path in unfinished
+                        if self.same_code(runs.read_code(path))}  # fmt: skip
+        self.used: dict[str, Run] = {}  # since it was last emptied
 
     def same_images(self, run: Run, digests: dict[str, str]) -> bool:
         """Whether a run had the images of these digests, but for a claim that trains on fewer of them."""
         parts = ["validation", "test"] + ["train"] * (run.config.data.train == self.config.data.train)
         return all(run.result.digests[part] == digests[part] for part in parts)
 
+    def same_code(self, codes: list[dict[str, Any]]) -> bool:
+        """Whether a run was made by this code, in all its parts."""
+        return self.code_hash is not None and {runs.hash_code(code) for code in codes} == {self.code_hash}
+
     @staticmethod
     def identity(config: TrainConfig) -> str:
-        """What a run's figures depend on."""
-        settings = asdict(read(TrainConfig, asdict(config)))  # as it is once read back: 0.0 where 0 was given
-        settings["model"] = complete(settings["model"])
-        for part, key in (("data", "root"), ("data", "download"), ("trainer", "checkpoint_seconds")):
-            del settings[part][key]
-        keys = ("data", "model", "recipe", "trainer", "seed")
-        return json.dumps({key: settings[key] for key in keys}, sort_keys=True)
+        """What a run's figures depend on, but for its images and its code."""
+        return f"{runs.fingerprint(config)}, seed {config.seed}"
 
     def train(self, model: dict[str, Any], seed: int, size: int | None = None, plain: bool = False) -> Run:
         """A run of `model`; on `size` training images over as many steps; `plain` with nothing against overfitting."""
@@ -86,7 +100,7 @@ class Lab:
             part = "" if size is None else f" on {size} images"
             line = f"  {model['name']} {options} seed={seed}{part}: {result.test_accuracy:.2%}"
             terminal.CONSOLE.print(line, soft_wrap=True)
-        self.used.append(self.runs[key])
+        self.used[key] = self.runs[key]
         return self.runs[key]
 
     def go_on(self, key: str) -> tuple[Path, Result] | None:

@@ -1,6 +1,7 @@
 """The findings of `scripts/claims.py`: a JSON file for each data set, and `claims.md`, written from all of them."""
 
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +9,31 @@ import torch
 
 from sepconv import terminal
 from sepconv.devices import describe_device
-from sepconv.reading import read_json
-from sepconv.study.claims.finding import Finding
+from sepconv.reading import of_its_kind, read_json
+from sepconv.study.claims.finding import Finding, conclude, read_cell, write_cell
 from sepconv.study.claims.lab import Lab
-from sepconv.study.compare import name_hardware
+from sepconv.study.compare import Run, name_hardware
 from sepconv.tables import markdown_table
 from sepconv.training import runs
 
 INTRODUCTION = (
     "What is said of depthwise separable convolution, put to the test by `python scripts/claims.py`, which wrote "
-    "this page. Intervals are 95 % by Student's t over paired seeds; p-values are of paired t-tests, one at a "
-    "time. A claim is called true only where its interval leaves out 0, and *not shown* where it does not. A "
-    "verdict holds for trainings of the length given with it."
+    "this page from the raw values in `claims/`. Intervals are 95 % by Student's t over paired seeds; p-values are of "
+    "paired t-tests, one at a time. A claim is called true only where its interval leaves out 0, and *not shown* where "
+    "it does not. A verdict holds for trainings of the length given with it."
 )
 
 
 def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]) -> dict[str, Any]:
-    """A finding, and what it rests on: the runs that `lab` used, the machine, the command."""
+    """A finding in raw values, and what it rests on: the runs that `lab` used, the machine, the code, the command."""
     return {
-        **vars(finding),
+        **asdict(replace(finding, plot=None)),
         "plot": False,  # until it is drawn
         "scale": lab.config.scale,
         "seeds": len(lab.config.seeds) if lab.used else None,
         "epochs": lab.config.recipe.epochs if lab.used else None,
-        "commits": sorted({str(run.result.git["sha"]) for run in lab.used}),
+        "runs": [describe_run(run) for run in lab.used.values()],
+        "git": lab.code,
         "seconds": round(seconds, 1),
         "date": time.strftime("%Y-%m-%d"),
         "device": name_hardware(describe_device(lab.device)),
@@ -40,31 +42,55 @@ def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]
     }
 
 
+def describe_run(run: Run) -> dict[str, Any]:
+    """What a record has of a run: which network, by which code, and what it came to."""
+    keys = ("seed", "configuration", "test_accuracy", "git", "git_later")
+    return {
+        "model": run.config.model,
+        "train_images": run.result.images["train"],
+        **{key: getattr(run.result, key) for key in keys},
+    }
+
+
 def claims_page(folder: Path, sentences: dict[str, str]) -> str:
-    """`claims.md` from the findings in `folder`/claims, of one data set or several, and each claim's sentence."""
-    by_data = {path.stem: read_json(path) for path in sorted((folder / "claims").glob("*.json"))}
+    """`claims.md` from the findings in `folder`/claims, of one data set or several, and each claim's sentence.
+
+    Raises InputError for a file that is no record of findings.
+    """
+    by_data: dict[str, dict[str, Written]] = {}
+    for path in sorted((folder / "claims").glob("*.json")):
+        with of_its_kind(path):
+            by_data[path.stem] = {name: Written(record) for name, record in read_json(path).items()}
     lines, rows = [], []
     for name, sentence in sentences.items():
         findings = {data: records[name] for data, records in by_data.items() if name in records}
-        verdicts = [f"{data}{trainings(finding)}: {finding['verdict']}" for data, finding in findings.items()]
+        verdicts = [f"{data}{finding.trainings}: {finding.verdict}" for data, finding in findings.items()]
         texts = {verdict.partition(": ")[2] for verdict in verdicts}
         verdicts = list(texts) if len(texts) == 1 else verdicts  # one for all data sets where they agree
         rows.append([f"[{name}](#{name.lower()})", sentence, "<br>".join(verdicts) or "not yet measured"])
         lines += [f"## {name}", "", sentence, ""]
         for data, finding in findings.items():
-            lines += [
-                f"**{data}**: {finding['verdict']}.", "",
-                f"{finding['how']} {finding['device']}, torch {finding['torch']}, {finding['date']}"
-                f"{trainings(finding)}; `{finding['command']}`", "",
-                *markdown_table(finding["headings"], finding["rows"]), "",
-            ]  # fmt: skip
-            if finding["plot"]:
+            lines += [f"**{data}**: {finding.verdict}.", "", *finding.lines, ""]
+            if finding.plot:
                 lines += [f"![{name} on {data}](claims/{data}-{name}.png)", ""]
     overview = markdown_table(["", "claim", "verdict"], rows)
     return "\n".join(["# The claims, tested", "", INTRODUCTION, "", *overview, "", *lines]).rstrip() + "\n"
 
 
-def trainings(finding: dict[str, Any]) -> str:
-    """How many trainings of what length a finding rests on; nothing where it rests on none."""
-    seeds = finding["seeds"]
-    return "" if seeds is None else f", n = {seeds} seeds, {terminal.epochs(finding['epochs'])}"
+class Written:
+    """A finding in words, from its record."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        rows = [[read_cell(cell) for cell in row] for row in record["rows"]]
+        self.plot: bool = record["plot"]
+        self.verdict = conclude(record["verdict"], rows)
+        # how many trainings of what length it rests on; nothing where it rests on none
+        seeds = record["seeds"]
+        self.trainings = "" if seeds is None else f", n = {seeds} seeds, {terminal.epochs(record['epochs'])}"
+        codes = [code for run in record["runs"] for code in (run["git"], *run["git_later"])]
+        commits = ", ".join(dict.fromkeys(runs.name_code(code) for code in [record["git"], *codes]))
+        self.lines = [
+            f"{record['how']} {record['device']}, torch {record['torch']}, {record['date']}, commit "
+            f"{commits}{self.trainings}; `{record['command']}`", "",
+            *markdown_table(record["headings"], [[write_cell(cell) for cell in row] for row in rows]),
+        ]  # fmt: skip

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from sepconv.data.datasets import load
 from sepconv.networks.lowrank import Decomposition, find_separable
 from sepconv.networks.separable import TABLE
-from sepconv.study.claims.finding import Finding, judge, mean_percent
+from sepconv.study.claims.finding import Cell, Finding, Number, Paired
 from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.compare import Run
 from sepconv.study.plots import finish, make_panel
-from sepconv.study.statistics import Difference, Estimate
+from sepconv.study.statistics import Estimate
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.evaluate import load_classifier, measure_accuracy
 from sepconv.training.train import make_classifier
@@ -30,30 +30,30 @@ def depth_at_equal_cost(lab: Lab) -> Finding:
     """
     dense = separable_model(conv="dense", width=0.5)
     dense_cost, dense_accuracies = lab.cost(dense), lab.accuracies(dense)
-    rows = [["dense, as deep as the table", f"{dense['width']:g}", f"{dense_cost.parameters:,}",
-             f"{dense_cost.macs:,}", mean_percent(dense_accuracies), "-"]]  # fmt: skip
+    first = "dense, as deep as the table"
+    rows: list[list[Cell]] = [[first, Number(dense["width"], "g"), dense_cost.parameters, dense_cost.macs,
+                               dense_accuracies, "-"]]  # fmt: skip
     arms: dict[str, tuple[dict[str, Any], list[str]]] = {}  # a network that is matched in both is one arm
     for by in ("parameters", "macs"):
         for depth, residual in ((1, False), (3, False), (3, True)):
             model = lab.match(separable_model(depth=depth, residual=residual), dense_cost, by)
             arms.setdefault(repr(model), (model, []))[1].append("MACs" if by == "macs" else by)
-    cases, strips = {}, {rows[0][0]: dense_accuracies}
+    strips = {first: dense_accuracies}
     for model, matches in arms.values():
         cost, accuracies = lab.cost(model), lab.accuracies(model)
-        difference = Difference.between(accuracies, dense_accuracies)
         as_many = f"as many {' and '.join(matches)}"
         deep = "as deep" if model["depth"] == 1 else f"{model['depth']} times as deep"
         deep += ", with residuals" if model["residual"] else ""
-        rows.append([f"separable, {as_many}, {deep}", f"{model['width']:g}", f"{cost.parameters:,}", f"{cost.macs:,}",
-                     mean_percent(accuracies), difference.points()])  # fmt: skip
-        if model["depth"] > 1:
-            cases[f"it has {as_many} and is {deep}"] = difference
-        strips[rows[-1][0]] = accuracies
+        case = f"it has {as_many} and is {deep}" if model["depth"] > 1 else None
+        name = f"separable, {as_many}, {deep}"
+        rows.append([name, Number(model["width"], "g"), cost.parameters, cost.macs, accuracies,
+                     Paired(accuracies, dense_accuracies, case)])  # fmt: skip
+        strips[name] = accuracies
     return Finding(
         "The same table of blocks, dense at half width, and separable at the width that comes nearest in parameters "
         "or in MACs: as deep, three times as deep, and that with residuals; seeds paired. The verdict is of the "
         "deeper ones.",
-        ["network", "width", "parameters", "MACs", "test accuracy", "less dense (points)"], rows, judge(cases),
+        ["network", "width", "parameters", "MACs", "test accuracy", "less dense (points)"], rows, "{cases}",
         partial(draw_strips, strips),
     )  # fmt: skip
 
@@ -74,24 +74,23 @@ def draw_strips(strips: dict[str, list[float]]) -> Figure:
 
 def residual_connections(lab: Lab) -> Finding:
     """Residual connections help separable networks train."""
-    cases, rows = {}, []
+    rows: list[list[Cell]] = []
     flows: dict[str, list[float]] = {}
     for depth in (2, 6):
         models = {"with": separable_model(depth=depth, residual=True), "without": separable_model(depth=depth)}
         accuracies = {name: lab.accuracies(model) for name, model in models.items()}
-        difference = Difference.between(accuracies["with"], accuracies["without"])
         layers = 1 + 2 * len(TABLE) * depth
-        cases[f"there are {layers} convolutions"] = difference
         norms = {name: gradient_norms(lab, model) for name, model in models.items()}
         flows |= {f"{name}, {layers} convolutions": flow for name, flow in norms.items()}
-        rows.append([str(layers), *(mean_percent(values) for values in accuracies.values()), difference.points(),
-                     *(f"{flow[0] / flow[-1]:.2g}" for flow in norms.values())])  # fmt: skip
+        pair = Paired(accuracies["with"], accuracies["without"], f"there are {layers} convolutions")
+        rows.append([layers, *accuracies.values(), pair,
+                     *(Number(flow[0] / flow[-1], ".2g") for flow in norms.values())])  # fmt: skip
     return Finding(
         "The separable network with each block of the table repeated, with and without the identity added around "
         "blocks that keep their shape; seeds paired. Gradient flow: the norm of the weights' gradient relative to "
         "the weights' own in the first step, at the stem over that at the last convolution (batch norm in all).",
         ["convolutions", "with", "without", "difference (points)", "gradient first/last, with", "without"], rows,
-        judge(cases), partial(draw_flows, flows),
+        "{cases}", partial(draw_flows, flows),
     )  # fmt: skip
 
 
@@ -126,7 +125,7 @@ def gradient_norms(lab: Lab, model: dict[str, Any]) -> list[float]:
 
 def overfitting_and_storage(lab: Lab) -> Finding:
     """A separable network, having fewer parameters, overfits less and takes less storage."""
-    rows, cases = [], {}
+    rows: list[list[Cell]] = []
     everything = len(lab.dataset.train)
     sizes = [*(size for size in lab.config.train_sizes if size < everything), everything]
     models = {conv: separable_model(conv=conv) for conv in ("dense", "separable")}
@@ -141,12 +140,11 @@ def overfitting_and_storage(lab: Lab) -> Finding:
             storage[conv] = sum(weight.nbytes for weight in best_classifier(trainings[0]).state_dict().values())
             accuracies[conv] = [run.result.test_accuracy for run in trainings]
             gaps[conv].append([train_accuracy(lab, run) - run.result.test_accuracy for run in trainings])
-        difference = Difference.between(gaps["dense"][-1], gaps["separable"][-1])
-        cases[f"there are {size:,} training images"] = difference
-        rows.append([f"{size:,}", *(mean_percent(values) for values in accuracies.values()),
-                     *(mean_percent(values[-1]) for values in gaps.values()), difference.points()])  # fmt: skip
-    rows.append(["parameters", *(f"{cost.parameters:,}" for cost in costs.values()), "", "", ""])
-    rows.append(["bytes of the weights", *(f"{size:,}" for size in storage.values()), "", "", ""])
+        last = {conv: values[-1] for conv, values in gaps.items()}
+        pair = Paired(last["dense"], last["separable"], f"there are {size:,} training images")
+        rows.append([size, *accuracies.values(), *last.values(), pair])
+    rows.append(["parameters", *(cost.parameters for cost in costs.values()), "", "", ""])
+    rows.append(["bytes of the weights and running statistics", *storage.values(), "", "", ""])
 
     def draw() -> Figure:
         figure, axes = make_panel(6, 4)
@@ -168,8 +166,7 @@ def overfitting_and_storage(lab: Lab) -> Finding:
         ["training images", "test accuracy, dense", "separable", "gap, dense", "separable",
          "dense less separable (points)"],
         rows,
-        f"less overfitting: {judge(cases)}; "
-        f"storage: {less}, {storage['dense'] / storage['separable']:.1f} times fewer bytes",
+        f"less overfitting: {{cases}}; less storage: {less}",
         draw,
     )  # fmt: skip
 
@@ -192,8 +189,10 @@ def rank_one_kernels(lab: Lab) -> Finding:
     difference = rank_one_error()
     dense, spatial = separable_model(conv="dense"), separable_model(conv="spatial")
     dense_accuracies = lab.accuracies(dense)
-    rows = [["random kernels of rank 1, as K x 1 and 1 x K", "-", f"{difference:.0e} of the output", "-", "-"],
-            ["trained dense network", "-", mean_percent(dense_accuracies), "-", "100 %"]]  # fmt: skip
+    rows: list[list[Cell]] = [
+        ["random kernels of rank 1, as K x 1 and 1 x K (the output's error)", Number(difference, ".0e"), "-", "-", "-"],
+        ["trained dense network", "-", dense_accuracies, "-", Number(1, ".1%")],
+    ]
     errors: dict[int, list[float]] = {rank: [] for rank in (3, 2, 1)}
     accuracies: dict[int, list[float]] = {rank: [] for rank in errors}
     for seed in lab.seeds(dense):
@@ -208,20 +207,18 @@ def rank_one_kernels(lab: Lab) -> Finding:
             errors[rank].append((lost / sum(layer.error(0) for layer in decompositions)) ** 0.5)
             accuracies[rank].append(measure_accuracy(classifier, lab.dataset, lab.config.trainer))
     for rank, values in accuracies.items():
-        rows.append([f"trained dense network, rank {rank}, not trained further",
-                     f"{statistics.fmean(errors[rank]):.1%}", mean_percent(values),
-                     Difference.between(values, dense_accuracies).points(), "-"])  # fmt: skip
+        rows.append([f"trained dense network, rank {rank}, not trained further", errors[rank], values,
+                     Paired(values, dense_accuracies), "-"])  # fmt: skip
     from_scratch = lab.accuracies(spatial)
-    rows.append(["spatially separable, trained from scratch", "-", mean_percent(from_scratch),
-                 Difference.between(from_scratch, dense_accuracies).points(),
-                 f"{lab.cost(spatial).macs / lab.cost(dense).macs:.1%} of the dense MACs"])  # fmt: skip
+    rows.append(["spatially separable, trained from scratch", "-", from_scratch, Paired(from_scratch, dense_accuracies),
+                 Number(lab.cost(spatial).macs / lab.cost(dense).macs, ".1%")])  # fmt: skip
     verdict = "true of kernels of rank 1" if difference < 1e-12 else "false"
-    verdict += f"; trained kernels are not of rank 1 (they change by {statistics.fmean(errors[1]):.1%} of their norm)"
+    verdict += f"; trained kernels are {'not ' * (min(errors[1]) > 1e-3)}of rank 1"
     return Finding(
         "Random kernels of rank 1 against their two steps, in float64; the 3 x 3 kernels of trained dense networks "
         "approximated at each rank by singular value decomposition; and a network of K x 1 and 1 x K layers trained "
         "from scratch. Seeds paired.",
-        ["network", "weight error", "test accuracy", "less dense (points)", "MACs"], rows, verdict,
+        ["network", "weight error", "test accuracy", "less dense (points)", "of the dense MACs"], rows, verdict,
     )  # fmt: skip
 
 
@@ -239,15 +236,16 @@ def rank_one_error() -> float:
 
 def first_layer(lab: Lab) -> Finding:
     """Separable layers combine well with a standard first layer."""
-    rows, accuracies = [], {}
+    rows: list[list[Cell]] = []
+    accuracies = {}
     for stem in ("standard", "separable"):
         model = separable_model(stem=stem)
         cost, accuracies[stem] = lab.cost(model), lab.accuracies(model)
-        rows.append([stem, f"{cost.parameters:,}", f"{cost.macs:,}", mean_percent(accuracies[stem]), "-"])
-    difference = Difference.between(accuracies["standard"], accuracies["separable"])
-    rows[0][-1] = difference.points()
+        rows.append([stem, cost.parameters, cost.macs, accuracies[stem], "-"])
+    case = "the first layer is standard rather than separable"
+    rows[0][-1] = Paired(accuracies["standard"], accuracies["separable"], case)
     return Finding(
         "The separable network with a standard first layer and with a separable one; seeds paired.",
         ["first layer", "parameters", "MACs", "test accuracy", "standard less separable (points)"], rows,
-        judge({"the first layer is standard rather than separable": difference}),
+        "{cases}",
     )  # fmt: skip
