@@ -81,8 +81,7 @@ def test_depth_and_stem_claims_from_trained_networks(
     assert (pair["values"], pair["references"]) == tuple(accuracies.values())
     again = command("claims", "only=[C14]", *arguments)
     assert again.status == 0
-    assert "4 finished runs" in again.out
-    assert "0 are of other code" in again.out
+    assert "4 of this code, used again; 0 of other code" in again.out
     assert sorted(tmp_path.glob("runs/digits/separable/*/result.json")) == results
     found = json.loads((tmp_path / "claims/digits.json").read_text())["C14"]
     assert found["rows"] == first["rows"]
@@ -114,8 +113,7 @@ def test_runs_of_other_code_are_left_aside(
 
     arguments = ["only=[C2]", f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu"]
     outcome = command("claims", *arguments)
-    assert "1 finished runs" in outcome.out
-    assert "2 are of other code" in outcome.out
+    assert "1 of this code, used again; 2 of other code" in outcome.out
     marker = {"command": f"python scripts/claims.py {shlex.join(arguments)}", "code": code["sha"], "claims": ["C2"]}
     for state, words in ((code | change, "true ("), (code.copy(), "found before the stop")):
         code |= state

@@ -53,10 +53,10 @@ class Lab:
         of_these_images = [run for run in finished if self.same_images(run, digests)]
         of_this_code = [run for run in of_these_images if self.same_code([run.result.git, *run.result.git_later])]
         if of_these_images:
-            others = len(of_these_images) - len(of_this_code)
+            same, others = len(of_this_code), len(of_these_images) - len(of_this_code)
             terminal.CONSOLE.print(
-                f"{len(of_this_code)} finished runs in {config.runs} are of this code and used again; {others} are of "
-                f"other code, or of code that is not committed, and left aside: what they were of is trained anew",
+                f"finished runs in {config.runs}: {same} of this code, used again; {others} of other code, or of code "
+                "that is not committed, whose networks are trained anew",
                 soft_wrap=True,
             )
         # by what their figures depend on
