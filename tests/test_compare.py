@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from recorded import MACS, configuration, figures, write_run
 
 from sepconv import InputError
+from sepconv.benchmark.records import page
 from sepconv.config import ClaimsConfig, CompareConfig, read
 from sepconv.data.datasets import load
 from sepconv.study.claims.lab import Lab
@@ -305,15 +306,23 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
         configurations[row["network"]].add(row["configuration"])
     assert [len(hashes) for hashes in configurations.values()] == [1, 1]  # one for both seeds
     assert configurations["baseline"] != configurations["tiny"]
+    # as a record, they say on its page what ran
+    records = tmp_path / "benchmarks"
+    records.mkdir()
+    shutil.copy(out / "runs.csv", records / "new-runs.csv")
+    text, _ = page(records, tmp_path)
+    options = "recipe.epochs=2 trainer=cpu trainer.limit_batches=4"
+    assert f"| baseline | model=baseline {options} | 2 | " in text
+    assert f"| tiny | model=tiny {options} | 2 | " in text
     with (out / "networks.csv").open() as file:
         networks = {row["network"]: row for row in csv.DictReader(file)}
     values = [float(row["test_accuracy"]) for row in rows if row["network"] == "baseline"]
     assert float(networks["baseline"]["test_accuracy"]) == pytest.approx(sum(values) / 2)
     assert networks["baseline"]["reference"] == "tiny"
-    page = (out / "report.html").read_text()
-    assert page.count("<svg") == 3
-    assert not re.search(r"(src|href)=\"https?:", page)
-    links = [unquote(html.unescape(link)) for link in re.findall(r'href="([^"#]+config\.yaml)"', page)]
+    report = (out / "report.html").read_text()
+    assert report.count("<svg") == 3
+    assert not re.search(r"(src|href)=\"https?:", report)
+    links = [unquote(html.unescape(link)) for link in re.findall(r'href="([^"#]+config\.yaml)"', report)]
     assert len(links) == 4
     assert all((out / link).is_file() for link in links)
     for name in ("accuracy", "curves", "throughput"):

@@ -32,8 +32,8 @@ from sepconv.text import code_block, escape_markdown
 Row = dict[str, str]  # of a file of runs: values by column
 Record = dict[str, Any]
 
-# what the runs of a row have in common, the last two where the file says them
-COMMON = ("network", "commit", "device", "torch", "precision", "configuration", "dirty")
+COMMON = ("network", "commit", "device", "torch", "precision", "configuration", "dirty")  # to the runs of a row
+UNSAID = {"overrides": "[]", "configuration": "", "dirty": ""}  # in files from before runs recorded these
 OF_A_RUN = ("seed=", "runs=", "data.root=")  # options that do not tell networks apart
 PICTURED = "mnist-runs.csv"  # the runs that PICTURE shows
 PICTURE = "accuracy-cost.png"
@@ -126,14 +126,13 @@ class Group:
             "hardware": run["device"],
             "torch": run["torch"],
             "date": " to ".join(dict.fromkeys([*days[:1], *days[-1:]])),
-            "commit": run["commit"][:COMMIT] + ", with changes that are not committed" * (run.get("dirty") == "True"),
+            "commit": run["commit"][:COMMIT] + ", with changes that are not committed" * (run["dirty"] == "True"),
         }
 
     @property
     def options(self) -> str:
         """What the runs had on the command line; nothing where they do not say."""
-        overrides = json.loads(self.runs[0].get("overrides") or "[]")
-        return " ".join(option for option in overrides if not option.startswith(OF_A_RUN))
+        return " ".join(o for o in json.loads(self.runs[0]["overrides"]) if not o.startswith(OF_A_RUN))
 
     def accuracies(self, test: str = "test_accuracy") -> dict[int, float]:
         """By seed, shares of 1; none where the runs have no such `test`."""
@@ -160,9 +159,8 @@ def group_runs(runs: list[Row]) -> list[Group]:
     if not runs:
         raise ValueError("it lists no runs")
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for run in runs:
-        key = tuple(run[column] if column in COMMON[:5] else run.get(column, "") for column in COMMON)
-        groups.setdefault(key, []).append(run)
+    for run in (UNSAID | run for run in runs):
+        groups.setdefault(tuple(run[column] for column in COMMON), []).append(run)
     return sorted(
         (Group(label, members) for (label, *_), members in groups.items()),
         key=lambda group: (int(group.runs[0]["parameters"]), group.label),
