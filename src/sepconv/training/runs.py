@@ -304,9 +304,9 @@ def hash_trees(sha: str) -> str | None:
     return None if trees is None else hashlib.sha256(trees.encode()).hexdigest()[:16]
 
 
-def name_code(code: dict[str, Any]) -> str:
-    """A commit, and whether it was changed."""
-    return f"{code['sha'] or 'unknown'}{' (changed)' * bool(code['dirty'])}"
+def name_code(code: dict[str, Any], digits: int = 64) -> str:
+    """A commit, in so many digits, and whether it was changed."""
+    return f"{(code['sha'] or 'unknown')[:digits]}{' (changed)' * bool(code['dirty'])}"
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sepconv import terminal
+from sepconv.benchmark.records import COMMIT
 from sepconv.devices import describe_device
 from sepconv.reading import of_its_kind, read_json
 from sepconv.study.claims.finding import Finding, conclude, read_cell, write_cell
@@ -88,7 +89,7 @@ class Written:
         seeds = record["seeds"]
         self.trainings = "" if seeds is None else f", n = {seeds} seeds, {terminal.epochs(record['epochs'])}"
         codes = [code for run in record["runs"] for code in (run["git"], *run["git_later"])]
-        commits = ", ".join(dict.fromkeys(runs.name_code(code) for code in [record["git"], *codes]))
+        commits = ", ".join(dict.fromkeys(runs.name_code(code, COMMIT) for code in [record["git"], *codes]))
         self.lines = [
             f"{record['how']} {record['device']}, torch {record['torch']}, {record['date']}, commit "
             f"{commits}{self.trainings}; `{record['command']}`", "",
