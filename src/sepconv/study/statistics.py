@@ -1,4 +1,4 @@
-"""Means over seeds and differences between pairs, with intervals by Student's t; medians over turns, with quartiles."""
+"""Means over seeds and their differences, with intervals by Student's t; medians over turns, with quartiles."""
 
 import statistics
 from collections.abc import Sequence
@@ -46,23 +46,48 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference between pairs, and its p-value by the paired t-test.
+    """A mean difference, and its p-value by a two-sided t-test.
 
-    The p-value is for one comparison alone; None where one pair, or pairs that all differ alike, give none.
+    The p-value is for one comparison alone; None where one pair, or values that do not spread, give none.
     """
 
     estimate: Estimate
     p: float | None
+    error: float = 0.0  # standard error of the mean; 0 where there is no p-value
+    degrees: float = 0.0  # of freedom
 
     @classmethod
     def between(cls, values: Sequence[float], references: Sequence[float]) -> "Difference":
-        """`values` less `references`, pair by pair."""
+        """`values` less `references`, pair by pair: the paired t-test."""
         differences = [round(a - b, 9) for a, b in zip(values, references, strict=True)]  # shares of whole images
         estimate = Estimate.of(differences)
         if len(set(differences)) < 2:
             return cls(estimate, None)
-        t = estimate.mean / (statistics.stdev(differences) / len(differences) ** 0.5)
-        return cls(estimate, float(2 * special.stdtr(len(differences) - 1, -abs(t))))
+        error, degrees = statistics.stdev(differences) / len(differences) ** 0.5, len(differences) - 1
+        return cls(estimate, two_sided(estimate.mean / error, degrees), error, degrees)
+
+    @classmethod
+    def welch(cls, values: Sequence[float], references: Sequence[float]) -> "Difference":
+        """The mean of `values` less that of `references`, two of each or more, which are not pairs: Welch's t-test."""
+        mean = statistics.fmean(values) - statistics.fmean(references)
+        squares = [statistics.variance(group) / len(group) for group in (values, references)]
+        if sum(squares) < 1e-18:  # alike, but for rounding
+            return cls(Estimate(len(values), mean, None, None), None)
+        error = sum(squares) ** 0.5
+        parts = zip(squares, (values, references), strict=True)
+        degrees = sum(squares) ** 2 / sum(square**2 / (len(group) - 1) for square, group in parts)
+        half = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error
+        estimate = Estimate(len(values), mean, mean - half, mean + half)
+        return cls(estimate, two_sided(mean / error, degrees), error, degrees)
+
+    def equivalence(self, margin: float) -> float | None:
+        """The p-value of "it is `margin` or more", either way: small where there is no such difference.
+
+        The larger one of two one-sided t-tests (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987); None as `p` is.
+        """
+        if self.p is None:
+            return None
+        return float(special.stdtr(self.degrees, (abs(self.estimate.mean) - margin) / self.error))
 
     def points(self) -> str:
         """The difference of shares with its interval, in percentage points, and its p-value."""
@@ -72,6 +97,23 @@ class Difference:
         if self.p is None:
             return "-"
         return "< 0.0001" if self.p < 1e-4 else f"{self.p:.4f}"
+
+
+def two_sided(t: float, degrees: float) -> float:
+    """The p-value of a t statistic, either way."""
+    return float(2 * special.stdtr(degrees, -abs(t)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family, each corrected for the number of them, so that any false one stays as rare.
+
+    Each is to be read as the p-value of one test alone (Holm, Scand. J. Statist. 6, 1979).
+    """
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = least
+    return corrected
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
