@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
@@ -216,3 +217,11 @@ def compose_without(command: str, parsed: list[Override], options: list[str]) ->
             kept.append(f"hydra.searchpath=[{quote(f'file://{Path(folder).absolute()}')}]")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(command, kept)
+
+
+def training_arguments() -> list[str]:
+    """Arguments that make scripts/train.py train what this command's configuration describes, with any seed."""
+    command = HydraConfig.get()
+    groups = ("data", "model", "recipe", "trainer", "experiment")
+    choices = [f"{group}={choice}" for group in groups if (choice := command.runtime.choices.get(group))]
+    return choices + [o for o in command.overrides.task if re.match(r"[+~]*(data|model|recipe|trainer)[./]", o)]

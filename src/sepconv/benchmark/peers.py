@@ -38,17 +38,11 @@ from hydra import compose
 from hydra.errors import HydraException
 
 from sepconv import InputError, networks
+from sepconv.arguments import training_arguments
 from sepconv.benchmark import airbench, template
 from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.loop import BareLoop
-from sepconv.benchmark.time_to_accuracy import (
-    accuracy_columns,
-    arguments,
-    configured,
-    judge_runs,
-    train_quietly,
-    warm_up,
-)
+from sepconv.benchmark.time_to_accuracy import accuracy_columns, configured, judge_runs, train_quietly, warm_up
 from sepconv.cli import explain_composition
 from sepconv.config import REPOSITORY, PeersConfig, TrainConfig, check, flatten, read
 from sepconv.costs import counting
@@ -170,7 +164,7 @@ def ours(config: PeersConfig) -> dict[str, TrainConfig]:
     """Our trainings by name: those of `config.experiments`, on this command's data and trainer, or its own."""
     if not config.experiments:
         return {"ours": configured(config)}
-    shared = [o for o in arguments() if re.match(r"[+~]*(data|trainer)[.=]", o)]
+    shared = [o for o in training_arguments() if re.match(r"[+~]*(data|trainer)[.=]", o)]
     trainings = {}
     for name in config.experiments:
         try:

@@ -7,7 +7,6 @@ from its start to its end, with everything in it.
 """
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from sepconv import InputError
+from sepconv.arguments import training_arguments
 from sepconv.benchmark.journal import Journal
 from sepconv.config import REPOSITORY, TimeToAccuracyConfig, TrainConfig, Training
 from sepconv.data.datasets import Dataset, load
@@ -51,7 +51,7 @@ def measure(config: TimeToAccuracyConfig, journal: Journal) -> dict[str, Any]:
     started = time.perf_counter()
     training, dataset = configured(config), load(config.data)
     warm_up(training, dataset)
-    overrides = arguments()
+    overrides = training_arguments()
     cold: list[dict[str, Any]] = []
     for seed in track(range(config.seed, config.seed + config.cold_rounds), "benchmark: cold training"):
         cold.append(result := journal.part(f"cold, seed {seed}", partial(train_cold, [*overrides, f"seed={seed}"])))
@@ -114,14 +114,6 @@ def train_quietly(training: TrainConfig, dataset: Dataset) -> Result:
     with tempfile.TemporaryDirectory() as folder, hushed():
         _, result = train(replace(training, runs=folder), [], time.time(), dataset)
     return result
-
-
-def arguments() -> list[str]:
-    """Arguments that make scripts/train.py train what this command's configuration describes, with any seed."""
-    command = HydraConfig.get()
-    groups = ("data", "model", "recipe", "trainer", "experiment")
-    choices = [f"{group}={choice}" for group in groups if (choice := command.runtime.choices[group])]
-    return choices + [o for o in command.overrides.task if re.match(r"[+~]*(data|model|recipe|trainer)[./]", o)]
 
 
 def train_afresh(overrides: list[str]) -> tuple[Result, float]:
