@@ -423,6 +423,32 @@ class ClaimsConfig:
 
 
 @dataclass(kw_only=True)
+class FrontierConfig:
+    """One run of `scripts/frontier.py`."""
+
+    data: DataConfig
+    recipe: RecipeConfig
+    trainer: TrainerConfig
+    epochs: dict[str, int]  # of each training, by data set; recipe.epochs refers to it
+    kinds: list[str] | None = None  # such as [separable,dense]; null: all
+    # parameters that the networks of a kind have, as nearly as widths allow; the defaults suit every kind
+    sizes: list[int] = number([2_700, 5_100, 12_700, 28_000, 56_000, 112_000, 294_000], least=1)
+    rates: list[float] = number([0.002, 0.006, 0.018], above=0)  # learning rates that validation chooses from
+    tuning_seed: int = number(1000, least=0, below=2**32)  # of the trainings that choose
+    seeds: list[int] = checked(check_seeds, [0, 1, 2, 3, 4])  # of those that are reported
+    jobs: int = number(2, least=0)  # trainings at a time, each on one thread; 0: the page is written, nothing trained
+    uncommitted: bool = False  # for a trial: also by code that is not committed
+    runs: str = path(f"{REPOSITORY}/runs/frontier")  # folder of the runs; finished ones are used again
+    output: str = path(f"{REPOSITORY}/docs/frontier")  # folder of the record, its page and its picture
+
+    def __post_init__(self) -> None:
+        check(self.tuning_seed not in self.seeds, "tuning_seed", self.tuning_seed, "a seed that is not one of seeds=")
+        for key in ("sizes", "rates"):
+            values = getattr(self, key)
+            check(len(set(values)) == len(values) > 0, key, values, "one or more, each once")
+
+
+@dataclass(kw_only=True)
 class RecordsConfig:
     """One run of `scripts/records.py`."""
 
@@ -452,8 +478,8 @@ class CostConfig:
             raise InputError("plot= draws what device= measures: give device=cpu or device=cuda too")
 
 
-SCHEMAS = (TrainConfig, EvaluateConfig, SeparateConfig, *SUITES.values(), CompareConfig, ClaimsConfig, RecordsConfig,
-           CostConfig)  # fmt: skip
+SCHEMAS = (TrainConfig, EvaluateConfig, SeparateConfig, *SUITES.values(), CompareConfig, ClaimsConfig, FrontierConfig,
+           RecordsConfig, CostConfig)  # fmt: skip
 
 
 @cache

@@ -1,0 +1,61 @@
+"""The frontier: what accuracy separable and dense networks reach at what cost, in one study."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from sepconv import InputError, files
+from sepconv.arguments import training_arguments
+from sepconv.config import FrontierConfig
+from sepconv.data.datasets import load
+from sepconv.study.frontier.networks import plan
+from sepconv.study.frontier.record import Record, Settings
+from sepconv.study.frontier.report import write_page
+from sepconv.study.frontier.trainings import Trainings
+from sepconv.terminal import CONSOLE
+from sepconv.training import runs
+from sepconv.training.trainer import stoppable
+
+
+def study(config: FrontierConfig, overrides: list[str]) -> None:
+    """Trains what lacks of the study that `config` describes, and writes its record, page and picture.
+
+    Raises InputError for data that are not there, code that is not committed, a record of other code or settings, a
+    folder that cannot be written, and, once all others are made, for trainings that failed.
+    """
+    folder = Path(config.output).expanduser()
+    path = folder / f"{config.data.name}.json"
+    before = Record.read(path) if path.exists() else None
+    if config.jobs:
+        go_on(config, overrides, path, before)
+    elif before is None:
+        raise InputError(f"jobs=0 writes the page of a record, and {path} is not there: give jobs=1 or more")
+    else:
+        write_page(before, folder)
+    CONSOLE.print(f"page in {folder.resolve()}/{config.data.name}.md", soft_wrap=True)
+
+
+def go_on(config: FrontierConfig, overrides: list[str], path: Path, before: Record | None) -> None:
+    """Makes the trainings that lack, and writes the record in `path` and its page as they come."""
+    dataset = load(config.data)
+    settings = Settings(data=config.data.name, rates=config.rates, tuning_seed=config.tuning_seed, seeds=config.seeds,
+                        jobs=config.jobs, command=runs.command_line("frontier", overrides))  # fmt: skip
+    networks = plan(config, dataset.shape, len(dataset.classes))
+    known = ([], []) if before is None else (list(before.diverged), list(before.rows.values()))
+    record = Record(settings, networks, *known)
+
+    def keep() -> None:
+        record.write(path)
+        write_page(record, path.parent)
+
+    trainings = Trainings(config, record, training_arguments(), keep)
+    held = Path(config.runs).expanduser() / config.data.name
+    try:
+        for folder in (path.parent, held):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output= or runs=") from error
+    with ExitStack() as stack:
+        stack.enter_context(files.lock(held, "studied"))
+        stack.enter_context(stoppable(lambda: "what is finished is kept, and the same command goes on from there"))
+        trainings.find()
+        trainings.make()

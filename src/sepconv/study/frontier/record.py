@@ -1,0 +1,206 @@
+"""The record of a frontier: what is to be trained, and each training's figures as its run recorded them."""
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sepconv import InputError, files
+from sepconv.reading import check_each, check_fields, read_json
+from sepconv.terminal import epochs
+
+TIMES = ("seconds", "ms_per_image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A kind of network at a size, trained for so many epochs."""
+
+    kind: str
+    size: int  # parameters aimed at
+    epochs: int
+    width: float
+    parameters: int
+    macs: int  # of one image's forward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training of a network."""
+
+    kind: str
+    size: int
+    epochs: int
+    rate: float  # the learning rate
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.size:,}, {epochs(self.epochs)} at {self.rate:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Training):
+    """A finished training. Accuracies are shares of 1."""
+
+    val_accuracy: float  # the best of its epochs
+    test_accuracy: float | None  # of that epoch's network; None of a training that chooses the learning rate
+    parameters: int
+    macs: int
+    seconds: float  # of training, validation and checkpoints included
+    ms_per_image: float | None  # in evaluation; None where that was too short to measure
+    device: str
+    torch: str
+    precision: str
+    commit: str | None
+    dirty: bool | None
+    code: str | None  # a hash of the code of that commit; None of code that is not committed
+    configuration: str  # a hash of all settings but the seed
+
+    @property
+    def training(self) -> Training:
+        return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is asked for."""
+
+    data: str
+    rates: list[float]  # learning rates that validation chooses from
+    tuning_seed: int  # of the trainings that it chooses by
+    seeds: list[int]  # of those that are reported
+    jobs: int  # trainings at a time
+    command: str
+
+
+class Record:
+    """A study of one data set, as far as it has come.
+
+    Args:
+        networks: from small ones to large ones, then those of the middle size that are trained longer.
+        diverged: trainings whose loss became infinite or NaN.
+        runs: finished trainings; there may be some that the study does not ask for.
+    """
+
+    def __init__(self, settings: Settings, networks: list[Network], diverged: list[Training], runs: list[Row]) -> None:
+        self.settings, self.networks = settings, networks
+        self.diverged = dict.fromkeys(diverged)
+        self.rows = {row.training: row for row in runs}
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        """Raises InputError for what is no record of a frontier."""
+        parts = {"networks": Network, "diverged": Training, "runs": Row}
+        values: dict[str, Any] = read_json(path)
+        try:
+            check_fields(Settings, "settings", values["settings"])
+            for name, schema in parts.items():
+                check_each(schema, name, values[name])
+            lists = {name: [schema(**each) for each in values[name]] for name, schema in parts.items()}
+            return cls(Settings(**values["settings"]), **lists)
+        except (InputError, LookupError, TypeError) as error:
+            raise InputError(f"{path} is not a record of scripts/frontier.py: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """Writes it, a line for each network and run."""
+        lists: dict[str, Iterable[Network | Training]] = {
+            "networks": self.networks, "diverged": self.diverged, "runs": self.rows.values()
+        }  # fmt: skip
+        parts = [f'"settings": {json.dumps(asdict(self.settings))}']
+        for name, items in lists.items():
+            lines = ",".join(f"\n{json.dumps(asdict(each))}" for each in items)
+            parts.append(f'"{name}": [{lines}]')
+        files.write(path, "{" + ",\n".join(parts) + "}\n")
+
+    @property
+    def epochs(self) -> int:
+        """The length of all trainings but those that are twice as long."""
+        return min(network.epochs for network in self.networks)
+
+    @property
+    def longer(self) -> list[Network]:
+        """The networks that are trained twice as long."""
+        return [network for network in self.networks if network.epochs > self.epochs]
+
+    def of_kind(self, kind: str) -> list[Network]:
+        """The networks of a kind, from small ones to large ones."""
+        return [network for network in self.networks if network.kind == kind and network.epochs == self.epochs]
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(network.kind for network in self.networks))
+
+    def tuning(self, network: Network) -> list[Training]:
+        """The trainings that choose a network's learning rate; none where there is one rate alone."""
+        rates = self.settings.rates
+        return [make_training(network, rate, self.settings.tuning_seed) for rate in rates] if len(rates) > 1 else []
+
+    def rate(self, network: Network) -> float | None:
+        """The learning rate of the best validation accuracy; None until it is known, and where every rate diverged."""
+        trainings = self.tuning(network)
+        if not trainings:
+            return self.settings.rates[0]
+        rows = [self.rows[training] for training in trainings if training in self.rows]
+        if not rows or any(self.is_missing(training) for training in trainings):
+            return None
+        return max(rows, key=lambda row: row.val_accuracy).rate
+
+    def trainings(self, network: Network) -> list[Training]:
+        """The trainings that are reported of a network, of each seed; none while its learning rate is not known."""
+        rate = self.rate(network)
+        return [] if rate is None else [make_training(network, rate, seed) for seed in self.settings.seeds]
+
+    def reported(self, network: Network) -> list[Row]:
+        """Those that are finished."""
+        return [self.rows[training] for training in self.trainings(network) if training in self.rows]
+
+    def is_complete(self, *networks: Network) -> bool:
+        """Whether every seed of `networks` is in."""
+        return all(len(self.reported(network)) == len(self.settings.seeds) for network in networks)
+
+    def is_missing(self, training: Training) -> bool:
+        return training not in self.rows and training not in self.diverged
+
+    def missing(self) -> Iterator[Training]:
+        """What can be trained by now, and was not."""
+        for network in self.networks:
+            yield from filter(self.is_missing, self.trainings(network) or self.tuning(network))
+
+    def left(self) -> list[Network]:
+        """The network of each training that is not in."""
+        left = []
+        for network in self.networks:
+            tuning = sum(map(self.is_missing, self.tuning(network)))
+            left += [network] * (tuning + len(self.settings.seeds) - len(self.reported(network)))
+        return left
+
+    @property
+    def planned(self) -> int:
+        """How many trainings there are in all."""
+        return sum(len(self.tuning(network)) + len(self.settings.seeds) for network in self.networks)
+
+    def accuracies(self, network: Network) -> list[float]:
+        """The test accuracies of the seeds that are in."""
+        return [row.test_accuracy for row in self.reported(network) if row.test_accuracy is not None]
+
+    def cost(self, network: Network, name: str) -> float | None:
+        """What a network costs: parameters, macs, or the median over seeds of seconds or ms_per_image.
+
+        None for a time that is not known, or not comparable, as runs were on several machines.
+        """
+        if name not in TIMES:
+            return float(getattr(network, name))
+        times = [getattr(row, name) for row in self.reported(network)]
+        if not times or None in times or len(self.devices) > 1:
+            return None
+        return float(statistics.median(times))
+
+    @property
+    def devices(self) -> list[str]:
+        return sorted({row.device for row in self.rows.values()})
+
+
+def make_training(network: Network, rate: float, seed: int) -> Training:
+    return Training(kind=network.kind, size=network.size, epochs=network.epochs, rate=rate, seed=seed)

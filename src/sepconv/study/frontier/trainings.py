@@ -1,0 +1,264 @@
+"""The trainings of a frontier: found among the runs of before, or made, each in a process of its own."""
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from sepconv import InputError
+from sepconv.config import CHECKOUT, REPOSITORY, FrontierConfig, TrainConfig, complete
+from sepconv.study.claims.lab import Lab
+from sepconv.study.compare import Run, list_runs, name_hardware, read_run
+from sepconv.study.frontier.networks import KINDS
+from sepconv.study.frontier.record import Network, Record, Row, Training
+from sepconv.terminal import CONSOLE, Progress, duration
+from sepconv.training import runs
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]  # of a run: the hash of its configuration, its seed
+
+POLL = 0.5  # seconds between looks at the trainings
+GROWTH = 0.6  # of a training's time with its MACs, as a power, for an estimate
+DIVERGED = "the loss became"  # is in the line of a training that diverged
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """A hash of all settings that a training's figures depend on, but for its seed."""
+    return hashlib.sha256(Lab.identity(replace(config, seed=0)).encode()).hexdigest()[:16]
+
+
+def hash_code(code: dict[str, Any]) -> str | None:
+    """A hash of what trains (sources, scripts, configurations) in a commit; None for code that is not committed."""
+    return None if code["dirty"] is not False else hash_trees(code["sha"])
+
+
+@cache
+def hash_trees(sha: str) -> str | None:
+    trees = [f"{sha}:{folder}" for folder in runs.CODE]
+    done = subprocess.run(["git", "-C", str(CHECKOUT), "rev-parse", *trees], capture_output=True)
+    return None if done.returncode else hashlib.sha256(done.stdout).hexdigest()[:16]
+
+
+@dataclass
+class Process:
+    """A training that is under way."""
+
+    process: "subprocess.Popen[bytes]"
+    errors: IO[bytes]  # its standard error
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def last_line(self) -> str:
+        """The last line of what it said to standard error."""
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def start(arguments: list[str]) -> Process:
+    """Starts scripts/train.py on one thread, in a group of its own: a signal at the terminal is for this process."""
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - for the process; a pipe could fill
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return Process(process, errors)
+
+
+class Trainings:
+    """Finds the trainings of a record in `config.runs`, and makes those that are not there.
+
+    Args:
+        arguments: of this command, for scripts/train.py.
+        keep: is called when the record has grown.
+
+    Raises InputError for code that is not committed, and a record of other code or settings.
+    """
+
+    def __init__(self, config: FrontierConfig, record: Record, arguments: list[str], keep: Callable[[], None]) -> None:
+        self.config, self.record, self.arguments, self.keep = config, record, arguments, keep
+        self.code = hash_code(runs.git_state())
+        if self.code is None and not config.uncommitted:
+            raise InputError("the code has changes that are not committed: commit them, or give uncommitted=true")
+        self.configurations: dict[tuple[Network, float], str] = {}
+        self.networks = {(each.kind, each.size, each.epochs): each for each in record.networks}
+        for row in record.rows.values():
+            asked = (row.kind, row.size, row.epochs) in self.networks
+            if row.code != self.code or (asked and row.configuration != self.configuration(row)):
+                raise InputError(
+                    f"the record has a run of other code or settings ({row}; commit {row.commit}): give another "
+                    "output=, train at that commit, or give jobs=0, which writes its page alone"
+                )
+        # what lies in there was begun by this code
+        self.folder = Path(config.runs).expanduser() / (self.code or "uncommitted")
+        self.finished: dict[Key, Run] = {}
+        self.known: set[Path] = set()  # directories of runs that are not read again
+        self.failed: dict[Training, str] = {}  # and why
+
+    def configuration(self, training: Training) -> str:
+        """The hash of a training's configuration."""
+        key = self.network(training), training.rate
+        if key not in self.configurations:
+            self.configurations[key] = fingerprint(self.configure(training))
+        return self.configurations[key]
+
+    def configure(self, training: Training) -> TrainConfig:
+        """The configuration of a training."""
+        config = self.config
+        optimizer = config.recipe.optimizer | {"lr": training.rate}
+        recipe = replace(config.recipe, epochs=training.epochs, optimizer=optimizer)
+        model = complete({"name": "separable", **self.options(training)})
+        return TrainConfig(data=config.data, model=model, recipe=recipe, trainer=config.trainer, seed=training.seed,
+                           runs=config.runs)  # fmt: skip
+
+    def describe(self, training: Training) -> list[str]:
+        """The arguments that make scripts/train.py train it."""
+        return [*self.arguments, "model=separable", *(f"model.{k}={v}" for k, v in self.options(training).items()),
+                f"recipe.epochs={training.epochs}", f"recipe.optimizer.lr={training.rate}", f"seed={training.seed}",
+                f"runs={self.folder}"]  # fmt: skip
+
+    def options(self, training: Training) -> dict[str, Any]:
+        """The network's, where they are not the defaults."""
+        return {"width": self.network(training).width, **KINDS[training.kind]}
+
+    def network(self, training: Training) -> Network:
+        return self.networks[training.kind, training.size, training.epochs]
+
+    def scan(self) -> dict[Key, Path]:
+        """Reads the runs that have finished since the last time; gives those that were stopped."""
+        stopped: dict[Key, Path] = {}
+        for path in list_runs(self.folder) if self.folder.is_dir() else []:
+            if path in self.known:
+                continue
+            try:
+                if (path / "result.json").exists():
+                    run = read_run(path)
+                    self.known.add(path)
+                    self.finished.setdefault((fingerprint(run.config), run.config.seed), run)
+                else:
+                    _, config, _ = runs.read_config(path)
+                    stopped[fingerprint(config), config.seed] = path
+            except InputError as error:
+                self.known.add(path)
+                log.warning("%s is left out: %s", path, error)
+        return stopped
+
+    def take(self, training: Training) -> bool:
+        """Adds a training to the record, where there is a finished run of it by this code."""
+        configuration = self.configuration(training)
+        run = self.finished.get((configuration, training.seed))
+        if run is None or hash_code(run.result.git) != self.code:
+            return False
+        result, chooses = run.result, training.seed == self.config.tuning_seed
+        rate = result.eval_images_per_second
+        self.record.rows[training] = Row(
+            **vars(training),
+            val_accuracy=result.val_accuracy,
+            test_accuracy=None if chooses else result.test_accuracy,
+            parameters=result.parameters,
+            macs=result.macs,
+            seconds=result.fit_seconds,
+            ms_per_image=None if rate is None else 1000 / rate,
+            device=name_hardware(result.device),
+            torch=result.versions["torch"] or "",
+            precision=result.precision,
+            commit=result.git["sha"],
+            dirty=result.git["dirty"],
+            code=self.code,
+            configuration=configuration,
+        )
+        return True
+
+    def find(self) -> None:
+        """Takes what is finished."""
+        self.scan()
+        while sum(map(self.take, list(self.record.missing()))):
+            pass  # the seeds of a learning rate that is known now
+        self.keep()
+
+    def make(self) -> None:
+        """Trains what is missing, `config.jobs` at a time.
+
+        Raises InputError, at the end, where some failed.
+        """
+        under_way: dict[Training, Process] = {}
+        try:
+            with Remaining(self.record) as progress:
+                while True:
+                    for training in self.record.missing():
+                        if len(under_way) < self.config.jobs and training not in under_way | self.failed:
+                            under_way[training] = self.begin(training)
+                    if not under_way:
+                        break
+                    time.sleep(POLL)
+                    for training in [each for each, process in under_way.items() if process.ended]:
+                        self.end(training, under_way.pop(training))
+                        progress.update()
+        finally:
+            for each in under_way.values():
+                each.process.terminate()
+            for each in under_way.values():
+                each.process.wait()
+        if self.failed:
+            training, reason = next(iter(self.failed.items()))
+            raise InputError(f"{len(self.failed)} trainings failed, the first ({training}) by: {reason}")
+
+    def begin(self, training: Training) -> Process:
+        """Starts a training, or continues its run that was stopped."""
+        stopped = self.scan().get((self.configuration(training), training.seed))
+        return start([f"resume={stopped}"] if stopped else self.describe(training))
+
+    def end(self, training: Training, process: Process) -> None:
+        """Takes a training that has ended."""
+        self.find()
+        if training in self.record.rows:
+            row = self.record.rows[training]
+            test = row.test_accuracy is not None
+            accuracy = f"{'test' if test else 'validation'} {row.test_accuracy if test else row.val_accuracy:.2%}"
+            CONSOLE.print(f"{training}: {accuracy}, {duration(row.seconds)}", soft_wrap=True)
+        elif DIVERGED in (line := process.last_line()):
+            self.record.diverged[training] = None
+            self.keep()
+            CONSOLE.print(f"{training}: diverged", soft_wrap=True)
+        else:
+            self.failed[training] = line or "its run is not of these settings and this code"
+            CONSOLE.print(f"{training}: failed", soft_wrap=True)
+
+
+class Remaining(Progress):
+    """How far a study is, and how long it takes by what its trainings took until now and by what is to be computed."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__("frontier: training", record.planned, record.planned - len(record.left()))
+        self.record = record
+        self.update()
+
+    def update(self) -> None:
+        """To be called when the record has grown."""
+        rows, left = self.record.rows.values(), self.record.left()
+        self.until: float | None = None
+        if rows:
+            pace = sum(row.seconds for row in rows) / sum(work(row.epochs, row.macs) for row in rows)
+            seconds = pace * sum(work(network.epochs, network.macs) for network in left)
+            self.until = time.monotonic() + seconds / self.record.settings.jobs
+        self.reach(self.record.planned - len(left))
+
+    def left(self) -> str:
+        return "" if self.until is None else f"{duration(max(0.0, self.until - time.monotonic()))} left"
+
+
+def work(epochs: int, macs: int) -> float:
+    """What a training takes, in some unit, to tell others' time by it."""
+    return float(epochs * macs**GROWTH)

@@ -1,0 +1,109 @@
+"""Which kind of network is better at equal cost: the differences, corrected for their number, and what they show."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from sepconv.study.frontier.record import Network, Record
+from sepconv.study.statistics import CONFIDENCE, Difference, holm
+
+MARGIN = 0.001  # an accuracy that differs by less is called equal: 0.1 point
+EDGE = 1.05  # times as much, or as little, as another kind costs at most that is still read as its end
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A network, less another kind at equal cost. The p-values are corrected for the number of such comparisons."""
+
+    network: Network
+    cost: float
+    difference: Difference
+    p: float  # of no difference
+    equivalence: float  # of a difference of MARGIN or more
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, equal or not shown."""
+        if self.p < 1 - CONFIDENCE:
+            return "better" if self.difference.estimate.mean > 0 else "worse"
+        return "equal" if self.equivalence < 1 - CONFIDENCE else "not shown"
+
+
+def compare(record: Record, kind: str, other: str, cost: str) -> list[Comparison] | None:
+    """Each network of `kind` less `other` at equal `cost`, those left out that cost more or less than any of `other`.
+
+    These are one family, for Holm's correction. None while a training of either kind lacks, or a cost is not known.
+    """
+    ours, theirs = record.of_kind(kind), record.of_kind(other)
+    networks = ours + theirs
+    costs = {network: value for network in networks if (value := record.cost(network, cost)) is not None}
+    if not record.is_complete(*networks) or len(costs) < len(networks):
+        return None
+    curve = {costs[network]: record.accuracies(network) for network in theirs}
+    found = {}
+    for network in ours:
+        if (references := read_curve(curve, costs[network])) is not None:
+            found[network] = Difference.welch(record.accuracies(network), references)
+    p_values = holm([1.0 if d.p is None else d.p for d in found.values()])
+    equivalences = [d.equivalence(MARGIN) for d in found.values()]
+    corrected = holm([1.0 if p is None else p for p in equivalences])
+    figures = zip(found.items(), p_values, corrected, strict=True)
+    return [Comparison(network, costs[network], difference, *both) for (network, difference), *both in figures]
+
+
+def read_curve(curve: dict[float, list[float]], cost: float) -> list[float] | None:
+    """The accuracy of each seed at `cost`; None where that is beyond the ends of the curve.
+
+    Args:
+        curve: of each cost, the accuracies of the seeds.
+
+    Between its points the curve is a cubic in the logarithm of the cost that rises where they rise (Fritsch and
+    Carlson, SIAM J. Numer. Anal. 17, 1980).
+    """
+    costs = sorted(curve)
+    if not costs[0] / EDGE <= cost <= costs[-1] * EDGE:
+        return None
+    if len(costs) == 1:
+        return curve[costs[0]]
+    place = np.log(min(max(cost, costs[0]), costs[-1]))
+    accuracies = PchipInterpolator(np.log(costs), np.array([curve[each] for each in costs]))(place)
+    return [float(accuracy) for accuracy in accuracies]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Two kinds at the middle size: the difference in accuracy as long as all are trained, and twice as long."""
+
+    kind: str
+    other: str
+    once: Difference
+    twice: Difference
+
+    @property
+    def changes(self) -> bool:
+        """Whether another kind is the better one, by the means."""
+        return self.once.estimate.mean * self.twice.estimate.mean < 0
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a difference at all, at either length, by its own p-value."""
+        return any(d.p is not None and d.p < 1 - CONFIDENCE for d in (self.once, self.twice))
+
+
+def orders(record: Record) -> list[Order] | None:
+    """Each pair of kinds at the middle size; None while a training of theirs lacks."""
+    pairs = {network.kind: (find(record, network), network) for network in record.longer}
+    if not record.is_complete(*(network for pair in pairs.values() for network in pair)):
+        return None
+    accuracies = {kind: [record.accuracies(network) for network in pair] for kind, pair in pairs.items()}
+    kinds = list(pairs)
+    return [
+        Order(kind, other, *map(Difference.welch, accuracies[kind], accuracies[other]))
+        for place, kind in enumerate(kinds) for other in kinds[place + 1 :]
+    ]  # fmt: skip
+
+
+def find(record: Record, longer: Network) -> Network:
+    """The network of which `longer` is the one that is trained twice as long."""
+    return next(network for network in record.of_kind(longer.kind) if network.size == longer.size)

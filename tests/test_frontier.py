@@ -1,0 +1,448 @@
+"""The frontier: its plan, its trainings, found and made, and what it says of made-up ones."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY, Outcome, refused
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from recorded import figures, write_run
+
+from sepconv import InputError, Stopped
+from sepconv.config import FrontierConfig, TrainConfig, read
+from sepconv.data.datasets import image_shape
+from sepconv.study.frontier import networks, report, trainings
+from sepconv.study.frontier.record import Network, Record, Row, Settings, make_training
+from sepconv.study.frontier.report import page, sentence
+from sepconv.study.frontier.trainings import Process, Remaining, Trainings
+from sepconv.study.frontier.verdicts import compare, orders, read_curve
+from sepconv.terminal import duration
+
+COMMIT = "c" * 40
+SPREAD = (-0.002, 0.0, 0.002)  # of three seeds
+
+
+def configuration(*overrides: str) -> FrontierConfig:
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        return read(FrontierConfig, compose("frontier", list(overrides)))
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+def test_every_kind_has_a_network_near_every_size(data: str) -> None:
+    config = configuration(f"data={data}")
+    plan = networks.plan(config, *image_shape(config.data))
+    assert config.recipe.epochs == {"mnist": 10, "cifar10": 15}[data]
+    found = {(network.kind, network.size, network.epochs) for network in plan}
+    assert len(found) == len(plan)
+    for size in config.sizes[1:]:
+        assert {kind for kind, *rest in found if rest == [size, config.recipe.epochs]} == set(networks.KINDS)
+    assert {kind for kind, *rest in found if rest == [28_000, 2 * config.recipe.epochs]} == set(networks.KINDS)
+    for network in plan:
+        if network.kind != "deep_dense":  # whose smallest has 5,000
+            assert network.parameters == pytest.approx(network.size, rel=0.06)
+
+
+def test_sizes_that_no_network_has() -> None:
+    with pytest.raises(InputError, match="sizes=50 is out of range"):
+        networks.plan(configuration("sizes=[50]"), (1, 16, 16), 10)
+
+
+# a made-up study: three sizes, the middle one twice as long; rates 0.01 and 0.1; seeds 0, 1, 2
+SETTINGS = Settings(data="cifar10", rates=[0.01, 0.1], tuning_seed=9, seeds=[0, 1, 2], jobs=1, command="command")
+
+
+def make_networks(*kinds: str) -> list[Network]:
+    lengths = ((1_000, 2), (10_000, 2), (100_000, 2), (10_000, 4))
+    return [Network(kind=kind, size=size, epochs=epochs, width=1.0, parameters=size, macs=10 * size)
+            for size, epochs in lengths for kind in kinds]  # fmt: skip
+
+
+def make_row(network: Network, rate: float, seed: int, val: float, test: float | None) -> Row:
+    return Row(
+        **vars(make_training(network, rate, seed)), val_accuracy=val, test_accuracy=test,
+        parameters=network.parameters, macs=network.macs, seconds=network.size / 100, ms_per_image=network.size / 1e5,
+        device="CPU, 1 thread", torch="2.15", precision="bf16-mixed", commit=COMMIT, dirty=False, code="code",
+        configuration="configuration",
+    )  # fmt: skip
+
+
+def make_record(*kinds: str, **less: float) -> Record:
+    """A complete study of separable networks; of each other kind, so much `less` accuracy."""
+    record = Record(SETTINGS, make_networks("separable", *less, *kinds), [], [])
+    for network in record.networks:
+        if network.kind not in kinds:
+            middle = {1_000: 0.6, 10_000: 0.7, 100_000: 0.8}[network.size] - less.get(network.kind, 0.0)
+            for rate in (0.01, 0.1):  # validation prefers 0.01
+                add(record, make_row(network, rate, 9, 0.9 - rate, None))
+            for seed, spread in enumerate(SPREAD):
+                add(record, make_row(network, 0.01, seed, 0.9, middle + spread))
+    return record
+
+
+def add(record: Record, row: Row) -> None:
+    record.rows[row.training] = row
+
+
+def test_validation_chooses_and_seeds_follow() -> None:
+    record = Record(SETTINGS, make_networks("separable")[:1], [], [])
+    (network,) = record.networks
+    assert record.planned == len(record.left()) == 5
+    assert [(each.rate, each.seed) for each in record.missing()] == [(0.01, 9), (0.1, 9)]
+    add(record, make_row(network, 0.01, 9, val=0.5, test=None))
+    assert record.rate(network) is None
+    add(record, make_row(network, 0.1, 9, val=0.6, test=None))
+    assert record.rate(network) == 0.1
+    assert [(each.rate, each.seed) for each in record.missing()] == [(0.1, 0), (0.1, 1), (0.1, 2)]
+    add(record, make_row(network, 0.01, 0, val=0.9, test=0.99))  # better in its test: at a rate not chosen
+    add(record, make_row(network, 0.1, 1, val=0.6, test=0.5))
+    assert record.accuracies(network) == [0.5]
+    assert not record.is_complete(network)
+    assert len(record.left()) == 2
+
+
+def test_a_rate_that_diverges_is_not_chosen() -> None:
+    record = Record(SETTINGS, make_networks("separable")[:1], [], [])
+    (network,) = record.networks
+    record.diverged[make_training(network, 0.1, 9)] = None
+    add(record, make_row(network, 0.01, 9, val=0.5, test=None))
+    assert record.rate(network) == 0.01
+    record.rows.clear()
+    record.diverged[make_training(network, 0.01, 9)] = None
+    assert record.rate(network) is None
+    assert not list(record.missing())
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    record = make_record(dense=0.1)
+    record.diverged[make_training(record.networks[0], 0.1, 1)] = None
+    record.write(tmp_path / "a.json")
+    again = Record.read(tmp_path / "a.json")
+    assert vars(again) == vars(record)
+    assert page(again) == page(record)
+    for broken in (
+        "[]",
+        "{}",
+        '{"settings": {}}',
+        (tmp_path / "a.json").read_text().replace('"seed": 9', '"seed": "9"'),
+    ):
+        (tmp_path / "b.json").write_text(broken)
+        with pytest.raises(InputError, match="is not a record"):
+            Record.read(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("less", "verdict", "words"),
+    [
+        (0.05, "better", "separable is better at 1 k to 100 k parameters (+5.00 to +5.00 points)"),
+        (-0.05, "worse", "dense is better at 1 k to 100 k parameters (-5.00 to -5.00 points)"),
+        (0.004, "not shown", "no difference is shown, nor that there is none at 1 k to 100 k parameters"),
+    ],
+)
+def test_verdicts(less: float, verdict: str, words: str) -> None:
+    record = make_record(dense=less)
+    for cost in ("parameters", "macs", "seconds", "ms_per_image"):
+        comparisons = compare(record, "separable", "dense", cost)
+        assert comparisons is not None
+        assert [each.verdict for each in comparisons] == [verdict] * 3
+        assert [each.difference.estimate.mean for each in comparisons] == pytest.approx([less] * 3)
+        assert words in sentence(record, "separable", "dense", cost)
+
+
+def test_equality_is_shown_where_seeds_hardly_differ() -> None:
+    record = make_record(dense=0.0)
+    for row in list(record.rows.values()):
+        if row.test_accuracy is not None:
+            add(record, replace(row, test_accuracy=round(row.test_accuracy, 1) + row.seed * 1e-5))
+    comparisons = compare(record, "separable", "dense", "macs")
+    assert comparisons is not None
+    assert [each.verdict for each in comparisons] == ["equal"] * 3
+    assert "the two are equal to within 0.1 point at 1 k to 100 k" in sentence(record, "separable", "dense", "macs")
+
+
+def test_p_values_are_corrected_for_their_number() -> None:
+    """What is alone shown is not shown among three."""
+    record = make_record(dense=0.006)
+    comparisons = compare(record, "separable", "dense", "parameters")
+    assert comparisons is not None
+    for each in comparisons:
+        assert each.difference.p is not None
+        assert each.difference.p < 0.05 < each.p == pytest.approx(3 * each.difference.p)
+        assert each.verdict == "not shown"
+
+
+def test_no_verdict_where_trainings_lack() -> None:
+    record = make_record("dense")
+    assert compare(record, "separable", "dense", "macs") is None
+    assert sentence(record, "separable", "dense", "macs") == "there is no verdict: trainings lack"
+    assert "**20 of 40 trainings are in.**" in page(record)
+    record = make_record(dense=0.1)
+    assert "All 40 trainings are in." in page(record)
+    network = record.of_kind("dense")[1]
+    row = record.rows.pop(make_training(network, 0.01, 2))
+    assert compare(record, "separable", "dense", "macs") is None
+    assert "separable is better at" not in page(record)
+    assert "**39 of 40 trainings are in.**" in page(record)
+    add(record, replace(row, device="another CPU"))
+    assert compare(record, "separable", "dense", "macs")
+    assert compare(record, "separable", "dense", "seconds") is None
+    assert sentence(record, "separable", "dense", "seconds") == "there is no verdict: no comparable times"
+
+
+def test_accuracy_is_read_off_the_other_kinds_curve() -> None:
+    """A kind of a tenth of the MACs stands against the network ten times as small, and its smallest against none."""
+    record = make_record(dense=0.0)
+    record.networks = [replace(each, macs=each.size) if each.kind == "separable" else each for each in record.networks]
+    comparisons = compare(record, "separable", "dense", "macs")
+    assert comparisons is not None
+    assert [each.network.size for each in comparisons] == [10_000, 100_000]
+    assert [each.difference.estimate.mean for each in comparisons] == pytest.approx([0.1, 0.1])
+    text = sentence(record, "separable", "dense", "macs")
+    assert "separable is better at 10 k, 100 k parameters" in text
+    assert "at 1 k parameters no dense network costs the same" in text
+
+
+def test_sizes_in_words() -> None:
+    every = [1_000, 2_700, 10_000, 28_000, 100_000]
+    assert report.listed(every, every) == "1 k to 100 k parameters"
+    assert report.listed([1_000, 2_700, 28_000], every) == "1 k, 2.7 k, 28 k parameters"
+    assert report.listed([1_000, 10_000, 28_000, 100_000], every) == "1 k, 10 k to 100 k parameters"
+
+
+def test_curve() -> None:
+    curve = {1.0: [0.1, 0.2], 10.0: [0.2, 0.4], 100.0: [0.3, 0.6]}
+    assert read_curve(curve, 10.0) == pytest.approx([0.2, 0.4])
+    assert read_curve(curve, 10**0.5) == pytest.approx([0.15, 0.3])
+    assert read_curve(curve, 103.0) == pytest.approx([0.3, 0.6])
+    assert read_curve(curve, 110.0) is None
+    assert read_curve(curve, 0.9) is None
+    assert read_curve({10.0: [0.5]}, 10.2) == [0.5]
+
+
+def test_order_when_trained_twice_as_long() -> None:
+    record = make_record(dense=0.05)
+    (order,) = orders(record) or []
+    assert not order.changes
+    assert "no two kinds change places" in page(record)
+    for row in list(record.rows.values()):
+        if row.kind == "dense" and row.epochs == 4 and row.test_accuracy is not None:
+            add(record, replace(row, test_accuracy=0.9 + row.seed / 1000))
+    (order,) = orders(record) or []
+    assert order.changes
+    assert order.shown
+    assert "these change places: separable and dense. P" in page(record)
+    for network in record.networks:
+        sign = 1 if network.epochs == 2 else -1
+        for seed, value in enumerate((0.6, 0.7, 0.8)):
+            test = value - 0.01 * sign * (network.kind == "dense")
+            add(record, make_row(network, 0.01, seed, 0.9, test))
+    assert "separable and dense (which is better is shown at neither length)" in page(record)
+    del record.rows[row.training]
+    assert orders(record) is None
+    assert "These trainings are not all in." in page(record)
+
+
+def test_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time that the trainings took until now, and the MACs of the others."""
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    record = make_record("dense")
+    assert len(record.left()) == 20
+    remaining = Remaining(record)
+    spent = sum(row.seconds for row in record.rows.values())
+    assert remaining.until == pytest.approx(spent)  # dense networks have as many MACs as the separable ones
+    assert "frontier: training 20 of 40" in str(remaining)
+    assert remaining.left() == f"{duration(spent)} left"
+    empty = Record(SETTINGS, make_networks("dense"), [], [])
+    assert Remaining(empty).left() == ""
+
+
+def test_every_kind_is_drawn() -> None:
+    assert set(report.KINDS) == set(networks.KINDS)
+    assert {kind for pair in report.QUESTIONS for kind in pair} == set(networks.KINDS)
+
+
+class Finished:
+    """A process that has ended."""
+
+    def poll(self) -> int:
+        return 0
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Study":
+    return Study(tmp_path, monkeypatch)
+
+
+class Study:
+    """A study whose trainings are made up at once, by the arguments that scripts/train.py would get."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path, self.started = path, list[list[str]]()
+        self.config = configuration(f"runs={path}", "sizes=[2700]", "kinds=[separable]", "seeds=[0,1]", "jobs=1",
+                                    "trainer=cpu", "rates=[0.002,0.006]")  # fmt: skip
+        self.code = {"sha": COMMIT, "dirty": False}
+        monkeypatch.setattr(trainings, "start", self.start)
+        monkeypatch.setattr(trainings, "hash_code", lambda code: None if code["dirty"] else code["sha"])
+        monkeypatch.setattr(trainings.runs, "git_state", lambda: {"sha": COMMIT, "dirty": False})
+        monkeypatch.setattr(trainings, "POLL", 0)
+        self.errors = b""
+
+    def start(self, arguments: list[str]) -> Process:
+        self.started.append(arguments)
+        if not self.errors and arguments[0].startswith("resume="):
+            run = Path(arguments[0].removeprefix("resume="))
+            self.finish(run, yaml.safe_load((run / "config.yaml").read_text()))
+        elif not self.errors:
+            with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+                config: Any = OmegaConf.to_container(compose("train", arguments), resolve=True)
+            run = write_run(Path(config["runs"], "digits/separable", str(len(self.started))), config, arguments)
+            self.finish(run, config)
+        return Process(Finished(), io.BytesIO(self.errors))  # type: ignore[arg-type]
+
+    def finish(self, run: Path, config: dict[str, Any]) -> None:
+        made = figures(seed=config["seed"], accuracy=0.9 + config["recipe"]["optimizer"]["lr"])
+        (run / "result.json").write_text(json.dumps(made | {"data": "digits", "git": self.code}))
+
+    def make(self, record: Record | None = None, **changes: Any) -> Record:
+        config = replace(self.config, **changes)
+        settings = replace(SETTINGS, data="digits", rates=config.rates, tuning_seed=1000, seeds=config.seeds)
+        plan = networks.plan(config, (1, 16, 16), 10)
+        made = Record(settings, plan, [], list(record.rows.values()) if record else [])
+        self.trainings = Trainings(config, made, ["data=digits", "trainer=cpu"], lambda: None)
+        self.trainings.find()
+        self.trainings.make()
+        return made
+
+
+def test_trainings_are_made_once(study: Study) -> None:
+    """Each as its arguments say, the seeds at the rate chosen; found again by their runs, and by the record alone."""
+    record = study.make()
+    assert len(study.started) == len(record.rows) == record.planned == 8
+    assert not record.left()
+    assert {record.rate(network) for network in record.networks} == {0.006}
+    chosen = [row.test_accuracy for row in record.rows.values() if row.seed != 1000]
+    assert chosen == [pytest.approx(0.906)] * 4
+    assert {row.test_accuracy for row in record.rows.values() if row.seed == 1000} == {None}
+    assert study.make().rows == record.rows
+    study.trainings.folder.rename(study.path / "gone")
+    assert study.make(record).rows == record.rows
+    assert len(study.started) == 8
+    more = study.make(record, seeds=[0, 1, 2])
+    assert len(study.started) == 10
+    assert len(more.rows) == 10
+
+
+def test_an_interrupted_training_is_resumed(study: Study) -> None:
+    study.make()
+    (first,) = study.path.glob("c*/digits/separable/1")
+    (first / "result.json").unlink()
+    study.make()
+    assert study.started[8:] == [[f"resume={first}"]]
+
+
+def test_runs_of_other_code_are_not_used(study: Study) -> None:
+    """Neither by a record, nor those that were made while the code changed."""
+    record = study.make()
+    for name in ("commit", "dirty"):
+        row = replace(next(iter(record.rows.values())), code=f"other {name}")
+        with pytest.raises(InputError, match="has a run of other code or settings"):
+            study.make(Record(SETTINGS, [], [], [row]))
+    with pytest.raises(InputError, match="other code or settings"):
+        study.make(record, recipe=replace(study.config.recipe, batch_size=64))
+    study.code = {"sha": COMMIT, "dirty": True}
+    with pytest.raises(InputError, match=r"2 trainings failed, .*not of these settings and this code"):
+        study.make(record, seeds=[0, 1, 2])
+
+
+def test_code_that_is_not_committed_is_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainings.runs, "git_state", lambda: {"sha": COMMIT, "dirty": True})
+    with pytest.raises(InputError, match="commit them, or give uncommitted=true"):
+        study.make()
+    study.code = {"sha": COMMIT, "dirty": True}
+    assert not study.make(uncommitted=True).left()
+
+
+def test_failures_are_told_at_the_end(study: Study) -> None:
+    study.errors = b"a line\nerror: no disk\n"
+    with pytest.raises(InputError, match=r"4 trainings failed, the first \(separable 2,700, .*\) by: error: no disk"):
+        study.make()
+    study.errors = b"error: the loss became nan in epoch 1, step 3: lower recipe.optimizer.lr\n"
+    record = study.make()
+    assert len(record.diverged) == 4
+    assert not list(record.missing())
+
+
+def test_a_stop_ends_what_is_under_way(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = []
+
+    class Running:
+        def poll(self) -> None:
+            raise Stopped(status=143)
+
+        def terminate(self) -> None:
+            stopped.append("terminate")
+
+        def wait(self) -> None:
+            stopped.append("wait")
+
+    monkeypatch.setattr(trainings, "start", lambda _: Process(Running(), io.BytesIO()))  # type: ignore[arg-type]
+    with pytest.raises(Stopped):
+        study.make()
+    assert stopped == ["terminate", "wait"]
+
+
+def test_settings_are_those_of_the_training(study: Study) -> None:
+    """What the study takes a training for, by its hash, is what its arguments come to."""
+    study.make()
+    for training in study.trainings.record.rows:
+        config = study.trainings.configure(training)
+        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+            composed = read(TrainConfig, compose("train", study.trainings.describe(training)))
+        assert (
+            trainings.fingerprint(composed) == trainings.fingerprint(config) == study.trainings.configuration(training)
+        )
+        assert trainings.fingerprint(replace(config, seed=5)) == trainings.fingerprint(config)
+        assert trainings.fingerprint(
+            replace(config, recipe=replace(config.recipe, epochs=99))
+        ) != trainings.fingerprint(config)
+
+
+def test_study_of_digits(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    """The command trains, in processes of one thread, writes record, page and picture, and finds all of it again."""
+    arguments = ["trainer=cpu", "recipe.epochs=1", "kinds=[dense]", "sizes=[2700]", "rates=[0.006]", "seeds=[0,1]",
+                 f"runs={tmp_path}/runs", f"output={tmp_path}/out", "uncommitted=true"]  # fmt: skip
+    outcome = command("frontier", *arguments)
+    assert outcome.status == 0, outcome.err
+    record = Record.read(tmp_path / "out/digits.json")
+    assert {(row.epochs, row.seed) for row in record.rows.values()} == {(1, 0), (1, 1), (2, 0), (2, 1)}
+    assert all(row.device.endswith(", 1 thread") for row in record.rows.values())
+    results = sorted((tmp_path / "runs").rglob("result.json"))
+    assert len(results) == 4
+    written = json.loads(results[0].read_text())
+    assert written["parameters"] == record.networks[0].parameters
+    assert written["macs"] == record.networks[0].macs
+    text = (tmp_path / "out/digits.md").read_text()
+    assert text == page(record)
+    assert "All 4 trainings are in." in text
+    assert (tmp_path / "out/digits.png").stat().st_size > 5_000
+    before = (tmp_path / "out/digits.json").read_text()
+    assert command("frontier", *arguments).status == 0
+    assert sorted((tmp_path / "runs").rglob("result.json")) == results
+    assert (tmp_path / "out/digits.json").read_text() == before
+    (tmp_path / "out/digits.md").unlink()
+    assert command("frontier", "jobs=0", f"output={tmp_path}/out").status == 0
+    assert (tmp_path / "out/digits.md").read_text() == text
+
+
+def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    refused(command("frontier", "kinds=[spatial]", f"output={tmp_path}", "uncommitted=true"), "unknown kinds=spatial")
+    refused(command("frontier", "seeds=[0,1000]"), "tuning_seed=1000", "seeds=")
+    refused(command("frontier", "rates=[]"), "rates=[]", "one or more")
+    refused(command("frontier", "sizes=[5,5]"), "sizes=[5, 5]", "each once")
+    refused(command("frontier", "jobs=0", f"output={tmp_path}"), "jobs=0", "is not there")
+    refused(command("frontier", "output=/dev/null/x", "uncommitted=true"), "cannot write", "output=")
