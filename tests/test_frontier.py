@@ -23,6 +23,8 @@ from sepconv.study.frontier.report import page, sentence
 from sepconv.study.frontier.trainings import Process, Remaining, Trainings
 from sepconv.study.frontier.verdicts import compare, orders, read_curve
 from sepconv.terminal import duration
+from sepconv.training import runs
+from sepconv.training.runs import fingerprint
 
 COMMIT = "c" * 40
 SPREAD = (-0.002, 0.0, 0.002)  # of three seeds
@@ -287,8 +289,8 @@ class Study:
                                     "trainer=cpu", "rates=[0.002,0.006]")  # fmt: skip
         self.code = {"sha": COMMIT, "dirty": False}
         monkeypatch.setattr(trainings, "start", self.start)
-        monkeypatch.setattr(trainings, "hash_code", lambda code: None if code["dirty"] else code["sha"])
-        monkeypatch.setattr(trainings.runs, "git_state", lambda: {"sha": COMMIT, "dirty": False})
+        monkeypatch.setattr(runs, "hash_code", lambda code: None if code["dirty"] else code["sha"])
+        monkeypatch.setattr(runs, "current_code", lambda: {"sha": COMMIT, "dirty": False})
         monkeypatch.setattr(trainings, "POLL", 0)
         self.errors = b""
 
@@ -360,7 +362,7 @@ def test_runs_of_other_code_are_not_used(study: Study) -> None:
 
 
 def test_code_that_is_not_committed_is_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainings.runs, "git_state", lambda: {"sha": COMMIT, "dirty": True})
+    monkeypatch.setattr(runs, "current_code", lambda: {"sha": COMMIT, "dirty": True})
     with pytest.raises(InputError, match="commit them, or give uncommitted=true"):
         study.make()
     study.code = {"sha": COMMIT, "dirty": True}
@@ -403,13 +405,9 @@ def test_settings_are_those_of_the_training(study: Study) -> None:
         config = study.trainings.configure(training)
         with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
             composed = read(TrainConfig, compose("train", study.trainings.describe(training)))
-        assert (
-            trainings.fingerprint(composed) == trainings.fingerprint(config) == study.trainings.configuration(training)
-        )
-        assert trainings.fingerprint(replace(config, seed=5)) == trainings.fingerprint(config)
-        assert trainings.fingerprint(
-            replace(config, recipe=replace(config.recipe, epochs=99))
-        ) != trainings.fingerprint(config)
+        assert fingerprint(composed) == fingerprint(config) == study.trainings.configuration(training)
+        assert fingerprint(replace(config, seed=5)) == fingerprint(config)
+        assert fingerprint(replace(config, recipe=replace(config.recipe, epochs=99))) != fingerprint(config)
 
 
 def test_study_of_digits(command: Callable[..., Outcome], tmp_path: Path) -> None:

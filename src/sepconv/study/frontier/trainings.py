@@ -1,6 +1,5 @@
 """The trainings of a frontier: found among the runs of before, or made, each in a process of its own."""
 
-import hashlib
 import logging
 import os
 import subprocess
@@ -9,13 +8,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from sepconv import InputError
-from sepconv.config import CHECKOUT, REPOSITORY, FrontierConfig, TrainConfig, complete
-from sepconv.study.claims.lab import Lab
+from sepconv.config import REPOSITORY, FrontierConfig, TrainConfig, complete
 from sepconv.study.compare import Run, list_runs, name_hardware, read_run
 from sepconv.study.frontier.networks import KINDS
 from sepconv.study.frontier.record import Network, Record, Row, Training
@@ -29,23 +26,6 @@ Key = tuple[str, int]  # of a run: the hash of its configuration, its seed
 POLL = 0.5  # seconds between looks at the trainings
 GROWTH = 0.6  # of a training's time with its MACs, as a power, for an estimate
 DIVERGED = "the loss became"  # is in the line of a training that diverged
-
-
-def fingerprint(config: TrainConfig) -> str:
-    """A hash of all settings that a training's figures depend on, but for its seed."""
-    return hashlib.sha256(Lab.identity(replace(config, seed=0)).encode()).hexdigest()[:16]
-
-
-def hash_code(code: dict[str, Any]) -> str | None:
-    """A hash of what trains (sources, scripts, configurations) in a commit; None for code that is not committed."""
-    return None if code["dirty"] is not False else hash_trees(code["sha"])
-
-
-@cache
-def hash_trees(sha: str) -> str | None:
-    trees = [f"{sha}:{folder}" for folder in runs.CODE]
-    done = subprocess.run(["git", "-C", str(CHECKOUT), "rev-parse", *trees], capture_output=True)
-    return None if done.returncode else hashlib.sha256(done.stdout).hexdigest()[:16]
 
 
 @dataclass
@@ -89,7 +69,7 @@ class Trainings:
 
     def __init__(self, config: FrontierConfig, record: Record, arguments: list[str], keep: Callable[[], None]) -> None:
         self.config, self.record, self.arguments, self.keep = config, record, arguments, keep
-        self.code = hash_code(runs.git_state())
+        self.code = runs.hash_code(runs.current_code())
         if self.code is None and not config.uncommitted:
             raise InputError("the code has changes that are not committed: commit them, or give uncommitted=true")
         self.configurations: dict[tuple[Network, float], str] = {}
@@ -111,7 +91,7 @@ class Trainings:
         """The hash of a training's configuration."""
         key = self.network(training), training.rate
         if key not in self.configurations:
-            self.configurations[key] = fingerprint(self.configure(training))
+            self.configurations[key] = runs.fingerprint(self.configure(training))
         return self.configurations[key]
 
     def configure(self, training: Training) -> TrainConfig:
@@ -146,10 +126,10 @@ class Trainings:
                 if (path / "result.json").exists():
                     run = read_run(path)
                     self.known.add(path)
-                    self.finished.setdefault((fingerprint(run.config), run.config.seed), run)
+                    self.finished.setdefault((runs.fingerprint(run.config), run.config.seed), run)
                 else:
                     _, config, _ = runs.read_config(path)
-                    stopped[fingerprint(config), config.seed] = path
+                    stopped[runs.fingerprint(config), config.seed] = path
             except InputError as error:
                 self.known.add(path)
                 log.warning("%s is left out: %s", path, error)
@@ -159,7 +139,7 @@ class Trainings:
         """Adds a training to the record, where there is a finished run of it by this code."""
         configuration = self.configuration(training)
         run = self.finished.get((configuration, training.seed))
-        if run is None or hash_code(run.result.git) != self.code:
+        if run is None or {runs.hash_code(code) for code in (run.result.git, *run.result.git_later)} != {self.code}:
             return False
         result, chooses = run.result, training.seed == self.config.tuning_seed
         rate = result.eval_images_per_second
