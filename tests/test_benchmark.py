@@ -71,6 +71,8 @@ def test_networks_against_their_dense_twins(
     assert [(row["network"], row["batch_size"]) for row in record["networks"]] == places
     for row in record["networks"]:
         assert row["macs"]["dense"] > row["macs"]["separable"]
+        for conv, macs in row["macs"].items():  # each gradient as much again; the images' is not computed
+            assert 2 * macs < row["training_macs"][conv] < 3 * macs
         for part in ("training", "evaluation"):
             rates = row[part]["images_per_second"]
             assert len(rates["separable"]) == len(rates["dense"]) == 2

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,20 @@ from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from recorded import configuration, figures, write_run
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from sepconv import InputError, Stopped
 from sepconv.config import ClaimsConfig, TrainConfig, read
+from sepconv.costs import roofline
+from sepconv.costs.roofline import Machine
 from sepconv.data.datasets import load
 from sepconv.data.module import ImageData
+from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
 from sepconv.reading import read_json
 from sepconv.study.claims import CLAIMS, arithmetic, lab, sentence
 from sepconv.study.claims.finding import Cell, Number, Paired, conclude, judge, read_cell, write_cell
+from sepconv.study.claims.layers import CHANNELS, training_calls, training_pass
 from sepconv.study.claims.report import Written, claims_page
 from sepconv.study.statistics import Difference
 from sepconv.training import runs
@@ -191,6 +198,48 @@ def test_what_is_no_record_of_findings(tmp_path: Path, change: dict[str, Any]) -
     (tmp_path / "claims/digits.json").write_text(json.dumps({"C1": broken}))
     with pytest.raises(InputError, match=r"digits.json is not a record of its kind"):
         claims_page(tmp_path, {"C1": "It is so."})
+
+
+class Counter(TorchDispatchMode):
+    """Adds up torch's own count of each operation; FlopCounterMode does not take torch.autograd.grad."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def test_layers_in_training_count_what_is_timed() -> None:
+    """C12: the input's gradient is computed, as within a network, so that it is counted; torch's counter agrees."""
+    cpu, ratios = torch.device("cpu"), []
+    for channels in CHANNELS:
+        flops = {}
+        for name, block in (("dense", ConvNormActivation), ("separable", partial(depthwise_separable, between=False))):
+            net = block(channels, channels, norm_layer=None, activation_layer=None)
+            calls = training_calls(net, channels, 2, "fp32", cpu)
+            flops[name] = sum(call.flop for call in calls)
+            if name == "dense" and channels <= 32:
+                timed = training_pass(net, channels, 2, "fp32", cpu)
+                with Counter() as counter:
+                    timed()
+                assert counter.flops == flops[name]
+        ratios.append(round(flops["dense"] / flops["separable"], 2))
+    assert ratios == [4.24, 5.76, 7.02, 7.89, 8.41, 8.69, 8.84]  # 1 / (1/C + 1/9)
+
+
+def test_a_share_above_a_peak_is_no_finding(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Machine({"kind": "cpu", "name": "paper", "threads": 1}, {1: 1.0}, {"fp32": 1.0, "bf16": 1.0})
+    monkeypatch.setattr(roofline, "measure_machine", lambda device: slow)
+    monkeypatch.setattr(roofline, "REPEATS", 1)
+    monkeypatch.setattr("sepconv.study.claims.layers.CHANNELS", (8,))
+    outcome = command("claims", "only=[C12]", f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu")
+    refused(outcome, "the measurement is wrong", "measure again")
+    assert "C12" not in "".join(path.read_text() for path in tmp_path.glob("claims/*.json"))
 
 
 def test_verdicts() -> None:

@@ -250,6 +250,16 @@ def test_backward_of_depthwise() -> None:
     assert (first.macs_data_gradient, first.macs_weight_gradient) == (0, 2 * 9 * 11 * 3 * 8)
 
 
+def test_gradient_of_the_images() -> None:
+    """Asked for, as of a layer within a network, the first layer's data gradient counts too."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    plain, within = layers(net, (3, 9, 9)), layers(net, (3, 9, 9), image_gradient=True)
+    assert [row.gradient for row in plain] == [False, True, True]
+    assert [row.gradient for row in within] == [True, True, True]
+    assert (plain[0].macs_data_gradient, within[0].macs_data_gradient) == (0, plain[0].macs)
+    assert total(within).macs_backward == total(plain).macs_backward + plain[0].macs == 2 * total(plain).macs
+
+
 def test_frozen_layers_take_no_gradient() -> None:
     """No weight gradient for a frozen layer, and no data gradient before the first layer that learns."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))

@@ -467,7 +467,7 @@ class CostConfig:
     batch: int = number(1, least=1, below=2**31)  # images at once, for which weights are read once; figures are its
     dtype: str = one_of("fp32", "bf16")  # of maps and weights
     format: str = one_of("table", "json", "csv", "markdown")  # csv: the layers alone
-    device: str | None = one_of("cpu", "cuda", default=None)  # measure its roofline and the layers' times; null: none
+    device: str | None = one_of("cpu", "cuda", default=None)  # measure its roofline, layers and steps; null: none
     plot: str | None = path(None, check_picture)  # file of a picture of the roofline; needs device
     # file of a picture of each spatial layer's effective receptive field
     receptive_field: str | None = path(None, check_picture)

@@ -34,7 +34,8 @@ def measure(config: NetworksConfig, journal: Journal) -> dict[str, Any]:
     seconds or more.
 
     Returns:
-        For each network and batch size: MACs, rates of each turn, and ratios separable / dense of each pair of turns.
+        For each network and batch size: an image's MACs, of a forward pass and of a training step; rates of each turn,
+        and ratios separable / dense of each pair of turns.
 
     Raises:
         InputError: for a configuration or data that cannot be used.
@@ -58,16 +59,18 @@ def measure_network(config: NetworksConfig, dataset: Dataset, name: str, batch_s
     """The record of a network and its dense twin on batches of a size; `dataset` is on the device."""
     device, images = dataset.pixels.device, describe_images(dataset)
     precision = resolve_precision(config.recipe.precision, device)
-    loops, macs = {}, {}
+    loops, macs, training_macs = {}, {}, {}
     # a captured step is of one size; turns last as long as they do, so no schedule has an end to go to
     recipe = replace(config.recipe, batch_size=batch_size, schedule="constant")
     for conv in ("separable", "dense"):
         L.seed_everything(config.seed, verbose=False)
         classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset, images)
-        macs[conv] = counting.macs(classifier.net, dataset.shape)
+        cost = counting.total(counting.layers(classifier.net, dataset.shape))
+        macs[conv], training_macs[conv] = cost.macs, cost.macs + cost.macs_backward
         loops[conv] = BareLoop(classifier, dataset, precision, 1, config.seed, config.trainer)
     step = {conv: bare.form for conv, bare in loops.items()}
-    row: dict[str, Any] = {"network": name, "batch_size": batch_size, "macs": macs, "step": step}
+    row: dict[str, Any] = {"network": name, "batch_size": batch_size, "macs": macs, "training_macs": training_macs,
+                           "step": step}  # fmt: skip
     batch = dataset.train[:batch_size]
     for part, call in (("training", BareLoop.step), ("evaluation", BareLoop.classify)):
         calls = {conv: partial(call, bare, batch) for conv, bare in loops.items()}
@@ -97,11 +100,16 @@ def rate_of(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def table(record: dict[str, Any]) -> Table:
-    """A row a network and batch size."""
+    """A row a network and batch size; MACs of training where the record has them."""
+
+    def fewer(row: dict[str, Any], key: str) -> str:
+        return f"{row[key]['dense'] / row[key]['separable']:.1f}" if key in row else ""
+
     columns = [
         Column("network", lambda row: row["network"]),
         Column("batch size", lambda row: str(row["batch_size"])),
-        Column("times fewer MACs", lambda row: f"{row['macs']['dense'] / row['macs']['separable']:.1f}"),
+        Column("times fewer MACs", lambda row: fewer(row, "macs")),
+        Column("times fewer MACs in training", lambda row: fewer(row, "training_macs")),
         Column("times as fast in training", lambda row: write_spread(row["training"])),
         Column("in evaluation", lambda row: write_spread(row["evaluation"])),
         Column("turns", lambda row: str(len(row["training"]["images_per_second"]["separable"]))),

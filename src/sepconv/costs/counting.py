@@ -43,6 +43,8 @@ class Layer:
     macs: int = 0
     macs_data_gradient: int = 0  # none where nothing before the layer learns, as in the first
     macs_weight_gradient: int = 0
+    gradient: bool = False  # whether training needs that of its input
+    block: str = ""  # the module that calls it
     read: int = 0  # elements of its input maps
     written: int = 0  # elements of its output maps
     weights: int = 0  # elements of its parameters and buffers
@@ -89,16 +91,21 @@ def macs(net: nn.Module, shape: tuple[int, int, int]) -> int:
     return sum(layer.macs for layer in layers(net, shape))
 
 
-def layers(net: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> list[Layer]:
+def layers(net: nn.Module, shape: tuple[int, int, int], batch: int = 1, image_gradient: bool = False) -> list[Layer]:
     """The layers of `net`, in the order that they run in, in evaluation, on `batch` images of `shape` (C, H, W).
 
     A layer that moves nothing in evaluation (flattening, dropout) is left out. Counts are for the whole batch.
-    Raises InputError where images of this shape do not go through the network.
+
+    Args:
+        image_gradient: count the gradient of the images too, as of maps: for layers that stand within a network.
+
+    Raises:
+        InputError: images of this shape do not go through the network.
     """
     meta = copy.deepcopy(net).to("meta").eval()
     try:
         images = torch.empty(batch, *shape, device="meta")
-        recorder = _Recorder(meta, images)
+        recorder = _Recorder(meta, images, image_gradient)
         with torch.no_grad(), recorder:
             meta(images)
     except RuntimeError as error:  # torch's answer to shapes that do not fit
@@ -138,11 +145,11 @@ class _State:
 class _Recorder(TorchDispatchMode):
     """Follows every operation of a network, and puts each to the layer that it belongs to."""
 
-    def __init__(self, net: nn.Module, images: Tensor) -> None:
+    def __init__(self, net: nn.Module, images: Tensor, image_gradient: bool) -> None:
         super().__init__()
         self.layers: list[Layer] = []
         self.states = WeakTensorKeyDictionary()
-        self.states[images] = _State(IMAGE, learns=False)
+        self.states[images] = _State(IMAGE, learns=image_gradient)
         self.counted: set[int] = set()  # parameters, by id
         self.path = [""]
         self.open: Layer | None = None  # the layer that runs now
@@ -165,8 +172,11 @@ class _Recorder(TorchDispatchMode):
             self.end(out)
 
     def begin(self, name: str, kind: str, call: Any, arguments: tuple[Any, ...], weights: list[Tensor]) -> None:
-        fed_by = frozenset[int]().union(*(self.state(tensor).fed_by for tensor in tensors_in(arguments)))
-        self.open = Layer(name, kind, fed_by=fed_by, call=call, arguments=arguments)
+        states = [self.state(tensor) for tensor in tensors_in(arguments)]
+        fed_by = frozenset[int]().union(*(state.fed_by for state in states))
+        gradient = any(state.learns for state in states if state.field is not None)
+        block = self.path[-1] if call is not None else self.path[-2]
+        self.open = Layer(name, kind, gradient=gradient, block=block, fed_by=fed_by, call=call, arguments=arguments)
         self.weights, self.moves = weights, False
 
     def end(self, out: Any) -> None:

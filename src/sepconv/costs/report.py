@@ -1,8 +1,10 @@
 """What `scripts/cost.py` prints: a network's layers, its dense twin, and what a machine makes of them."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -14,9 +16,11 @@ from sepconv.costs import counting, roofline, twin
 from sepconv.costs.counting import Layer
 from sepconv.costs.effective_receptive_field import effective_side, gradient_maps, spatial_layers
 from sepconv.data.datasets import image_shape
-from sepconv.devices import describe_device
+from sepconv.devices import describe_device, keep_freed_memory
 from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 Drawing = Callable[[Any], Any]  # takes the module sepconv.costs.plots, which waits for matplotlib, and gives a figure
@@ -124,21 +128,42 @@ def add_effective_sides(result: Record, net: nn.Module, layers: list[Layer], dev
 
 
 def add_times(result: Record, net: nn.Module, layers: list[Layer], device: torch.device, config: CostConfig) -> Drawing:
-    """Adds the device's roofline and the time of each layer and of the whole network; gives what draws it."""
-    seconds = roofline.time_layers(net, layers, device, config.dtype)
+    """Adds the device's roofline, the time of each layer, and the steps of the network and of its dense twin.
+
+    A batch of one image is not trained: a norm's statistics may be of a single value.
+
+    Returns:
+        What draws the roofline.
+    """
+    keep_freed_memory()  # as a training does
+    shape, dtype = result["shape"], config.dtype
+    seconds = roofline.time_layers(net, layers, device, dtype)
     machine = roofline.measure_machine(device)
     for layer, row, measured in zip(layers, result["layers"], seconds, strict=True):
         row |= {
-            "bound": machine.bound(layer, config.dtype),
-            "predicted_seconds": machine.seconds(layer, config.dtype),
+            "bound": machine.bound(layer, dtype),
+            "predicted_seconds": machine.seconds(layer, dtype),
             "measured_seconds": measured,
             "flop_per_second": 2 * layer.macs / measured,
         }
     for key in ("predicted_seconds", "measured_seconds"):
         result["total"][key] = sum(row[key] for row in result["layers"])
-    result["machine"] = asdict(machine)
-    result["network_seconds"] = roofline.time_network(net, result["shape"], config.batch, device, config.dtype)
-    return lambda plots: plots.draw_roofline(machine, layers, seconds, config.dtype)
+    for row in (*result["layers"], result["total"]):
+        row["share"] = row["predicted_seconds"] / row["measured_seconds"]
+    result["machine"] = asdict(machine) | {"bandwidth": machine.bandwidth}
+    dense = twin.dense_twin(config.model, shape, result["classes"]) if result["comparison"] else None
+    nets = {result["model"]: net} | ({"dense twin": dense} if dense else {})
+    parts = (True, False) if config.batch > 1 else (False,)
+    result["steps"] = [
+        {"network": name} | asdict(roofline.measure_step(each, shape, config.batch, machine, dtype, training))
+        for training in parts
+        for name, each in nets.items()
+    ]
+    shares = {row["name"]: row["share"] for row in result["layers"]}
+    shares |= {call["call"]: call["share"] for step in result["steps"] for call in step["calls"]}
+    if wrong := roofline.above_peak(shares):
+        log.warning(wrong)
+    return lambda plots: plots.draw_roofline(machine, layers, seconds, dtype)
 
 
 def show(result: Record, form: str) -> None:
@@ -180,10 +205,12 @@ def tables(result: Record) -> list[Table]:
     if machine := result.get("machine"):
         peaks = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in machine["flops"].items())
         title = (
-            f"Roofline of {', '.join(map(str, machine['device'].values()))}: {machine['bandwidth'] / 1e9:,.1f} GB/s, "
-            f"{peaks}; whole network {microseconds(result['network_seconds'])} us"
+            f"Roofline of {', '.join(map(str, machine['device'].values()))}: {machine['bandwidth'] / 1e9:,.1f} GB/s "
+            f"from memory, up to {max(machine['bandwidths'].values()) / 1e9:,.1f} from a cache, {peaks}"
         )
         sections.append(Table(title, ROOFLINE_COLUMNS, rows))
+        title = f"Steps of {result['batch']} images: by the peaks, as the sum of their kernels alone, and measured"
+        sections.append(Table(title, STEP_COLUMNS, result["steps"]))
     return sections
 
 
@@ -222,6 +249,10 @@ def microseconds(value: float) -> str:
     return f"{value * 1e6:,.1f}"
 
 
+def milliseconds(value: float) -> str:
+    return f"{value * 1e3:,.2f}"
+
+
 count, decimal, ratio = "{:,}".format, "{:.2f}".format, "{:.4f}".format
 
 LAYER_COLUMNS = [
@@ -257,7 +288,20 @@ ROOFLINE_COLUMNS = [
     column("bound by", "bound"),
     column("predicted us", "predicted_seconds", microseconds),
     column("measured us", "measured_seconds", microseconds),
+    column("of the roof", "share", "{:.0%}".format),
     column("GFLOP/s", "flop_per_second", lambda rate: f"{rate / 1e9:,.1f}"),
+]
+STEP_COLUMNS = [
+    column("network", "network"),
+    Column("part", itemgetter("part"), left=True),
+    Column("kernels called", lambda step: str(len(step["calls"]))),
+    Column("MiB moved", lambda step: f"{sum(call['moved_bytes'] for call in step['calls']) / 2**20:,.1f}"),
+    Column("GFLOP", lambda step: f"{sum(call['flop'] for call in step['calls']) / 1e9:,.2f}"),
+    column("ms by the peaks", "least_seconds", milliseconds),
+    column("kernels alone", "alone_seconds", milliseconds),
+    column("measured", "measured_seconds", milliseconds),
+    Column("measured / peaks", lambda step: f"{step['measured_seconds'] / step['least_seconds']:.2f}"),
+    Column("measured / alone", lambda step: f"{step['measured_seconds'] / step['alone_seconds']:.2f}"),
 ]
 SWEEP_COLUMNS = [
     column("C_in", "in_channels", count),

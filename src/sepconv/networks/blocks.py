@@ -95,7 +95,7 @@ def run(
     block: fused.Fusible,
     parts: Iterable[nn.Module],
     input: Tensor,
-    shortcut: nn.Module | None = None,
+    shortcut: Callable[[Tensor], Tensor] | None = None,
     activation: nn.Module | None = None,
 ) -> Tensor:
     """`parts` of `block`, one after the other: what the kernels compute as one, by those.

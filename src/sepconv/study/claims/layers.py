@@ -10,8 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from sepconv.costs import counting, roofline
+from sepconv import InputError
+from sepconv.costs import counting, passes, roofline
 from sepconv.costs.effective_receptive_field import MASS, effective_side, gradient_maps, spatial_layers
+from sepconv.costs.passes import Call
 from sepconv.costs.roofline import OUT_CHANNELS, REPEATS
 from sepconv.devices import describe_device
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
@@ -101,27 +103,30 @@ def speed_in_training(lab: Lab) -> Finding:
     """Separable convolution does not suit a GPU: two steps in series, and an intermediate map to move."""
     batch, dtype = (128, "bf16") if lab.device.type == "cuda" else (32, "fp32")
     machine = roofline.measure_machine(lab.device)
-    rows, gains, macs = [], {}, {}
+    rows, gains, macs, shares = [], {}, {}, {}
     for channels in track(CHANNELS, "layers: width"):
         nets: dict[str, nn.Module] = {
             "dense": ConvNormActivation(channels, channels, norm_layer=None, activation_layer=None),
             "separable": depthwise_separable(channels, channels, norm_layer=None, activation_layer=None, between=False),
         }
-        seconds, traffic, flops = {}, {}, {}
+        seconds, moved, moving, flops = {}, {}, {}, {}
         for name, net in nets.items():
-            total = counting.total(counting.layers(net, (channels, SIDE, SIDE), batch))
+            calls = training_calls(net, channels, batch, dtype, lab.device)
             training = training_pass(net, channels, batch, dtype, lab.device)
             seconds[name] = roofline.median_seconds(training, lab.device)
-            flops[name] = 2 * (total.macs + total.macs_backward)
-            # forward: the maps read and written; backward: those again and their gradients
-            traffic[name] = 3 * total.bytes(dtype)
+            flops[name], moved[name] = (sum(getattr(call, key) for call in calls) for key in ("flop", "moved"))
+            moving[name] = sum(call.moved / machine.bandwidth_of(call.moved) for call in calls)
         gains[channels], macs[channels] = seconds["dense"] / seconds["separable"], flops["dense"] / flops["separable"]
+        for name in nets:
+            shares[f"{name}, {channels} channels, arithmetic"] = flops[name] / machine.flops[dtype] / seconds[name]
+            shares[f"{name}, {channels} channels, bytes"] = moving[name] / seconds[name]
         rows.append([
             str(channels), *(f"{1e3 * seconds[name]:.2f}" for name in nets), f"{gains[channels]:.2f}",
-            f"{macs[channels]:.2f}", f"{traffic['separable'] / traffic['dense']:.2f}",
-            *(f"{flops[name] / seconds[name] / machine.flops[dtype]:.0%}" for name in nets),
-            *(f"{traffic[name] / seconds[name] / machine.bandwidth:.0%}" for name in nets),
+            f"{macs[channels]:.2f}", f"{moved['separable'] / moved['dense']:.2f}",
+            *(f"{shares[f'{name}, {channels} channels, {of}']:.0%}" for of in ("arithmetic", "bytes") for name in nets),
         ])  # fmt: skip
+    if wrong := roofline.above_peak(shares):
+        raise InputError(wrong)
     draw = partial(draw_gains, gains, macs, yscale="log", xlabel="channels in and out", ylabel="dense over separable",
                    title=f"{machine.device['name']}, {dtype}, batch {batch}")  # fmt: skip
     slower = [c for c in CHANNELS if gains[c] < 1]
@@ -133,16 +138,23 @@ def speed_in_training(lab: Lab) -> Finding:
         f"true when there are {max(slower)} channels or fewer: " if slower else "false: ")  # fmt: skip
     return Finding(
         f"One 3 x 3 layer of {SIDE} x {SIDE} positions, dense and separable with nothing between its steps, forward "
-        f"and backward, {dtype}, batch {batch}, stock kernels, medians of {REPEATS}; shares of the "
-        f"machine's measured peaks ({machine.flops[dtype] / 1e9:,.0f} GFLOP/s, {machine.bandwidth / 1e9:,.1f} GB/s); "
-        "bytes are those of maps and weights read and written once a pass, by count.",
+        f"and backward, as within a network, {dtype}, batch {batch}, empty caches, medians of {REPEATS}; shares of the "
+        f"machine's measured peaks ({machine.flops[dtype] / 1e9:,.0f} GFLOP/s; {machine.bandwidth / 1e9:,.1f} GB/s of "
+        "memory, more of caches that hold a pass); bytes are those of the passes that the kernels make, by count.",
         ["channels", "dense ms", "separable ms", "times faster", "times fewer MACs", "bytes, separable over dense",
          "of peak, dense", "separable", "of bandwidth, dense", "separable"], rows, verdict + here, draw,
     )  # fmt: skip
 
 
+def training_calls(net: nn.Module, channels: int, batch: int, dtype: str, device: torch.device) -> list[Call]:
+    """What `training_pass` computes, call by call."""
+    kernels = roofline.find_kernels(device, dtype)
+    shape = (channels, SIDE, SIDE)
+    return passes.list_calls(net, shape, batch, dtype, training=True, kernels=kernels, image_gradient=True)
+
+
 def training_pass(net: nn.Module, channels: int, batch: int, dtype: str, device: torch.device) -> Callable[[], Any]:
-    """A call of a layer's forward and backward pass."""
+    """A call of a layer's forward and backward pass, to its input's gradient and its weights'."""
     net, images = roofline.place(net, (channels, SIDE, SIDE), batch, device, dtype)
     images.requires_grad_()
     gradient = torch.randn_like(images)
