@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sepconv import InputError
+from sepconv.benchmark import cpu_kernels
+from sepconv.benchmark.journal import Journal
+from sepconv.config import TrainerConfig
+from sepconv.costs.roofline import Machine
 from sepconv.networks import build, fused
 from sepconv.networks.airbench import gelu
 from sepconv.networks.blocks import (
@@ -292,3 +298,28 @@ def test_what_torch_refuses_is_refused() -> None:
         block = depthwise(16, 16, 5, padding=0, norm_layer=norm, activation_layer=activation)
         with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
             block(torch.randn(2, 16, 3, 3).contiguous(memory_format=LAST))
+
+
+def test_kernels_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """suite=cpu_kernels measures those that a block calls in training, and sets them against the machine's peaks."""
+    called: list[str] = []
+    call = ops.call
+    monkeypatch.setattr(ops, "call", lambda name, *given: called.append(name) or call(name, *given))
+    net = depthwise_separable(16, 16).to(memory_format=LAST)
+    net(torch.randn(2, 16, 8, 8).contiguous(memory_format=LAST).requires_grad_()).sum().backward()
+    expected = called.copy()
+    machine = Machine({"kind": "cpu"}, {2**20: 1e12}, {"fp32": 1e13, "bf16": 1e13})
+    monkeypatch.setattr("sepconv.costs.roofline.measure_machine", lambda device: machine)
+    monkeypatch.setattr("sepconv.costs.roofline.LEAST", 0)
+    monkeypatch.setattr(cpu_kernels, "BLOCKS", ((16, 8), (20, 4)))
+    config: Any = SimpleNamespace(trainer=TrainerConfig(accelerator="cpu"))
+    rows = cpu_kernels.measure(config, Journal())["kernels"]
+    assert [row["kernel"] for row in rows] == 4 * expected
+    assert sum(row["passes"] for row in rows[:6]) == 16
+    for row in rows:
+        assert row["share_of_bandwidth"] == pytest.approx(row["bytes_per_second"] / 1e12)
+    product = rows[1]
+    assert product["share_of_arithmetic"] == pytest.approx(2 * 128 * 64 * 16**2 / product["milliseconds"] / 1e10)
+    monkeypatch.setattr(cpu_kernels, "find_device", lambda trainer: torch.device("cuda"))
+    with pytest.raises(InputError, match="suite=cpu_kernels measures a CPU, and trainer means cuda: give trainer=cpu"):
+        cpu_kernels.measure(config, Journal())

@@ -340,6 +340,13 @@ class CpuLayersConfig(BenchmarkConfig):
 
 
 @dataclass(kw_only=True)
+class CpuKernelsConfig(BenchmarkConfig):
+    """The fused kernels of a separable block, against the machine's peaks."""
+
+    suite: str = "cpu_kernels"
+
+
+@dataclass(kw_only=True)
 class NetworksConfig(BenchmarkConfig):
     """Networks against their dense twins."""
 
@@ -391,7 +398,8 @@ class PeersConfig(Training, BenchmarkConfig):
 
 
 SUITES = {
-    schema.suite: schema for schema in (CpuLayersConfig, LoopConfig, NetworksConfig, PeersConfig, TimeToAccuracyConfig)
+    schema.suite: schema
+    for schema in (CpuKernelsConfig, CpuLayersConfig, LoopConfig, NetworksConfig, PeersConfig, TimeToAccuracyConfig)
 }
 
 

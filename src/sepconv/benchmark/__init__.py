@@ -19,7 +19,8 @@ from sepconv.training.trainer import stoppable
 
 # the record's file of each suite, a module here, whose `measure` makes the record and whose `table` shows it
 FILES = {
-    "cpu_layers": "cpu_layers-{device[kind]}.json",
+    "cpu_kernels": "cpu_kernels-threads-{device[threads]}.json",
+    "cpu_layers": "cpu_layers-threads-{device[threads]}.json",
     "loop": "loop-{data}-{model[name]}-{batch_size}-{device[kind]}.json",
     "networks": "networks-{data}-{device[kind]}.json",
     "peers": "peers-{data}-{device[kind]}.json",

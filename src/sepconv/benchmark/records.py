@@ -242,6 +242,12 @@ SUITES = {
         "`src/sepconv/networks/fused` (`model.kernels=auto`), beside torch's own, which compute the same: the "
         "milliseconds of a call, and how many times as fast they are.",
     ),
+    "cpu_kernels": (
+        "Kernels on a CPU",
+        "The fused kernels of a separable block by themselves: their shortest time, the bytes of their passes over "
+        "maps a second, and shares of the machine's measured peaks: of bandwidth (of a working set as large), and of "
+        "arithmetic.",
+    ),
     "peers": (
         "Training to a test accuracy",
         "Our trainings (`experiment=`) beside other programs on the same images: `keras` is the Keras MNIST example, "

@@ -2,7 +2,7 @@
 
 Each stands for one stock layer, computes the same and has the same parameters, so that either can take the other's
 place. On a GPU all of them run the stock operations. What whole blocks are made of at once is in networks/fused.
-Measured: benchmarks/cpu_layers-cpu.json.
+Measured: benchmarks/cpu_layers-threads-2.json.
 """
 
 from typing import Any
