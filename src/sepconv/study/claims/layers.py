@@ -17,7 +17,7 @@ from sepconv.costs.passes import Call
 from sepconv.costs.roofline import OUT_CHANNELS, REPEATS
 from sepconv.devices import describe_device
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
-from sepconv.study.claims.finding import Finding
+from sepconv.study.claims.finding import Cell, Finding, Number
 from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.compare import name_hardware
 from sepconv.study.plots import finish, make_panel
@@ -30,15 +30,16 @@ SIDE = 16  # of their maps
 def few_input_channels(lab: Lab) -> Finding:
     """With few input channels a separable layer has little advantage."""
     batch, dtype = (128, "bf16") if lab.device.type == "cuda" else (8, "fp32")
-    rows, gains, macs = [], {}, {}
+    rows: list[list[Cell]] = []
+    gains, macs = {}, {}
     for row in roofline.sweep(lab.device, dtype, batch):
         channels = row["in_channels"]
         gains[channels] = row["standard_seconds"] / row["separable_seconds"]
         macs[channels] = row["standard_macs"] / row["separable_macs"]
-        rows.append([str(channels), f"{macs[channels]:.2f}",
-                     f"{(row['standard_macs'] - row['separable_macs']) / 1e6:,.1f}",
-                     f"{1e3 * row['standard_seconds']:.2f}", f"{1e3 * row['separable_seconds']:.2f}",
-                     f"{gains[channels]:.2f}"])  # fmt: skip
+        rows.append([channels, Number(macs[channels], ".2f"),
+                     Number((row["standard_macs"] - row["separable_macs"]) / 1e6, ",.1f"),
+                     Number(1e3 * row["standard_seconds"], ".2f"), Number(1e3 * row["separable_seconds"], ".2f"),
+                     Number(gains[channels], ".2f")])  # fmt: skip
     few, many = (statistics.median(gains[c] for c in group) for group in ((1, 3), (64, 128, 256, 512)))
     title = f"3 x 3 to {OUT_CHANNELS} channels, {name_hardware(describe_device(lab.device))}, {dtype}"
     draw = partial(draw_gains, gains, macs, xlabel="input channels", ylabel="standard over separable", title=title)
@@ -94,7 +95,7 @@ def stacked_receptive_field(lab: Lab) -> Finding:
         "The separable network, each block twice, with initial weights: the theoretical receptive field from kernels "
         "and strides, the effective one from the gradient of the central output.",
         ["layer", "kind", "theoretical side", "effective side"],
-        [[layer.name, layer.kind, f"{theory[i]:g}", f"{effective[i]}"] for i, layer in enumerate(spatial)],
+        [[layer.name, layer.kind, Number(theory[i], "g"), effective[i]] for i, layer in enumerate(spatial)],
         verdict, draw,
     )  # fmt: skip
 
@@ -103,7 +104,8 @@ def speed_in_training(lab: Lab) -> Finding:
     """Separable convolution does not suit a GPU: two steps in series, and an intermediate map to move."""
     batch, dtype = (128, "bf16") if lab.device.type == "cuda" else (32, "fp32")
     machine = roofline.measure_machine(lab.device)
-    rows, gains, macs, shares = [], {}, {}, {}
+    rows: list[list[Cell]] = []
+    gains, macs, shares = {}, {}, {}
     for channels in track(CHANNELS, "layers: width"):
         nets: dict[str, nn.Module] = {
             "dense": ConvNormActivation(channels, channels, norm_layer=None, activation_layer=None),
@@ -120,11 +122,11 @@ def speed_in_training(lab: Lab) -> Finding:
         for name in nets:
             shares[f"{name}, {channels} channels, arithmetic"] = flops[name] / machine.flops[dtype] / seconds[name]
             shares[f"{name}, {channels} channels, bytes"] = moving[name] / seconds[name]
-        rows.append([
-            str(channels), *(f"{1e3 * seconds[name]:.2f}" for name in nets), f"{gains[channels]:.2f}",
-            f"{macs[channels]:.2f}", f"{moved['separable'] / moved['dense']:.2f}",
-            *(f"{shares[f'{name}, {channels} channels, {of}']:.0%}" for of in ("arithmetic", "bytes") for name in nets),
-        ])  # fmt: skip
+        of_peaks = (shares[f"{name}, {channels} channels, {of}"] for of in ("arithmetic", "bytes") for name in nets)
+        ratios = gains[channels], macs[channels], moved["separable"] / moved["dense"]
+        rows.append([channels, *(Number(1e3 * seconds[name], ".2f") for name in nets),
+                     *(Number(ratio, ".2f") for ratio in ratios),
+                     *(Number(share, ".0%") for share in of_peaks)])  # fmt: skip
     if wrong := roofline.above_peak(shares):
         raise InputError(wrong)
     draw = partial(draw_gains, gains, macs, yscale="log", xlabel="channels in and out", ylabel="dense over separable",
