@@ -7,16 +7,18 @@
 
 #define LARGEST 5  // kernel size
 #define GROUP 4
-#define AHEAD_OF(columns) ((6 * (int64_t)sizeof(T) / (columns) + 1) * (columns))  // pixels, in rows, asked for before their turn
+// Pixels, in whole rows, that are asked for before their turn.
+#define AHEAD_OF(columns) ((6 * (int64_t)sizeof(T) / (columns) + 1) * (columns))
 
-// What a thread works in, zeros at first: what lies beside the maps in the rings, and between strided columns, stays so.
+// What a thread works in, zeros at first: so stays what lies beside the maps in the rings, and between strided columns.
 typedef struct {
     float *zero, *out, *x, *dy;  // rows of zeros and of outputs; rings of [size] rows
     int64_t row, size;           // floats of a row; rows of a ring
 } Space;
 
 static Space make_space(const Geometry *of) {
-    int64_t row = (of->W + 2 * of->size + (GROUP + 1) * of->stride) * V, size = row * (2 * of->size + 2) * sizeof(float);
+    int64_t row = (of->W + 2 * of->size + (GROUP + 1) * of->stride) * V;
+    int64_t size = row * (2 * of->size + 2) * sizeof(float);
     float *zero = memset(aligned_alloc(64, size), 0, size);
     return (Space){zero, zero + row, zero + 2 * row, zero + (2 + of->size) * row, row, of->size};
 }
@@ -31,38 +33,39 @@ static float *find_row(const Space *space, float *ring, int64_t row, int64_t row
 // A row of V channels, `some` of them there, of what is read. two: [2][V]: scale, shift; or null.
 APART void read_row(const T *x, int64_t columns, int64_t C, int64_t some, const float *two, int kind, float *row) {
     vf zero = {0}, a = two ? get(two) : zero, b = two ? get(two + V) : zero;
-#define F(k)                                                \
-    for (int64_t w = 0; w < columns; w++) {                 \
-        __builtin_prefetch(x + (AHEAD_OF(columns) + w) * C);          \
-        vf v = load(x + w * C, some);                       \
-        put(row + w * V, two ? activate(v * a + b, k) : v); \
+#define F(k)                                                 \
+    for (int64_t w = 0; w < columns; w++) {                  \
+        __builtin_prefetch(x + (AHEAD_OF(columns) + w) * C); \
+        vf v = load(x + w * C, some);                        \
+        put(row + w * V, two ? activate(v * a + b, k) : v);  \
     }
     BY_KIND(kind, F)
 #undef F
 }
 
 // A row of dy, every stride-th column. five: [5][V]: scale, shift, p, q, r; or null.
-APART void read_gradient(const T *g, const T *y, int64_t columns, int64_t C, int64_t some, const float *five, int kind, int stride,
-                         float *row) {
+APART void read_gradient(const T *g, const T *y, int64_t columns, int64_t C, int64_t some, const float *five, int kind,
+                         int stride, float *row) {
     vf n[5];
     for (int i = 0; five && i < 5; i++) n[i] = get(five + i * V);
-#define F(k)                                                                                 \
-    for (int64_t w = 0; w < columns; w++) {                                                  \
-        __builtin_prefetch(g + (AHEAD_OF(columns) + w) * C);                                           \
-        vf d = load(g + w * C, some);                                                        \
-        if (five) {                                                                          \
-            __builtin_prefetch(y + (AHEAD_OF(columns) + w) * C);                                       \
-            vf v = load(y + w * C, some);                                                    \
-            d = n[2] * activate_backward(v * n[0] + n[1], d, k) + (n[3] * v + n[4]);         \
-        }                                                                                    \
-        put(row + w * stride * V, d);                                                        \
+#define F(k)                                                                         \
+    for (int64_t w = 0; w < columns; w++) {                                          \
+        __builtin_prefetch(g + (AHEAD_OF(columns) + w) * C);                         \
+        vf d = load(g + w * C, some);                                                \
+        if (five) {                                                                  \
+            __builtin_prefetch(y + (AHEAD_OF(columns) + w) * C);                     \
+            vf v = load(y + w * C, some);                                            \
+            d = n[2] * activate_backward(v * n[0] + n[1], d, k) + (n[3] * v + n[4]); \
+        }                                                                            \
+        put(row + w * stride * V, d);                                                \
     }
     BY_KIND(kind, F)
 #undef F
 }
 
 // Writes a row. Given sums, [2][V], adds to them what is written, less origin, and its square.
-APART void write_row(const float *row, int64_t columns, int64_t C, int64_t some, T *y, const float *origin, float *sums) {
+APART void write_row(const float *row, int64_t columns, int64_t C, int64_t some, T *y, const float *origin,
+                     float *sums) {
     vf zero = {0}, s = zero, q = zero, o = sums ? get(origin) : zero;
     for (int64_t w = 0; w < columns; w++) {
         vt v = narrow(get(row + w * V));
@@ -75,24 +78,24 @@ APART void write_row(const float *row, int64_t columns, int64_t C, int64_t some,
     if (sums) put(sums, get(sums) + s), put(sums + V, get(sums + V) + q);
 }
 
-// Writes a row of dx, with `more` (or null) added. Given three, [3][V]: scale, shift, mean, of the input x, it is first made
-// the gradient of scale * x + shift; sums, [2][V], are of that and of its product with x - mean.
-APART void write_gradient(const float *row, int64_t columns, int64_t C, int64_t some, const T *x, const float *three, int kind,
-                          const T *more, T *dx, float *sums) {
+// Writes a row of dx, with `more` (or null) added. Given three, [3][V]: scale, shift, mean, of the input x, it is first
+// made the gradient of scale * x + shift; sums, [2][V], are of that and of its product with x - mean.
+APART void write_gradient(const float *row, int64_t columns, int64_t C, int64_t some, const T *x, const float *three,
+                          int kind, const T *more, T *dx, float *sums) {
     vf s = {0}, q = {0}, n[3];
     for (int i = 0; three && i < 3; i++) n[i] = get(three + i * V);
-#define F(k)                                               \
-    for (int64_t w = 0; w < columns; w++) {                \
-        vf d = get(row + w * V);                           \
-        if (three) {                                       \
-            vf v = load(x + w * C, some);                  \
-            d = activate_backward(v * n[0] + n[1], d, k);  \
-            s += d;                                        \
-            q += d * (v - n[2]);                           \
-        }                                                  \
-        if (more) d += load(more + w * C, some);           \
-        __builtin_prefetch(dx + (AHEAD_OF(columns) + w) * C, 1);     \
-        store(dx + w * C, narrow(d), some);                \
+#define F(k)                                                     \
+    for (int64_t w = 0; w < columns; w++) {                      \
+        vf d = get(row + w * V);                                 \
+        if (three) {                                             \
+            vf v = load(x + w * C, some);                        \
+            d = activate_backward(v * n[0] + n[1], d, k);        \
+            s += d;                                              \
+            q += d * (v - n[2]);                                 \
+        }                                                        \
+        if (more) d += load(more + w * C, some);                 \
+        __builtin_prefetch(dx + (AHEAD_OF(columns) + w) * C, 1); \
+        store(dx + w * C, narrow(d), some);                      \
     }
     BY_KIND(kind, F)
 #undef F
@@ -158,9 +161,9 @@ static void weigh_row(float *const *rows, const float *dy, int64_t columns, int 
     else (stride == 1 ? weigh_5_1 : weigh_5_2)(rows, dy, columns, sums);
 }
 
-// V channels of an image, from c on. two: [2][V] of the input, or null; sums: [2][C], of y - origin and its square, or null.
-static void convolve_block(const Geometry *of, const Space *space, const T *x, const float *two, int kind, const float *taps, T *y,
-                           const float *origin, double *sums, int64_t c) {
+// V channels of an image, from c on. two: [2][V] of the input; sums: [2][C], of y - origin and its square; or null.
+static void convolve_block(const Geometry *of, const Space *space, const T *x, const float *two, int kind,
+                           const float *taps, T *y, const float *origin, double *sums, int64_t c) {
     int64_t H = of->H, W = of->W, C = of->C, some = C - c, filled = 0;  // rows of x that are in the ring
     float partial[2 * V] = {0}, *rows[LARGEST];
     for (int64_t h = 0; h < of->OH; h++) {
@@ -176,16 +179,17 @@ static void convolve_block(const Geometry *of, const Space *space, const T *x, c
 
 // What the gradients of V channels are made with and added to.
 typedef struct {
-    const float *taps, *five, *three;  // [K * K], turned around: dx is a convolution of dy; [5] of dy; [3] of the input: scale,
-                                       // shift, mean; each [V]; five and three may be null
-    double *dtaps, *sums;              // [K * K][V], not turned; [2][C], of du and du * (maps - mean)
+    const float *taps, *five, *three;  // [K * K], turned around: dx is a convolution of dy; [5] of dy; [3] of the
+                                       // input: scale, shift, mean; each [V]; five and three may be null
+    double *dtaps, *sums;  // [K * K][V], not turned; [2][C], of du and du * (maps - mean)
 } Block;
 
 // V channels of an image, from c on: dy never leaves its ring. dx may be null; `more` (or null) is added to it.
-static void convolve_block_backward(const Geometry *of, const Space *space, const T *g, const T *y, int kind, const T *x, int xkind,
-                                    const T *more, T *dx, const Block *block, int64_t c) {
+static void convolve_block_backward(const Geometry *of, const Space *space, const T *g, const T *y, int kind,
+                                    const T *x, int xkind, const T *more, T *dx, const Block *block, int64_t c) {
     int64_t H = of->H, W = of->W, C = of->C, OH = of->OH, OW = of->OW, some = C - c;
-    int64_t filled = 0, written = 0, before = of->size - 1 - of->pad;  // rows of x that are in its ring, and of dx that are done
+    int64_t filled = 0, written = 0;  // rows of x that are in its ring, and of dx that are done
+    int64_t before = of->size - 1 - of->pad;
     float partial[LARGEST * LARGEST * V] = {0}, sums[2 * V] = {0}, *rows[LARGEST];
     for (int64_t h = 0; h < OH; h++) {
         // dy, with zeros between its columns where the convolution is strided
@@ -193,7 +197,8 @@ static void convolve_block_backward(const Geometry *of, const Space *space, cons
         read_gradient(g + h * OW * C + c, y + h * OW * C + c, OW, C, some, block->five, kind, of->stride, dy);
         int64_t top = h * of->stride - of->pad;
         for (; filled < top + of->size && filled < H; filled++)
-            read_row(x + filled * W * C + c, W, C, some, block->three, xkind, row_of(space, space->x, filled) + of->pad * V);
+            read_row(x + filled * W * C + c, W, C, some, block->three, xkind,
+                     row_of(space, space->x, filled) + of->pad * V);
         for (int a = 0; a < of->size; a++) rows[a] = find_row(space, space->x, top + a, H);
         weigh_row(rows, dy, OW, of->stride, of->size, partial);
         // the rows of dx that see no later row of dy
@@ -209,7 +214,8 @@ static void convolve_block_backward(const Geometry *of, const Space *space, cons
         }
     }
     for (int i = 0; i < of->size * of->size * V; i++) block->dtaps[i] += partial[i];
-    for (int i = 0; block->three && i < V && i < some; i++) block->sums[c + i] += sums[i], block->sums[C + c + i] += sums[V + i];
+    for (int i = 0; block->three && i < V && i < some; i++)
+        block->sums[c + i] += sums[i], block->sums[C + c + i] += sums[V + i];
 }
 
 // Filters [C][taps] by blocks, [taps][V] each; backwards, if they are to be turned around.
@@ -222,21 +228,22 @@ static float *make_taps(const float *weight, int64_t C, int taps, int turned) {
     return result;
 }
 
-// Images [first, last).
-static void convolve_images(const Geometry *of, const Input *x, const float *taps, const float *numbers, T *y, const float *origin,
-                            double *sums, int64_t first, int64_t last) {
+// Images [first, last). numbers: [blocks][2][V] of the input, or null.
+static void convolve_images(const Geometry *of, const Input *x, const float *taps, const float *numbers, T *y,
+                            const float *origin, double *sums, int64_t first, int64_t last) {
     int K2 = of->size * of->size;
     Space space = make_space(of);
     for (int64_t i = first; i < last; i++) {
         const T *in = x->maps + i * of->H * of->W * of->C;
         T *out = y + i * of->OH * of->OW * of->C;
         for (int64_t c = 0; c < of->C; c += V)
-            convolve_block(of, &space, in, numbers ? numbers + 2 * c : 0, x->kind, taps + c * K2, out, sums ? origin + c : 0, sums, c);
+            convolve_block(of, &space, in, numbers ? numbers + 2 * c : 0, x->kind, taps + c * K2, out,
+                           sums ? origin + c : 0, sums, c);
     }
     free(space.zero);
 }
 
-// y = the depthwise convolution of the input. weight: [C][K * K]. norm: what follows, and takes its statistics; or null.
+// y = the depthwise convolution of the input. weight: [C][K * K]. norm: what follows, and takes statistics; or null.
 void depthwise_forward(const Geometry *of, const Input *x, const float *weight, Norm *norm, T *y, int threads) {
     int64_t C = of->C;
     float *taps = make_taps(weight, C, of->size * of->size, 0), *numbers = x->saved ? make_blocks(x->saved, C, 2) : 0;
@@ -260,10 +267,10 @@ void depthwise_forward(const Geometry *of, const Input *x, const float *weight, 
     free(taps), free(numbers), free(parts), free(origin);
 }
 
-// The gradients of the filters, and of the input: dx (null: not), to which `more` (or null) is added; where the input goes
-// through a norm, dx is that of scale * maps + shift, and `result` is filled.
-void depthwise_backward(const Geometry *of, const Gradient *y, const Input *x, const float *weight, const T *more, T *dx,
-                        float *dweight, NormGradient *result, int threads) {
+// The gradients of the filters, and of the input: dx (null: not), to which `more` (or null) is added; where the input
+// goes through a norm, dx is that of scale * maps + shift, and `result` is filled.
+void depthwise_backward(const Geometry *of, const Gradient *y, const Input *x, const float *weight, const T *more,
+                        T *dx, float *dweight, NormGradient *result, int threads) {
     int64_t C = of->C, K2 = of->size * of->size, filters = (C + V - 1) / V * V * K2, each = filters + 2 * C;
     float *taps = make_taps(weight, C, K2, 1), *five = y->numbers ? make_blocks(y->numbers, C, 5) : 0;
     float *three = x->saved ? make_blocks(x->saved, C, 3) : 0;
@@ -276,9 +283,10 @@ void depthwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
         for (int64_t i = first; i < last; i++) {
             int64_t in = i * of->H * of->W * C, out = i * of->OH * of->OW * C;
             for (int64_t c = 0; c < C; c += V) {
-                Block block = {taps + c * K2, five ? five + 5 * c : 0, three ? three + 3 * c : 0, mine + c * K2, mine + filters};
-                convolve_block_backward(of, &space, y->g + out, y->maps + out, y->kind, x->maps + in, x->kind, more ? more + in : 0,
-                                        dx ? dx + in : 0, &block, c);
+                Block block = {taps + c * K2, five ? five + 5 * c : 0, three ? three + 3 * c : 0, mine + c * K2,
+                               mine + filters};
+                convolve_block_backward(of, &space, y->g + out, y->maps + out, y->kind, x->maps + in, x->kind,
+                                        more ? more + in : 0, dx ? dx + in : 0, &block, c);
             }
         }
         free(space.zero);

@@ -9,8 +9,8 @@ typedef struct {
     int size, stride, pad;
 } Geometry;
 
-// What a norm is: its parameters, and what it keeps. `saved` is [5][C]: scale and shift of u = scale * y + shift, the mean
-// and 1 / deviation of the batch, and what sums are taken from, for precision.
+// What a norm is: its parameters, and what it keeps. `saved` is [5][C]: scale and shift of u = scale * y + shift, the
+// mean and 1 / deviation of the batch, and what sums are taken from, for precision.
 typedef struct {
     const float *weight, *bias;
     float *running_mean, *running_var;  // or null

@@ -23,7 +23,8 @@ void conclude(Norm *norm, const double *sums, int64_t count, int64_t C) {
         if (norm->running_mean) {
             double rate = norm->momentum;
             norm->running_mean[c] = (1 - rate) * norm->running_mean[c] + rate * mean;
-            norm->running_var[c] = (1 - rate) * norm->running_var[c] + rate * variance * count / (count > 1 ? count - 1 : 1);
+            norm->running_var[c] =
+                (1 - rate) * norm->running_var[c] + rate * variance * count / (count > 1 ? count - 1 : 1);
         }
     }
 }
@@ -49,9 +50,9 @@ float *make_blocks(const float *numbers, int64_t C, int kinds) {
     return result;
 }
 
-// Passes see `rows` of `lanes` values that follow each other in memory: the least number of whole pixels that is a whole
-// number of vectors too, so that any number of channels fills them. The last row may be shorter. A channel's numbers are
-// repeated for each of its lanes.
+// Passes see `rows` of `lanes` values that follow each other in memory: the least number of whole pixels that is a
+// whole number of vectors too, so that any number of channels fills them. The last row may be shorter. A channel's
+// numbers are repeated for each of its lanes.
 typedef struct {
     int64_t C, lanes, rows, count;  // count: values in all
 } Plan;
@@ -75,15 +76,17 @@ static float *make_lanes(const Plan *plan, const float *channels, int kinds) {
 
 // What the sums are of.
 typedef struct {
-    const T *y, *g, *z;  // g: null in a forward pass; z: the chain's output, where its activation is of a sum, else null
-    T *du;               // null, or where activate_backward(g) is written
+    const T *y, *g;  // g: null in a forward pass
+    const T *z;      // the chain's output, where its activation is of a sum, else null
+    T *du;           // null, or where activate_backward(g) is written
     const float *lanes;  // [3]: origin, or mean; scale; shift
     int kind;
 } Summands;
 
 // Sums over rows [first, last) by channel, to total: [2][C]. Of d = y - origin and d * d; or, given g, of
 // e = activate_backward(g) and e * (y - mean).
-INLINE void sum_rows(const Plan *plan, const Summands *of, int backward, int kind, int64_t first, int64_t last, double *total) {
+INLINE void sum_rows(const Plan *plan, const Summands *of, int backward, int kind, int64_t first, int64_t last,
+                     double *total) {
     int64_t lanes = plan->lanes, C = plan->C;
     const float *origin = of->lanes, *scale = origin + lanes, *shift = scale + lanes;
     double *wide = calloc(2 * lanes, sizeof(double));
@@ -139,7 +142,8 @@ static void sum_backward(const Plan *plan, const Summands *of, int64_t first, in
 }
 
 // z = activate(scale y + shift), of rows [first, last); other: null, or what is added before. numbers: lanes of [2].
-INLINE void write_rows(const Plan *plan, const T *y, const T *other, const float *numbers, int kind, int64_t first, int64_t last, T *z) {
+INLINE void write_rows(const Plan *plan, const T *y, const T *other, const float *numbers, int kind, int64_t first,
+                       int64_t last, T *z) {
     int64_t lanes = plan->lanes;
     for (int64_t row = first; row < last; row++)
         for (int64_t l = 0; l < lanes; l += V) {
@@ -154,7 +158,8 @@ INLINE void write_rows(const Plan *plan, const T *y, const T *other, const float
 }
 
 // dy, of rows [first, last). numbers: lanes of [5].
-INLINE void write_rows_backward(const Plan *plan, const Gradient *of, const float *numbers, int kind, int64_t first, int64_t last, T *dy) {
+INLINE void write_rows_backward(const Plan *plan, const Gradient *of, const float *numbers, int kind, int64_t first,
+                                int64_t last, T *dy) {
     int64_t lanes = plan->lanes;
     const float *a = numbers, *b = a + lanes, *p = b + lanes, *q = p + lanes, *r = q + lanes;
     for (int64_t row = first; row < last; row++)
@@ -204,9 +209,10 @@ void finish_forward(int64_t pixels, int64_t C, const Input *y, const T *other, T
     free(numbers);
 }
 
-// From the gradient of z, g, what the Gradient of y needs. z: where something was added, else null. du: null, or where the
-// gradient of the sum, activate_backward(g), is written.
-void finish_backward(int64_t pixels, int64_t C, const T *g, const Input *y, const T *z, T *du, NormGradient *result, int threads) {
+// From the gradient of z, g, what the Gradient of y needs. z: where something was added, else null. du: null, or where
+// the gradient of the sum, activate_backward(g), is written.
+void finish_backward(int64_t pixels, int64_t C, const T *g, const Input *y, const T *z, T *du, NormGradient *result,
+                     int threads) {
     Plan plan = make_plan(pixels, C);
     float *lanes = malloc(3 * C * sizeof(float));
     memcpy(lanes, y->saved + MEAN * C, C * sizeof(float));

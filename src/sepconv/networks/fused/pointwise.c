@@ -1,5 +1,5 @@
-// Pointwise convolution: a product of maps (pixels, C) with a matrix, by tiles of pixels that stay in the cache. What it
-// reads is normalised and activated as a tile is filled; what comes out is summed, for the next norm, as it is written.
+// Pointwise convolution: a product of maps (pixels, C) with a matrix, by tiles of pixels that stay in the cache. What
+// it reads is normalised and activated as a tile is filled; what comes out is summed as it is written, for the next norm.
 
 #include "maps.h"
 
@@ -25,13 +25,14 @@ INLINE ve join(vt first, vt second) { return (void)second, widen(first); }
 
 INLINE int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
 
-// Memory for rows of C values. In E's, a row has an odd number of vectors: else many rows would share few places of a cache.
+// The E's from a row of C values to the next: an odd number of vectors, or many rows would share few places of a cache.
 INLINE int64_t stride_of(int64_t C) { return whole(C, V) / V % 2 ? whole(C, V) + 2 * V : whole(C, V) + V; }
 
 static void *zeros(int64_t size) { return memset(aligned_alloc(64, whole(size, 64)), 0, size); }
 
 // sum[m] += the sum over k < count of one[m * step + k * next] times the two vectors at many[k * stride]; or one.
-INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count, vf sum[M][2], int vectors) {
+INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
+                     vf sum[M][2], int vectors) {
     for (int64_t k = 0; k < count; k++) {
         ve b[2];
         for (int j = 0; j < vectors; j++) b[j] = *(const ve *)(many + k * stride + j * V);
@@ -41,8 +42,8 @@ INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, in
 }
 
 // result[m][n], m < rows (a multiple of M), n < columns (of V): its values so far, if `add`, and the products' sums.
-static void multiply_all(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count, int64_t rows,
-                         int64_t columns, float *result, int64_t result_stride, int add) {
+static void multiply_all(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
+                         int64_t rows, int64_t columns, float *result, int64_t result_stride, int add) {
     for (int64_t n = 0; n < columns; n += 2 * V)
         for (int64_t m = 0; m < rows; m += M) {
             vf sum[M][2] = {{{0}}};
@@ -92,17 +93,17 @@ INLINE void set(const Tile *tile, int64_t pixel, int64_t c, vf first, vf second)
 // `count` pixels of what is read, and zeros. two: [blocks][2][V]: scale, shift; or null.
 APART void fill(const Tile *tile, const T *x, int64_t count, const float *two, int kind) {
     int64_t C = tile->C;
-#define F(k)                                                                             \
-    for (int64_t p = 0; p < TILE; p += 2)                                                \
-        for (int64_t c = 0; c < C; c += V) {                                             \
-            vf v[2] = {{0}, {0}};                                                        \
-            for (int i = 0; i < 2 && p + i < count; i++) {                               \
-                const T *at = x + (p + i) * C + c;                                       \
-                __builtin_prefetch(at + AHEAD);                                          \
-                v[i] = load(at, C - c);                                                  \
+#define F(k)                                                                                 \
+    for (int64_t p = 0; p < TILE; p += 2)                                                    \
+        for (int64_t c = 0; c < C; c += V) {                                                 \
+            vf v[2] = {{0}, {0}};                                                            \
+            for (int i = 0; i < 2 && p + i < count; i++) {                                   \
+                const T *at = x + (p + i) * C + c;                                           \
+                __builtin_prefetch(at + AHEAD);                                              \
+                v[i] = load(at, C - c);                                                      \
                 if (two) v[i] = activate(v[i] * get(two + 2 * c) + get(two + 2 * c + V), k); \
-            }                                                                            \
-            set(tile, p, c, v[0], v[1]);                                                 \
+            }                                                                                \
+            set(tile, p, c, v[0], v[1]);                                                     \
         }
     BY_KIND(kind, F)
 #undef F
@@ -111,29 +112,30 @@ APART void fill(const Tile *tile, const T *x, int64_t count, const float *two, i
 // The same of dy. five: [blocks][5][V]: scale, shift, p, q, r; or null.
 APART void fill_gradient(const Tile *tile, const T *g, const T *y, int64_t count, const float *five, int kind) {
     int64_t C = tile->C;
-#define F(k)                                                                                                   \
-    for (int64_t p = 0; p < TILE; p += 2)                                                                      \
-        for (int64_t c = 0; c < C; c += V) {                                                                   \
-            vf d[2] = {{0}, {0}};                                                                              \
-            for (int i = 0; i < 2 && p + i < count; i++) {                                                     \
-                int64_t place = (p + i) * C + c;                                                               \
-                __builtin_prefetch(g + place + AHEAD);                                                         \
-                d[i] = load(g + place, C - c);                                                                 \
-                if (!five) continue;                                                                           \
-                __builtin_prefetch(y + place + AHEAD);                                                         \
-                const float *n = five + 5 * c;                                                                 \
-                vf v = load(y + place, C - c);                                                                 \
-                d[i] = activate_backward(v * get(n) + get(n + V), d[i], k);                                    \
-                d[i] = get(n + 2 * V) * d[i] + (get(n + 3 * V) * v + get(n + 4 * V));                          \
-            }                                                                                                  \
-            set(tile, p, c, d[0], d[1]);                                                                       \
+#define F(k)                                                                          \
+    for (int64_t p = 0; p < TILE; p += 2)                                             \
+        for (int64_t c = 0; c < C; c += V) {                                          \
+            vf d[2] = {{0}, {0}};                                                     \
+            for (int i = 0; i < 2 && p + i < count; i++) {                            \
+                int64_t place = (p + i) * C + c;                                      \
+                __builtin_prefetch(g + place + AHEAD);                                \
+                d[i] = load(g + place, C - c);                                        \
+                if (!five) continue;                                                  \
+                __builtin_prefetch(y + place + AHEAD);                                \
+                const float *n = five + 5 * c;                                        \
+                vf v = load(y + place, C - c);                                        \
+                d[i] = activate_backward(v * get(n) + get(n + V), d[i], k);           \
+                d[i] = get(n + 2 * V) * d[i] + (get(n + 3 * V) * v + get(n + 4 * V)); \
+            }                                                                         \
+            set(tile, p, c, d[0], d[1]);                                              \
         }
     BY_KIND(kind, F)
 #undef F
 }
 
-// Writes a tile, `out`, of `count` pixels and C channels. Given origin, sums, [2][whole C], are of y - origin and its square.
-APART void write_tile(const float *out, int64_t stride, int64_t count, int64_t C, T *y, const float *origin, float *sums) {
+// Writes a tile, `out`, of `count` pixels and C channels. sums, [2][whole C]: given origin, of y - origin and its square.
+APART void write_tile(const float *out, int64_t stride, int64_t count, int64_t C, T *y, const float *origin,
+                      float *sums) {
     memset(sums, 0, 2 * whole(C, V) * sizeof(float));
     for (int64_t from = 0; from < count; from += M)
         for (int64_t c = 0; c < C; c += V) {
@@ -151,31 +153,31 @@ APART void write_tile(const float *out, int64_t stride, int64_t count, int64_t C
         }
 }
 
-// The same of dx, with `more` (or null) added. Given three, [blocks][3][V] (scale, shift, mean), it is first made the gradient
-// of scale * x + shift; sums are of that and of its product with x - mean.
-APART void write_gradient(const float *out, int64_t stride, int64_t count, int64_t C, const T *x, const float *three, int kind,
-                          const T *more, T *dx, float *sums) {
+// The same of dx, with `more` (or null) added. Given three, [blocks][3][V] (scale, shift, mean), it is first made the
+// gradient of scale * x + shift; sums are of that and of its product with x - mean.
+APART void write_gradient(const float *out, int64_t stride, int64_t count, int64_t C, const T *x, const float *three,
+                          int kind, const T *more, T *dx, float *sums) {
     memset(sums, 0, 2 * whole(C, V) * sizeof(float));
-#define F(k)                                                                     \
-    for (int64_t from = 0; from < count; from += M)                              \
-        for (int64_t c = 0; c < C; c += V) {                                     \
-            float *at = sums + c, *after = at + whole(C, V);                     \
-            const float *n = three + 3 * c;                                      \
-            vf s = get(at), q = get(after);                                      \
-            for (int64_t p = from; p < from + M && p < count; p++) {             \
-                int64_t place = p * C + c;                                       \
-                vf d = get(out + p * stride + c);                                \
-                if (three) {                                                     \
-                    vf v = load(x + place, C - c);                               \
-                    d = activate_backward(v * get(n) + get(n + V), d, k);        \
-                    s += d;                                                      \
-                    q += d * (v - get(n + 2 * V));                               \
-                }                                                                \
-                if (more) d += load(more + place, C - c);                        \
-                __builtin_prefetch(dx + place + AHEAD, 1);                       \
-                store(dx + place, narrow(d), C - c);                             \
-            }                                                                    \
-            put(at, s), put(after, q);                                           \
+#define F(k)                                                              \
+    for (int64_t from = 0; from < count; from += M)                       \
+        for (int64_t c = 0; c < C; c += V) {                              \
+            float *at = sums + c, *after = at + whole(C, V);              \
+            const float *n = three + 3 * c;                               \
+            vf s = get(at), q = get(after);                               \
+            for (int64_t p = from; p < from + M && p < count; p++) {      \
+                int64_t place = p * C + c;                                \
+                vf d = get(out + p * stride + c);                         \
+                if (three) {                                              \
+                    vf v = load(x + place, C - c);                        \
+                    d = activate_backward(v * get(n) + get(n + V), d, k); \
+                    s += d;                                               \
+                    q += d * (v - get(n + 2 * V));                        \
+                }                                                         \
+                if (more) d += load(more + place, C - c);                 \
+                __builtin_prefetch(dx + place + AHEAD, 1);                \
+                store(dx + place, narrow(d), C - c);                      \
+            }                                                             \
+            put(at, s), put(after, q);                                    \
         }
     BY_KIND(kind, F)
 #undef F
@@ -201,23 +203,23 @@ static E *pack(const float *matrix, int64_t rows, int64_t columns, int turned) {
 }
 
 // Tiles [first, last) of the pixels. two: of the input; sums: [2][C_out], or null.
-static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const Input *x, const float *two, const E *weight, T *y,
-                           const float *origin, double *sums, int64_t first, int64_t last) {
+static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const Input *x, const float *two,
+                           const E *weight, T *y, const float *origin, double *sums, int64_t first, int64_t last) {
     Tile tile = make_tile(C_in, 1, 0);
     int64_t stride = stride_of(C_out);
     float *out = zeros(TILE * stride * sizeof(float)), *part = zeros(2 * whole(C_out, V) * sizeof(float));
     for (int64_t t = first; t < last; t++) {
         int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
         fill(&tile, x->maps + from * C_in, count, two, x->kind);
-        multiply_all(tile.rows, tile.stride, 1, weight, stride, (C_in + PAIR - 1) / PAIR, whole(count, M), whole(C_out, V), out,
-                     stride, 0);
+        multiply_all(tile.rows, tile.stride, 1, weight, stride, (C_in + PAIR - 1) / PAIR, whole(count, M),
+                     whole(C_out, V), out, stride, 0);
         write_tile(out, stride, count, C_out, y + from * C_out, origin, part);
         if (sums) add_sums(part, C_out, sums);
     }
     free_tile(&tile), free(out), free(part);
 }
 
-// y = the pointwise convolution of the input. weight: [C_out][C_in]. norm: what follows, and takes its statistics; or null.
+// y = the pointwise convolution of the input. weight: [C_out][C_in]. norm: what follows, and takes statistics; or null.
 void pointwise_forward(const Geometry *of, const Input *x, const float *weight, Norm *norm, T *y, int threads) {
     int64_t C_in = of->C, C_out = of->OC, pixels = of->images * of->H * of->W, tiles = (pixels + TILE - 1) / TILE;
     E *packed = pack(weight, C_in, C_out, 1);
@@ -244,10 +246,10 @@ void pointwise_forward(const Geometry *of, const Input *x, const float *weight, 
 
 #define SUMMED 32  // tiles whose products are summed in floats before their sum is added to the doubles
 
-// The gradients of the weight, and of the input: dx (null: not), to which `more` (or null) is added; where the input goes
-// through a norm, dx is that of scale * maps + shift, and `result` is filled.
-void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, const float *weight, const T *more, T *dx,
-                        float *dweight, NormGradient *result, int threads) {
+// The gradients of the weight, and of the input: dx (null: not), to which `more` (or null) is added; where the input
+// goes through a norm, dx is that of scale * maps + shift, and `result` is filled.
+void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, const float *weight, const T *more,
+                        T *dx, float *dweight, NormGradient *result, int threads) {
     int64_t C_in = of->C, C_out = of->OC, pixels = of->images * of->H * of->W, tiles = (pixels + TILE - 1) / TILE;
     int64_t stride = stride_of(C_in), wide = whole(C_out, V), each = C_in * C_out + 2 * C_in;
     E *packed = pack(weight, C_out, C_in, 0);
@@ -266,15 +268,18 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
             const T *in = x->maps + from * C_in;
             fill_gradient(&dy, y->g + from * C_out, y->maps + from * C_out, count, five, y->kind);
             fill(&u, in, count, two, x->kind);
-            multiply_all(u.columns, 1, u.stride, dy.columns, dy.stride, TILE / PAIR, whole(C_in, M), wide, product, wide, 1);
+            multiply_all(u.columns, 1, u.stride, dy.columns, dy.stride, TILE / PAIR, whole(C_in, M), wide, product,
+                         wide, 1);
             if ((t - first) % SUMMED == SUMMED - 1 || t == last - 1) {
                 for (int64_t i = 0; i < C_in; i++)
                     for (int64_t o = 0; o < C_out; o++) products[i * C_out + o] += product[i * wide + o];
                 memset(product, 0, whole(C_in, V) * wide * sizeof(float));
             }
             if (!dx) continue;
-            multiply_all(dy.rows, dy.stride, 1, packed, stride, (C_out + PAIR - 1) / PAIR, whole(count, M), whole(C_in, V), out, stride, 0);
-            write_gradient(out, stride, count, C_in, in, three, x->kind, more ? more + from * C_in : 0, dx + from * C_in, part);
+            multiply_all(dy.rows, dy.stride, 1, packed, stride, (C_out + PAIR - 1) / PAIR, whole(count, M),
+                         whole(C_in, V), out, stride, 0);
+            write_gradient(out, stride, count, C_in, in, three, x->kind, more ? more + from * C_in : 0,
+                           dx + from * C_in, part);
             if (three) add_sums(part, C_in, sums);
         }
         free_tile(&dy), free_tile(&u), free(out), free(part), free(product);
@@ -286,8 +291,8 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
     free(packed), free(two), free(three), free(five), free(parts);
 }
 
-// The positions of x, images of few channels, that each output of a standard convolution sees: (images, OH, OW, size * size * C),
-// zeros outside of the image. The convolution is then a pointwise one.
+// What each output of a standard convolution sees of x, images of few channels, with zeros outside of them: (images, OH,
+// OW, size * size * C). The convolution is a pointwise one of that.
 void read_patches(const Geometry *of, const T *x, T *patches, int threads) {
     int64_t C = of->C, size = of->size, run = size * C, rows = of->images * of->OH;
     const T *end = x + of->images * of->H * of->W * C;

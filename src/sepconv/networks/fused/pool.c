@@ -14,7 +14,7 @@ INLINE vf read_window(const T *x, int64_t row, int64_t C, int64_t some, vf windo
     return most;
 }
 
-// y, (images, OH, OW, C): the largest of each four of x, (images, H, W, C); an odd side's last row or column is left out.
+// y, (images, OH, OW, C): the largest of each four of x, (images, H, W, C), but for an odd side's last row or column.
 void pool_forward(const Geometry *of, const T *x, T *y, int threads) {
     int64_t C = of->C, row = of->W * C, rows = of->images * of->OH;
 #pragma omp parallel num_threads(threads)

@@ -1,8 +1,8 @@
 // What the kernels share: vectors of values, activations, the work of a thread.
 //
-// Maps are channels last, (images, height, width, channels), of type T: bf16 where BF16 is defined, else float. All sums
-// are of floats, gathered in doubles, in an order that depends on the number of threads alone. Vectors are GCC's and
-// Clang's vector extensions: V floats, as the processor has them.
+// Maps are channels last, (images, height, width, channels), of type T: bf16 where BF16 is defined, else float. All
+// sums are of floats, gathered in doubles, in an order that depends on the number of threads alone. Vectors are GCC's
+// and Clang's vector extensions: V floats, as the processor has them.
 
 #pragma once
 #include <math.h>
@@ -116,7 +116,8 @@ INLINE vf exponential(vf v) {
     v = where(v < least, least, v);
     vi n = __builtin_convertvector(v * 1.44269504f - 0.5f, vi);  // towards 0
     vf whole = __builtin_convertvector(n, vf), r = v - whole * 0.693359375f + whole * 2.12194440e-4f;
-    vf e = ((((r * 1.9875691e-4f + 1.3981999e-3f) * r + 8.3334519e-3f) * r + 4.1665795e-2f) * r + 0.16666665f) * r + 0.5f;
+    vf e =
+        ((((r * 1.9875691e-4f + 1.3981999e-3f) * r + 8.3334519e-3f) * r + 4.1665795e-2f) * r + 0.16666665f) * r + 0.5f;
     e = e * r * r + r + 1.0f;
     return e * (vf)((n + 127) << 23);
 }
@@ -124,7 +125,8 @@ INLINE vf exponential(vf v) {
 // The normal distribution's function at u, given d = exp(-u * u / 2), to 1e-7 (Abramowitz and Stegun, 7.1.26).
 INLINE vf distribution(vf u, vf d) {
     vf zero = {0}, x = where(u < 0.0f, -u, u) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * x);
-    vf tail = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t * d * 0.5f;
+    vf tail =
+        ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t * d * 0.5f;
     return where(u < 0.0f, tail, zero + 1.0f - tail);
 }
 
@@ -150,14 +152,16 @@ INLINE vf activate_backward(vf u, vf g, int kind) {
 }
 
 // Calls `f`, whose argument `kind` is then a constant, so that each activation has a loop of its own.
-#define BY_KIND(kind, f) \
-    switch (kind) {      \
-        case NONE: f(NONE); break; \
-        case RELU: f(RELU); break; \
-        case RELU6: f(RELU6); break; \
+// clang-format off
+#define BY_KIND(kind, f)               \
+    switch (kind) {                    \
+        case NONE: f(NONE); break;     \
+        case RELU: f(RELU); break;     \
+        case RELU6: f(RELU6); break;   \
         case HARDSWISH: f(HARDSWISH); break; \
-        case GELU: f(GELU); break; \
+        case GELU: f(GELU); break;     \
     }
+// clang-format on
 
 // This thread's share of `count` things: from `*first` up to the result.
 INLINE int64_t share(int64_t count, int64_t *first) {
@@ -183,4 +187,3 @@ INLINE void add_up(const double *parts, int threads, int64_t count, double *tota
     for (int t = 1; t < threads; t++)
         for (int64_t i = 0; i < count; i++) total[i] += parts[t * count + i];
 }
-
