@@ -85,7 +85,16 @@ def test_networks_of_two_commits_are_apart_and_not_compared(records: Path, tmp_p
     assert "| baseline | 2 | 98.50 " in text
     assert "| tiny | 2 | 96.50 " in text
     assert "| fedcba9 |" in text
-    assert "less the baseline" not in text
+    assert "less the reference" not in text
+
+
+def test_one_network_in_two_ways(records: Path, tmp_path: Path) -> None:
+    """The last row is the reference; equal within 0.1 point by hand: t = (0.05 - 0.1) / (0.01 / sqrt(3)), 2 degrees."""
+    ways = {"tiny (model.kernels=auto)": [0.9705, 0.9806, 0.9904], "tiny (model.kernels=torch)": [0.97, 0.98, 0.99]}
+    save_runs(records / "a-runs.csv", ways)
+    text = page(records, tmp_path / "docs")
+    assert "| +0.05 ± 0.02, p 0.0131 | 0.0065 |" in text
+    assert text.count("0.0065") == 1
 
 
 def test_runs_that_say_what_ran(records: Path, tmp_path: Path) -> None:

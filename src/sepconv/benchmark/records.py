@@ -24,7 +24,7 @@ from sepconv.config import RecordsConfig, defaults
 from sepconv.reading import MOST_JSON, of_its_kind, read_json, read_text
 from sepconv.study.compare import name_hardware
 from sepconv.study.plots import plain_log
-from sepconv.study.statistics import Difference, Estimate
+from sepconv.study.statistics import MARGIN, Difference, Estimate, write_p
 from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, kept
 from sepconv.text import code_block, escape_markdown
@@ -52,10 +52,11 @@ Test accuracies of trained networks, with their parameters and multiply-accumula
 once, at the end of each training. Parameters are those that are learned: the running statistics of batch norms are not
 among them. A row is one network by one configuration at one commit. Its name has the options of the command line only
 where another network of the file has the same name; where the file has them for each run, they are given beside it.
-Where `baseline` was trained at the same commit, the difference from it is given in percentage points, paired by seed,
-with its 95 % interval and the p-value of the paired t-test. The files do not say what else ran on the machine, so no
-times are given, and not how the settings were chosen: that, and where the test accuracy was in view, is in the
-experiments' files in `configs/experiment/`."""
+The reference is `baseline`, where it was trained at the same commit, or, where all rows are of one network, the last
+of them. The difference from it is given in percentage points, paired by seed, with its 95 % interval and the p-value of
+the paired t-test; then the p-value of two one-sided tests, which is small where the two differ by less than 0.1 point.
+The files do not say what else ran on the machine, so no times are given, nor how the settings were chosen: that, and
+where the test accuracy was in view, is in the experiments' files in `configs/experiment/`."""
 
 
 def write(config: RecordsConfig) -> None:
@@ -141,14 +142,16 @@ class Group:
     def estimate(self, test: str = "test_accuracy") -> Estimate:
         return Estimate.of(list(self.accuracies(test).values()))
 
-    def difference(self, groups: list["Group"]) -> str:
-        """From the network named baseline at the same commit, over the seeds that both have; none without such."""
-        for group in groups:
-            if group.label == "baseline" != self.label and group.runs[0]["commit"] == self.runs[0]["commit"]:
+    def difference(self, groups: list["Group"]) -> Difference | None:
+        """From the reference among `groups`, over the seeds that both have; None without one."""
+        one_network = len({group.label.partition(" (")[0] for group in groups}) == 1
+        references = [group for group in groups if group.label == "baseline"] or groups[-1:] * one_network
+        for group in references:
+            if group is not self and group.runs[0]["commit"] == self.runs[0]["commit"]:
                 pair = self.accuracies(), group.accuracies()
                 if seeds := sorted(pair[0].keys() & pair[1].keys()):
-                    return Difference.between(*([values[seed] for seed in seeds] for values in pair)).points()
-        return ""
+                    return Difference.between(*([values[seed] for seed in seeds] for values in pair))
+        return None
 
 
 def group_runs(runs: list[Row]) -> list[Group]:
@@ -185,7 +188,8 @@ def training_lines(groups: list[Group], source: str) -> list[str]:
         ),
         Column("parameters", lambda group: f"{int(group.runs[0]['parameters']):,}"),
         Column("MACs", lambda group: f"{int(group.runs[0]['macs']):,}"),
-        Column("less the baseline, p", lambda group: group.difference(groups)),
+        Column("less the reference, p", lambda group: d.points() if (d := group.difference(groups)) else ""),
+        Column("equal, p", lambda group: write_p(d.equivalence(MARGIN)) if (d := group.difference(groups)) else ""),
         *(of_source(key) for key in first if key not in common),
     ]
     facts = (f"{key} {value}" if key in ("torch", "commit") else value for key, value in common.items())

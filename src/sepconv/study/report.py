@@ -16,6 +16,7 @@ from sepconv import InputError
 from sepconv.config import CompareConfig
 from sepconv.study.compare import COSTS, Comparison, Network, Section, name_hardware
 from sepconv.study.plots import Picture, draw_section
+from sepconv.study.statistics import write_p
 from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE, track
 from sepconv.text import code_span, escape_markdown, printable
@@ -101,7 +102,7 @@ def section_table(section: Section) -> Table:
         Column("n", lambda network: str(len(network.runs))),
         Column("test accuracy", lambda network: network.accuracy.percent()),
         Column(f"less {section.reference.label}", difference_points),
-        Column("p", lambda network: network.difference.p_value() if network.difference else "-"),
+        Column("p", lambda network: write_p(network.difference.p) if network.difference else "-"),
         figure("parameters", "parameters"),
         figure("MACs", "macs"),
         figure("images/s", "train_images_per_second"),

@@ -8,6 +8,7 @@ from typing import Any
 from scipy import special
 
 CONFIDENCE = 0.95
+MARGIN = 0.001  # an accuracy that differs by less is called equal: 0.1 point
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ class Difference:
 
     def points(self) -> str:
         """The difference of shares with its interval, in percentage points, and its p-value."""
-        return f"{self.estimate.points()}, p {self.p_value()}"
+        return f"{self.estimate.points()}, p {write_p(self.p)}"
 
-    def p_value(self) -> str:
-        if self.p is None:
-            return "-"
-        return "< 0.0001" if self.p < 1e-4 else f"{self.p:.4f}"
+
+def write_p(p: float | None) -> str:
+    """A p-value in a few characters."""
+    if p is None:
+        return "-"
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def two_sided(t: float, degrees: float) -> float:

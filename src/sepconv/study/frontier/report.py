@@ -8,9 +8,9 @@ from matplotlib.ticker import LogLocator
 
 from sepconv import files
 from sepconv.study.frontier.record import Network, Record
-from sepconv.study.frontier.verdicts import EDGE, MARGIN, Comparison, compare, orders
+from sepconv.study.frontier.verdicts import EDGE, Comparison, compare, orders
 from sepconv.study.plots import SETTINGS, STYLE, accuracy_by_error, plain_log, short
-from sepconv.study.statistics import Estimate
+from sepconv.study.statistics import MARGIN, Estimate, write_p
 from sepconv.tables import Column, Table
 from sepconv.terminal import epochs, kept
 from sepconv.text import code_span, escape_markdown
@@ -174,7 +174,7 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
         Column("at", lambda each: f"{each.cost:,.4g}" if each.cost < 1e4 else short(float(f"{each.cost:.3g}"))),
         Column("parameters", lambda each: f"{each.network.parameters:,}"),
         Column("difference (points)", lambda each: each.difference.estimate.points()),
-        Column("p", lambda each: each.difference.p_value()),
+        Column("p", lambda each: write_p(each.difference.p)),
         Column("p, corrected", lambda each: f"{each.p:.2g}"),
         Column("p of equality, corrected", lambda each: f"{each.equivalence:.2g}"),
         Column("verdict", lambda each: each.verdict, left=True),

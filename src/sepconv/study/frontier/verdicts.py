@@ -6,9 +6,8 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from sepconv.study.frontier.record import Network, Record
-from sepconv.study.statistics import CONFIDENCE, Difference, holm
+from sepconv.study.statistics import CONFIDENCE, MARGIN, Difference, holm
 
-MARGIN = 0.001  # an accuracy that differs by less is called equal: 0.1 point
 EDGE = 1.05  # times as much, or as little, as another kind costs at most that is still read as its end
 
 
