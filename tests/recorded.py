@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
 
@@ -49,3 +50,10 @@ def write_run(path: Path, config: dict[str, Any], overrides: list[str], result: 
     if result is not None:
         (path / "result.json").write_text(json.dumps(result))
     return path
+
+
+def write_predictions(run: Path, wrong: list[int], labels: list[int]) -> None:
+    """Writes what a run predicted of images of these classes: another class for the images `wrong`."""
+    predicted = np.array(labels, np.uint8)
+    predicted[wrong] = (predicted[wrong] + 1) % 10
+    np.save(run / "predictions.npy", np.array([predicted, labels], np.uint8))

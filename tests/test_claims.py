@@ -175,7 +175,8 @@ def test_a_picture_that_fails_is_a_line(
 def test_cells() -> None:
     """They are written the same once they were kept in a file."""
     cells: dict[str, Cell] = {
-        "as it is": "as it is", "29,738": 29_738, "45.1%": Number(0.4512, ".1%"), "98.00 ± 12.71 %": [0.97, 0.99],
+        "as it is": "as it is", "29,738": 29_738, "45.1%": Number(0.4512, ".1%"),
+        "78.00 ± 12.71 %": [0.77, 0.79], "98.00 % (85.29 to 100.00)": [0.97, 0.99],
         "+1.00, p -": Paired([0.98], [0.97], "it is so"),
     }  # fmt: skip
     for text, cell in cells.items():

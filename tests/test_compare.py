@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Outcome, refused
+from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from recorded import MACS, configuration, figures, write_run
+from recorded import MACS, configuration, figures, write_predictions, write_run
 
 from sepconv import InputError
 from sepconv.benchmark.records import page
@@ -76,6 +77,111 @@ def test_statistics_by_hand(make: Callable[..., Path], tmp_path: Path) -> None:
     assert difference.estimate.mean - difference.estimate.low == pytest.approx(4.30265 * 0.00152753 / 3**0.5, rel=1e-4)
     assert difference.p == pytest.approx(0.118, abs=2e-3)  # t = 2.6458
     assert section.reference.difference is None
+
+
+@pytest.fixture
+def predict(make: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes a finished run on 1,000 images that is wrong about some of them: its directory."""
+
+    def run(model: str, seed: int, wrong: list[int], **result: Any) -> Path:
+        images = {"train": 55_000, "validation": 5_000, "test": 1_000}
+        path = make(model, seed, 1 - len(wrong) / 1000, **{"images": images} | result)
+        write_predictions(path, wrong, [image % 10 for image in range(1000)])
+        return path
+
+    return run
+
+
+def test_networks_differ_on_images(
+    predict: Callable[..., Path], make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    """Intervals know of the images, and it is told on which of them a network and the reference differ."""
+    for seed in range(2):
+        predict("baseline", seed, [1, 2, 3])
+        predict("separable", seed, [2, 3, 4, *([5] if seed else [])])
+    (section,) = compare(ask(tmp_path)).sections
+    separable, baseline = (network(section.networks, label) for label in ("separable", "baseline"))
+    # two equal runs; the binomial interval by Wilson is 99.12 to 99.90
+    assert (baseline.accuracy.low, baseline.accuracy.high) == pytest.approx((0.9912, 0.999), abs=0.001)
+    assert separable.contrast is not None
+    assert (separable.contrast.images(more=True), separable.contrast.images(more=False)) == ([1], [4, 5])
+    assert separable.difference is not None
+    assert separable.difference.estimate.mean == pytest.approx(-0.0005)
+    assert (separable.difference.estimate.low or 0) < 0 < (separable.difference.estimate.high or 0)
+
+    out = tmp_path / "out"
+    outcome = command("compare", tmp_path / "runs", f"output={out}")
+    assert outcome.status == 0, outcome.err
+    assert "1, 2" in outcome.out
+    assert "seeds alone" not in outcome.out
+    for path in (out / "report.html", out / "report.md"):
+        text = path.read_text().replace("\\", "")
+        assert "separable is right more often than baseline on 1 test images: 1" in text
+        assert "separable is right less often than baseline on 2 test images: 4, 5" in text
+    assert not (out / "mnist-differences.png").exists()  # those images are not at hand
+    with (out / "mnist-images.csv").open() as file:
+        rows = [list(row.values()) for row in csv.DictReader(file)]
+    assert rows == [
+        ["1", "1", "2", "0"],
+        ["2", "2", "0", "0"],
+        ["3", "3", "0", "0"],
+        ["4", "4", "0", "2"],
+        ["5", "5", "1", "2"],
+    ]
+    with (out / "networks.csv").open() as file:
+        found = {row["network"]: row for row in csv.DictReader(file)}
+    assert found["separable"]["right_less_often"] == "2"
+    assert {row["interval"] for row in found.values()} == {"seeds and images"}
+
+    # a run without them: by seeds alone, where it takes part
+    make("separable", 2, 0.997, images={"train": 55_000, "validation": 5_000, "test": 1_000})
+    (section,) = compare(ask(tmp_path)).sections
+    separable, baseline = (network(section.networks, label) for label in ("separable", "baseline"))
+    assert (
+        "intervals of separable are over seeds alone (Student's t): runs did not keep what they predicted"
+        in section.notes
+    )
+    assert separable.contrast is None
+    assert separable.difference is not None
+    assert separable.difference.estimate.n == 2
+    assert separable.accuracy.half is not None
+    assert baseline.accuracy.low is not None
+
+
+def test_wrong_predictions_are_refused(
+    predict: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    predict("baseline", 1, [1, 2])
+    path = predict("baseline", 0, [1, 2]) / "predictions.npy"
+    good = np.load(path)
+    other, large = good.copy(), good.copy()
+    other[:, 1], large[:, 1] = [3, 4], [11, 12]
+    for wrong, words in (
+        (good[:, :-1], "shape (2, 1000)"),
+        (good[0], "shape (2, 1000)"),
+        (good.astype(np.int64), "uint8"),
+        (good.astype(object), "Object arrays cannot be loaded"),
+        (np.zeros((2, 100_000), np.uint8), "bytes expected"),
+        (large, "class 12 is out of range"),
+        (good[[1, 1]], "right about 100.0000%, and result.json has 99.8000%"),
+        (other, "have other classes for the same test images"),
+    ):
+        np.save(path, wrong)
+        refused(command("compare", tmp_path / "runs"), str(path.parent), words)
+    np.savez(path.with_suffix(".npz"), good)
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': "
+    for content in (
+        b"", b"x", path.read_bytes()[:50], path.with_suffix(".npz").read_bytes(), header.ljust(127) + b"\n",
+        (header + b"(2, 10000000000000), }").ljust(127) + b"\n", (header + b"(" * 60).ljust(127) + b"\n",
+    ):  # fmt: skip
+        path.write_bytes(content)
+        refused(command("compare", tmp_path / "runs"), f"{path} is not the run's: ", "remove that file")
+    path.unlink()
+    path.mkdir()
+    refused(command("compare", tmp_path / "runs"), f"{path} is not the run's: ")
+    path.rmdir()
+    os.mkfifo(path)
+    refused(command("compare", tmp_path / "runs"), f"{path} is not the run's: ")
 
 
 def test_what_ran_is_taken_from_the_run(
@@ -304,6 +410,10 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
         assert json.loads(row["overrides"]) == result["overrides"]
         assert f"seed={row['seed']}" in result["overrides"]
         configurations[row["network"]].add(row["configuration"])
+        predicted, labels = np.load(Path(row["run"]) / "predictions.npy")
+        assert np.mean(predicted == labels) == pytest.approx(result["test_accuracy"], abs=1e-6)
+        dataset = load(data_config("digits"))
+        assert labels.tolist() == dataset.labels[dataset.test].tolist()
     assert [len(hashes) for hashes in configurations.values()] == [1, 1]  # one for both seeds
     assert configurations["baseline"] != configurations["tiny"]
     # as a record, they say on its page what ran
@@ -320,12 +430,14 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
     assert float(networks["baseline"]["test_accuracy"]) == pytest.approx(sum(values) / 2)
     assert networks["baseline"]["reference"] == "tiny"
     report = (out / "report.html").read_text()
-    assert report.count("<svg") == 3
+    assert report.count("<svg") == 4
     assert not re.search(r"(src|href)=\"https?:", report)
     links = [unquote(html.unescape(link)) for link in re.findall(r'href="([^"#]+config\.yaml)"', report)]
     assert len(links) == 4
     assert all((out / link).is_file() for link in links)
-    for name in ("accuracy", "curves", "throughput"):
+    assert "is right more often than tiny on " in report
+    assert float(networks["baseline"]["low"]) < float(networks["baseline"]["high"]) <= 1
+    for name in ("accuracy", "curves", "differences", "throughput"):
         assert (out / f"digits-{name}.png").stat().st_size > 10_000
         assert f"digits-{name}.png" in (out / "report.md").read_text()
     assert "baseline" in (out / "report.md").read_text()

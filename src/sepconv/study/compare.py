@@ -1,7 +1,8 @@
 """Recorded runs compared: what each network reaches and costs, and how sure that is.
 
 A network here is one configuration, whatever the seed; its runs are one a seed. Accuracies are of the test images,
-but for the time to a target, which training's own validation tells.
+but for the time to a target, which training's own validation tells. Where runs kept what they predicted, intervals
+know of seeds and of images, and it is told on which images networks differ.
 """
 
 import glob
@@ -11,8 +12,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sepconv import InputError
 from sepconv.config import MADE, PARTS, CompareConfig, TrainConfig, flatten
@@ -42,15 +47,32 @@ class Run:
     result: Result
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """A network and the reference: how many of the `seeds` that both have are right about each test image, (N,)."""
+
+    seeds: int
+    ours: NDArray[np.integer[Any]]
+    theirs: NDArray[np.integer[Any]]
+
+    def images(self, more: bool) -> list[int]:
+        """The images that the network is right about more often, or else less often, from the largest difference."""
+        gaps = (self.ours - self.theirs) * (1 if more else -1)
+        order = np.argsort(-gaps, stable=True)
+        return [int(image) for image in order[: (gaps > 0).sum()]]
+
+
 @dataclass
 class Network:
     """One configuration's runs, by seed."""
 
     label: str
     runs: dict[int, Run]
+    right: dict[int, NDArray[np.bool_]] | None = None  # by seed, of each test image; None where a run did not keep it
     target_seconds: float | None = None  # the median over seeds; None where not each reached the target
     reached: int = 0  # runs that reached the target, of those with a history
     difference: Difference | None = None  # in test accuracy; None for the reference, and without common seeds
+    contrast: Contrast | None = None  # None without a difference, and where a run of either kept no predictions
     front: list[str] = field(default_factory=list)  # costs against which no network is better in both
 
     @property
@@ -58,9 +80,12 @@ class Network:
         """That of one run; the others have another seed, and perhaps another place and machine."""
         return next(iter(self.runs.values())).config
 
-    @property
+    @cached_property
     def accuracy(self) -> Estimate:
-        return Estimate.of([run.result.test_accuracy for run in self.runs.values()])
+        """In the test: over seeds and images, where it is known which of them are `right`, else over seeds alone."""
+        if self.right is not None:
+            return Estimate.crossed(np.array(list(self.right.values())))
+        return Estimate.of([run.result.test_accuracy for run in self.runs.values()]).within(0.0, 1.0)
 
     @property
     def histories(self) -> list[list[dict[str, Any]]]:
@@ -87,6 +112,7 @@ class Section:
     reference: Network
     target: float  # validation accuracy whose time is given
     hardware: list[str]  # that runs were on; times are compared only where it is one
+    labels: NDArray[np.integer[Any]] | None  # of each test image, (N,); None where no run kept its predictions
     notes: list[str] = field(default_factory=list)  # what a reader must know before comparing
 
     @property
@@ -271,7 +297,8 @@ def make_section(data: str, networks: list[Network], config: CompareConfig) -> S
     bests = (max(epoch["val_accuracy"] for epoch in history) for network in networks for history in network.histories)
     target = config.target if config.target is not None else math.floor(min(bests, default=0.0) * 1000) / 1000
     hardware = sorted({name_hardware(run.result.device) for run in every})
-    section = Section(data, every[0].result.images, networks, reference, target, hardware)
+    labels = read_predictions(networks)
+    section = Section(data, every[0].result.images, networks, reference, target, hardware, labels)
     for network in networks:
         # until validation first reached the target, by the epochs' ends
         times = [next((epoch["seconds"] for epoch in history if epoch["val_accuracy"] >= target - 1e-9), None)
@@ -280,8 +307,7 @@ def make_section(data: str, networks: list[Network], config: CompareConfig) -> S
         network.reached = len(seconds)
         network.target_seconds = statistics.median(seconds) if seconds and len(seconds) == len(times) else None
         if network is not reference and (seeds := sorted(network.runs.keys() & reference.runs.keys())):
-            accuracies = ([n.runs[seed].result.test_accuracy for seed in seeds] for n in (network, reference))
-            network.difference = Difference.between(*accuracies)
+            set_against(network, reference, seeds)
     for cost, less in COSTS.items():
         points = [(network, value if less else -value) for network in networks
                   if (value := section.figure(network, cost)) is not None]  # fmt: skip
@@ -289,6 +315,41 @@ def make_section(data: str, networks: list[Network], config: CompareConfig) -> S
             network.front.append(cost)
     section.notes = list(make_notes(section))
     return section
+
+
+def read_predictions(networks: list[Network]) -> NDArray[np.integer[Any]] | None:
+    """Says of each network which test images it is right about, and gives their classes, where a run tells them.
+
+    Raises InputError for predictions that are wrong, or of other images than another run's.
+    """
+    labels, first = None, None
+    for network in networks:
+        right = {}
+        for seed, run in network.runs.items():
+            if (predictions := runs.read_predictions(run.path, run.result)) is None:
+                continue
+            predicted, known = predictions
+            if labels is None:
+                labels, first = known, run.path
+            elif not np.array_equal(labels, known):
+                raise InputError(
+                    f"{run.path}/{runs.PREDICTIONS} and that of {first} have other classes for the same test images: "
+                    "remove the wrong one"
+                )
+            right[seed] = predicted == known
+        network.right = right if len(right) == len(network.runs) else None
+    return labels
+
+
+def set_against(network: Network, reference: Network, seeds: list[int]) -> None:
+    """Works out by how much a network differs from the reference, over these seeds, and on which images."""
+    if network.right is None or reference.right is None:
+        accuracies = ([each.runs[seed].result.test_accuracy for seed in seeds] for each in (network, reference))
+        network.difference = Difference.between(*accuracies)
+        return
+    ours, theirs = (np.array([right[seed] for seed in seeds]) for right in (network.right, reference.right))
+    network.difference = Difference.crossed(ours, theirs)
+    network.contrast = Contrast(len(seeds), ours.sum(0), theirs.sum(0))
 
 
 def pareto_front(points: list[tuple[Network, float]]) -> Iterator[Network]:
@@ -321,6 +382,9 @@ def make_notes(section: Section) -> Iterator[str]:
     """What a reader must know before comparing."""
     if not section.timed:
         yield f"times are not compared: runs were on {'; '.join(section.hardware)}"
+    if unknown := [network.label for network in section.networks if network.right is None]:
+        names = "" if len(unknown) == len(section.networks) else f" of {', '.join(unknown)}"
+        yield f"intervals{names} are over seeds alone (Student's t): runs did not keep what they predicted"
     for distinction, value_of in DISTINCTIONS.items():
         values: dict[str, set[str]] = defaultdict(set)
         for network, run in section.runs:

@@ -4,25 +4,30 @@ import math
 import statistics
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from itertools import cycle, zip_longest
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
+from sepconv import InputError
 from sepconv.study.compare import COSTS, TIMES, Network, Section
 from sepconv.terminal import kept
-from sepconv.text import shorten
+from sepconv.text import shorten, tell_apart
 
 STYLE = "petroff10"  # colours that the colour-blind tell apart (Petroff, arXiv 2107.02270); markers differ too
 # names are no mathematics; in an SVG, text stays text, and the same input gives the same file
 SETTINGS: dict[str, Any] = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "sepconv"}
-LONGEST = 80  # characters of a name
+LONGEST, SHORTEST = 80, 12  # characters of a network's name, and of a class's
 MARKERS = "osD^vPX*<>"
 AXIS_LABELS = {
     "parameters": "parameters",
@@ -30,6 +35,8 @@ AXIS_LABELS = {
     "train_images_per_second": "images/s in training (median over seeds)",
     "fit_seconds": "seconds of training (median over seeds)",
 }
+PICTURED = 6  # networks, at most, of which images are shown on which they differ from the reference
+SHOWN = 8  # such images of each, at most, either way
 WORST = 1e-4  # share of errors below which an axis that is logarithmic in them ends
 
 
@@ -42,7 +49,8 @@ class Picture:
 
 
 def draw_section(section: Section) -> dict[str, Picture]:
-    """By name: accuracy against each cost, learning curves where there are some, throughput where it is compared.
+    """By name: accuracy against each cost, learning curves where there are some, throughput where it is compared, test
+    images on which networks differ where these are known and at hand.
 
     One that cannot be drawn is left out, with a line.
     """
@@ -51,6 +59,9 @@ def draw_section(section: Section) -> dict[str, Picture]:
         drawings["curves"] = draw_curves
     if section.timed:
         drawings["throughput"] = draw_throughput
+    with kept(f"the picture of differences on {section.data}"):
+        if any(network.contrast for network in section.networks) and (pixels := load_tested(section)) is not None:
+            drawings["differences"] = partial(draw_differences, pixels=pixels)
     pictures = {}
     for name, draw in drawings.items():
         with kept(f"the picture of {name} on {section.data}"), style.context([STYLE, SETTINGS]):
@@ -99,8 +110,8 @@ def draw_accuracy(section: Section) -> Figure:
             value, accuracy = section.figure(network, cost), network.accuracy
             if value is None:
                 continue
-            half = None if accuracy.half is None else 100 * accuracy.half
-            axes.errorbar(value, 100 * accuracy.mean, half, fmt=marker, color=color, label=label, capsize=3)
+            arms = [[100 * arm] for arm in accuracy.arms]
+            axes.errorbar(value, 100 * accuracy.mean, arms, fmt=marker, color=color, label=label, capsize=3)
             if cost in network.front:
                 front.append((value, 100 * accuracy.mean))
         axes.plot(*zip(*sorted(front), strict=True), color="0.6", linewidth=1, zorder=0, label="Pareto front")
@@ -158,6 +169,45 @@ def draw_throughput(section: Section) -> Figure:
     title = f"{section.data}: throughput, {shorten(section.hardware[0], LONGEST)}"
     axes.set(xlabel="images/s (median over seeds, lowest to highest)", title=title)
     finish(axes, grid="x")
+    return figure
+
+
+def load_tested(section: Section) -> NDArray[np.uint8] | None:
+    """The test images of `section`, (N, H, W, C), from where a run had them; None where they are not there now."""
+    from sepconv.data.datasets import load  # here: it waits for torch
+
+    configs = {run.config.data.root: run.config.data for _, run in section.runs}
+    for config in configs.values():
+        with suppress(InputError):
+            dataset = load(replace(config, download=False))
+            if dataset.digests()["test"] == section.runs[0][1].result.digests["test"]:
+                pixels: NDArray[np.uint8] = dataset.pixels[dataset.test].numpy()
+                return pixels
+    return None
+
+
+def draw_differences(section: Section, pixels: NDArray[np.uint8]) -> Figure:
+    """Of `pixels`, (N, H, W, C), the images on which networks differ most from the reference, either way."""
+    assert section.labels is not None
+    reference = shorten(section.reference.label, LONGEST)
+    classes = [shorten(name, SHORTEST) for name in tell_apart(section.runs[0][1].result.classes)]
+    contrasts = [(network.label, network.contrast) for network in section.networks if network.contrast][:PICTURED]
+    rows = [(label, contrast, words, contrast.images(more)) for label, contrast in contrasts
+            for words, more in (("more", True), ("less", False))]  # fmt: skip
+    figure = Figure(figsize=(9.2, 0.4 + 1.9 * len(rows)), layout="constrained")
+    parts = figure.subfigures(len(rows), squeeze=False)[:, 0]
+    for part, (label, contrast, words, images) in zip(parts, rows, strict=True):
+        title = f"{shorten(label, LONGEST)} is right {words} often than {reference}: {len(images):,} images"
+        part.suptitle(title, fontsize="small")
+        panels = part.subplots(1, SHOWN)
+        for axes in panels:
+            axes.axis("off")
+        for axes, image in zip(panels, images, strict=False):
+            shown = pixels[image]
+            axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=255)
+            counts = f"{contrast.ours[image]} and {contrast.theirs[image]} of {contrast.seeds}"
+            axes.set_title(f"{image}: {classes[section.labels[image]]}\n{counts}", fontsize="x-small")
+    figure.suptitle(f"{section.data}: test images on which networks differ, and of how many seeds each is right")
     return figure
 
 

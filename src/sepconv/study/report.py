@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from sepconv import InputError
@@ -22,11 +23,15 @@ from sepconv.terminal import CONSOLE, track
 from sepconv.text import code_span, escape_markdown, printable
 from sepconv.training.runs import name_code
 
+LISTED = 10  # images, at most, that a line lists
 SIDE_BY_SIDE = 4  # networks, at most, that the terminal shows as columns
 COST_NAMES = {"parameters": "parameters", "macs": "MACs", "train_images_per_second": "images/s", "fit_seconds": "fit"}
 LEGEND = (
-    "Accuracy: mean over n seeds with 95 % interval (Student's t). Difference: paired by seed, in percentage points, "
-    "with the p-value of its t-test, uncorrected for the number of comparisons. Times and rates: medians over seeds. "
+    "Accuracy: mean over n seeds with 95 % interval. Difference: paired by seed, in percentage points, with its "
+    "p-value, uncorrected for the number of comparisons. Where runs kept what they predicted, these are by a bootstrap "
+    "crossed over seeds and test images, and hold for other seeds and other such images; else by Student's t over "
+    "seeds, for these images alone. Right more, less often: on how many test images a network is right for more, or "
+    "for fewer, of the seeds that both have than the network it is set against. Times and rates: medians over seeds. "
     "Time to a target: until the validation accuracy after an epoch first reached it; where target= does not give it, "
     "it is chosen after the fact, as what all these runs reached. Front: no network is better in both accuracy and "
     "that cost."
@@ -52,6 +57,9 @@ def report_comparison(comparison: Comparison, config: CompareConfig, overrides: 
     command = shlex.join(["python", "scripts/compare.py", *config.runs, *options])
     write(folder, "networks.csv", as_csv(list(network_records(comparison))))
     write(folder, "runs.csv", as_csv(run_records(comparison)))
+    for section in comparison.sections:
+        if records := image_records(section):
+            write(folder, f"{section.data}-images.csv", as_csv(records))
     write_pages(comparison, {section.data: {} for section in comparison.sections}, folder, command)
     sections = track(comparison.sections, "pictures: data set")
     drawn = {section.data: draw_section(section) for section in sections}
@@ -103,6 +111,7 @@ def section_table(section: Section) -> Table:
         Column("test accuracy", lambda network: network.accuracy.percent()),
         Column(f"less {section.reference.label}", difference_points),
         Column("p", lambda network: write_p(network.difference.p) if network.difference else "-"),
+        Column("right more, less often", contrast_counts),
         figure("parameters", "parameters"),
         figure("MACs", "macs"),
         figure("images/s", "train_images_per_second"),
@@ -121,6 +130,42 @@ def difference_points(network: Network) -> str:
     return estimate.points() + ("" if estimate.n == len(network.runs) else f" (n = {estimate.n})")
 
 
+def contrast_counts(network: Network) -> str:
+    """On how many images a network is right more often than the reference, and on how many less often."""
+    if network.contrast is None:
+        return "-"
+    return ", ".join(f"{len(network.contrast.images(more)):,}" for more in (True, False))
+
+
+def contrast_lines(section: Section) -> Iterator[str]:
+    """On which images each network differs most from the reference: their places in the test set, from 0."""
+    for network in section.networks:
+        if network.contrast is not None:
+            for words, more in (("more", True), ("less", False)):
+                if images := network.contrast.images(more):
+                    places = ", ".join(map(str, images[:LISTED])) + (", ..." if images[LISTED:] else "")
+                    yield (f"{network.label} is right {words} often than {section.reference.label} on {len(images):,} "
+                           f"test images: {places}")  # fmt: skip
+
+
+def image_records(section: Section) -> list[dict[str, Any]]:
+    """A record a test image that not all runs are right about: of each network, of how many runs it is."""
+    networks = [
+        (network.label, np.array(list(network.right.values()))) for network in section.networks if network.right
+    ]
+    if section.labels is None or not networks:
+        return []
+    missed = ~np.all([right.all(0) for _, right in networks], 0)
+    return [
+        {
+            "image": int(image),
+            "class": section.runs[0][1].result.classes[section.labels[image]],
+            **{f"{label}: right of {len(right)}": int(right[:, image].sum()) for label, right in networks},
+        }
+        for image in np.flatnonzero(missed)
+    ]
+
+
 def left_out(comparison: Comparison) -> Iterator[str]:
     """What was not compared, by name."""
     for path in comparison.unfinished:
@@ -137,7 +182,7 @@ def markdown(comparison: Comparison, pictures: Pictures, command: str) -> str:
     for section in comparison.sections:
         table, data = section_table(section), section.data
         lines += [f"## {escape_markdown(table.title)}", "", *table.markdown(), ""]
-        lines += [f"- {escape_markdown(note)}" for note in section.notes] + [""]
+        lines += [f"- {escape_markdown(note)}" for note in (*section.notes, *contrast_lines(section))] + [""]
         lines += [f"![{name} on {data}]({data}-{name}.png)" for name in pictures[data]] + [""]
     lines += [LEGEND, "", *(f"- {escape_markdown(line)}" for line in left_out(comparison))]
     return "\n".join(lines).rstrip() + "\n"
@@ -158,6 +203,7 @@ def network_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "test_accuracy": accuracy.mean,
                 "low": accuracy.low,
                 "high": accuracy.high,
+                "interval": "seeds" if network.right is None else "seeds and images",
                 **{key: section.figure(network, key) for key in keys},
                 "target": section.target,
                 "reached_target": network.reached,
@@ -168,6 +214,11 @@ def network_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "difference_low": paired and paired.low,
                 "difference_high": paired and paired.high,
                 "p": difference and difference.p,
+                "difference_interval": difference and ("seeds and images" if network.contrast else "seeds"),
+                **{
+                    f"right_{word}_often": network.contrast and len(network.contrast.images(word == "more"))
+                    for word in ("more", "less")
+                },
                 "front": " ".join(network.front),
             }
 
@@ -220,6 +271,7 @@ def page(comparison: Comparison, pictures: Pictures, folder: Path, command: str)
         sections=sections,
         relative=relative,
         environment=environment_values,
+        contrasts=contrast_lines,
         left_out=list(left_out(comparison)),
     )
 

@@ -474,7 +474,7 @@ class Original:
             precision=self.precision,
             separated_from=str(self.run),
         )
-        record(run, separated, result, logger)
+        record(run, separated, classifier, result, logger)
         return result
 
     def train_on(self, run: Path) -> tuple[Path, Result]:

@@ -7,12 +7,14 @@ runs/<data>/<model>/<date-time>-seed<k>/
     checkpoints/            best.ckpt (by validation accuracy) and last.ckpt, loadable with weights_only=True
     events.out.tfevents.*   TensorBoard
     train.log
+    predictions.npy         of each test image, its class as predicted and as it is
     result.json             the figures, once the run is complete
     separation.*            where scripts/separate.py made it: its report as JSON, CSV and PNG
 """
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -28,6 +30,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf.errors import OmegaConfBaseException
 
 from sepconv import InputError, files
@@ -36,6 +40,8 @@ from sepconv.reading import check_each, check_fields, describe, fits, read_json,
 from sepconv.text import shorten
 
 CODE = ("src", "scripts", "configs")
+PREDICTIONS = "predictions.npy"
+ROUNDED = 2e-6  # an accuracy's digits in a record
 LARGEST = 1e15  # of a time, a size or a rate: a finite number that can be drawn
 
 
@@ -259,6 +265,41 @@ def read_result(run: Path) -> Result:
             f"{run}/result.json is not a run's: {reason}; leave that run out, or train it again"
         ) from error
     return Result(**{field.name: figures[field.name] for field in fields(Result) if field.name in figures})
+
+
+def write_predictions(run: Path, predictions: NDArray[np.integer[Any]], classes: int) -> None:
+    """Writes `predictions.npy`: of each test image its class as predicted and as it is, (2, N), a byte each or two."""
+    file = io.BytesIO()
+    np.save(file, predictions.astype(np.min_scalar_type(classes - 1)))
+    files.write(run / PREDICTIONS, file.getvalue())
+
+
+def read_predictions(run: Path, result: Result) -> NDArray[np.integer[Any]] | None:
+    """Of each test image of a complete run its class as predicted and as it is, (2, N); None where it kept none.
+
+    Raises InputError where they are not of those images and classes, or do not have the accuracy of `result`.
+    """
+    path, classes, images = run / PREDICTIONS, len(result.classes), result.images["test"]
+    if not os.path.lexists(path):
+        return None
+    kind = np.min_scalar_type(classes - 1)
+    shape, size = (2, images), 2 * images * kind.itemsize
+    try:
+        with files.open_file(path) as file:
+            if os.fstat(file.fileno()).st_size > size + 2**16:
+                raise ValueError(f"it has more than the {size:,} bytes expected")
+            array = np.load(file, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (shape, kind):
+            raise ValueError(f"it has no {kind} of the shape {shape}")
+        if array.max() >= classes:
+            raise ValueError(f"class {array.max()} is out of range: {classes} classes")
+        accuracy = float((array[0] == array[1]).mean())
+        if abs(accuracy - result.test_accuracy) > ROUNDED:
+            raise ValueError(f"they are right about {accuracy:.4%}, and result.json has {result.test_accuracy:.4%}")
+    except Exception as error:  # numpy's, of a header that is wrong, are of many kinds
+        reason = shorten(" ".join(str(error).split()) or type(error).__name__, 200)
+        raise InputError(f"{path} is not the run's: {reason}; train it again, or remove that file") from error
+    return array
 
 
 def command_line(script: str, overrides: list[str]) -> str:

@@ -137,7 +137,7 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
         precision=precision,
         step=classifier.form,
     )
-    record(run, config, result, logger)
+    record(run, config, classifier, result, logger)
     with terminal.kept("what the test shows"):
         dashboard.show_test(trainer, classifier)
         logger.finalize("success")  # nothing is written any more, to a folder that may be a temporary one
@@ -324,8 +324,11 @@ def make_result(
     )
 
 
-def record(run: Path, config: TrainConfig, result: Result, logger: TensorBoardLogger) -> None:
-    """Writes a finished run's figures: to `result.json`, then to TensorBoard's HPARAMS."""
+def record(
+    run: Path, config: TrainConfig, classifier: ImageClassifier, result: Result, logger: TensorBoardLogger
+) -> None:
+    """Writes what `classifier` predicted in its test, then the run's figures: to `result.json` and HPARAMS."""
+    runs.write_predictions(run, classifier.predictions.numpy(), len(result.classes))
     runs.write_result(run, result)
     metrics = {f"result/{name}": value for name in HPARAMS if (value := getattr(result, name)) is not None}
     recipe = flatten(asdict(config.recipe))

@@ -62,9 +62,10 @@ def draw_strips(strips: dict[str, list[float]]) -> Figure:
     """Each network's accuracies, a dot a seed, with mean and 95 % interval."""
     figure, axes = make_panel(9, 1.2 + 0.5 * len(strips))
     for place, accuracies in enumerate(strips.values()):
-        estimate = Estimate.of(accuracies)
+        estimate = Estimate.of(accuracies).within(0.0, 1.0)
+        arms = [[100 * arm] for arm in estimate.arms]
         axes.plot([100 * value for value in accuracies], [place] * len(accuracies), "o", color="0.7", markersize=5)
-        axes.errorbar(100 * estimate.mean, place, xerr=100 * (estimate.half or 0), fmt="D", color="C0", capsize=4)
+        axes.errorbar(100 * estimate.mean, place, xerr=arms, fmt="D", color="C0", capsize=4)
     axes.set_yticks(range(len(strips)), list(strips))
     axes.invert_yaxis()
     axes.set(xlabel=f"test accuracy (%): {len(accuracies)} seeds, their mean and its 95 % interval")
