@@ -1,24 +1,28 @@
 """The frontier: its plan, its trainings, found and made, and what it says of made-up ones."""
 
+import base64
 import io
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY, Outcome, refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from recorded import figures, write_run
+from recorded import figures, write_predictions, write_run
+from scipy.interpolate import PchipInterpolator
 
 from sepconv import InputError, Stopped
 from sepconv.config import FrontierConfig, TrainConfig, read
 from sepconv.data.datasets import image_shape
 from sepconv.study.frontier import networks, report, trainings
-from sepconv.study.frontier.record import Network, Record, Row, Settings, make_training
+from sepconv.study.frontier.record import Network, Record, Row, Settings, make_training, pack
 from sepconv.study.frontier.report import page, sentence
 from sepconv.study.frontier.trainings import Process, Remaining, Trainings
 from sepconv.study.frontier.verdicts import compare, orders, read_curve
@@ -65,9 +69,15 @@ def make_networks(*kinds: str) -> list[Network]:
             for size, epochs in lengths for kind in kinds]  # fmt: skip
 
 
-def make_row(network: Network, rate: float, seed: int, val: float, test: float | None) -> Row:
+IMAGES = 1000  # of its test
+
+
+def make_row(network: Network, rate: float, seed: int, val: float, test: float | None, images: int = IMAGES) -> Row:
+    """A row that is right about the first images, as many as `test` says."""
+    right = None if test is None else np.arange(images) < round(test * images)
     return Row(
         **vars(make_training(network, rate, seed)), val_accuracy=val, test_accuracy=test,
+        images=images, right=None if right is None else pack(right),
         parameters=network.parameters, macs=network.macs, seconds=network.size / 100, ms_per_image=network.size / 1e5,
         device="CPU, 1 thread", torch="2.15", precision="bf16-mixed", commit=COMMIT, dirty=False, code="code",
         configuration="configuration",
@@ -103,7 +113,7 @@ def test_validation_chooses_and_seeds_follow() -> None:
     assert [(each.rate, each.seed) for each in record.missing()] == [(0.1, 0), (0.1, 1), (0.1, 2)]
     add(record, make_row(network, 0.01, 0, val=0.9, test=0.99))  # better in its test: at a rate not chosen
     add(record, make_row(network, 0.1, 1, val=0.6, test=0.5))
-    assert record.accuracies(network) == [0.5]
+    assert record.right(network).mean(1).tolist() == [0.5]
     assert not record.is_complete(network)
     assert len(record.left()) == 2
 
@@ -127,11 +137,21 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     again = Record.read(tmp_path / "a.json")
     assert vars(again) == vars(record)
     assert page(again) == page(record)
+    good = json.loads((tmp_path / "a.json").read_text())
+    place = next(place for place, row in enumerate(good["runs"]) if row["right"])
+    changed = []
+    bomb = base64.b64encode(zlib.compress(bytes(10**7))).decode()
+    for changes in ({"right": None}, {"right": "?"}, {"right": "AAAA"}, {"right": bomb}, {"images": 5}, {"images": -1},
+                    {"right": pack(np.ones(IMAGES, bool))}):  # fmt: skip
+        rows = [row | changes if place == number else row for number, row in enumerate(good["runs"])]
+        changed.append(good | {"runs": rows})
+    changed.append(good | {"runs": [{key: row[key] for key in row if key != "right"} for row in good["runs"]]})
     for broken in (
         "[]",
         "{}",
         '{"settings": {}}',
         (tmp_path / "a.json").read_text().replace('"seed": 9', '"seed": "9"'),
+        *(json.dumps(made) for made in changed),
     ):
         (tmp_path / "b.json").write_text(broken)
         with pytest.raises(InputError, match="is not a record"):
@@ -158,9 +178,10 @@ def test_verdicts(less: float, verdict: str, words: str) -> None:
 
 def test_equality_is_shown_where_seeds_hardly_differ() -> None:
     record = make_record(dense=0.0)
-    for row in list(record.rows.values()):
-        if row.test_accuracy is not None:
-            add(record, replace(row, test_accuracy=round(row.test_accuracy, 1) + row.seed * 1e-5))
+    for network in record.networks:
+        middle = {1_000: 0.6, 10_000: 0.7, 100_000: 0.8}[network.size]
+        for seed in range(3):
+            add(record, make_row(network, 0.01, seed, 0.9, middle + seed * 1e-4, images=10_000))
     comparisons = compare(record, "separable", "dense", "macs")
     assert comparisons is not None
     assert [each.verdict for each in comparisons] == ["equal"] * 3
@@ -169,7 +190,7 @@ def test_equality_is_shown_where_seeds_hardly_differ() -> None:
 
 def test_p_values_are_corrected_for_their_number() -> None:
     """What is alone shown is not shown among three."""
-    record = make_record(dense=0.006)
+    record = make_record(dense=0.005)
     comparisons = compare(record, "separable", "dense", "parameters")
     assert comparisons is not None
     for each in comparisons:
@@ -217,13 +238,20 @@ def test_sizes_in_words() -> None:
 
 
 def test_curve() -> None:
-    curve = {1.0: [0.1, 0.2], 10.0: [0.2, 0.4], 100.0: [0.3, 0.6]}
-    assert read_curve(curve, 10.0) == pytest.approx([0.2, 0.4])
-    assert read_curve(curve, 10**0.5) == pytest.approx([0.15, 0.3])
-    assert read_curve(curve, 103.0) == pytest.approx([0.3, 0.6])
+    curve = {1.0: 0.1, 10.0: 0.3, 100.0: 0.35}
+
+    def weights(cost: float) -> list[float]:
+        return list((read_curve(curve, cost) or {}).values())
+
+    assert weights(10.0) == pytest.approx([0, 1, 0], abs=1e-6)
+    assert weights(103.0) == pytest.approx([0, 0, 1], abs=1e-6)
+    for cost in (1.5, 3, 20, 50):  # an accuracy that is added to all points is added between them, too
+        expected = float(PchipInterpolator(np.log(list(curve)), list(curve.values()))(np.log(cost)))
+        assert sum(weights(cost)) == pytest.approx(1)
+        assert np.dot(weights(cost), list(curve.values())) == pytest.approx(expected, abs=1e-6)
     assert read_curve(curve, 110.0) is None
     assert read_curve(curve, 0.9) is None
-    assert read_curve({10.0: [0.5]}, 10.2) == [0.5]
+    assert read_curve({10.0: 0.5}, 10.2) == {10.0: 1.0}
 
 
 def test_order_when_trained_twice_as_long() -> None:
@@ -231,9 +259,9 @@ def test_order_when_trained_twice_as_long() -> None:
     (order,) = orders(record) or []
     assert not order.changes
     assert "no two kinds change places" in page(record)
-    for row in list(record.rows.values()):
-        if row.kind == "dense" and row.epochs == 4 and row.test_accuracy is not None:
-            add(record, replace(row, test_accuracy=0.9 + row.seed / 1000))
+    network = next(each for each in record.longer if each.kind == "dense")
+    for seed in range(3):
+        add(record, make_row(network, 0.01, seed, 0.9, 0.9 + seed / 1000))
     (order,) = orders(record) or []
     assert order.changes
     assert order.shown
@@ -241,10 +269,13 @@ def test_order_when_trained_twice_as_long() -> None:
     for network in record.networks:
         sign = 1 if network.epochs == 2 else -1
         for seed, value in enumerate((0.6, 0.7, 0.8)):
-            test = value - 0.01 * sign * (network.kind == "dense")
-            add(record, make_row(network, 0.01, seed, 0.9, test))
+            test = 1.39 - value if network.kind == "dense" else value  # the other way round, and a point less
+            add(
+                record,
+                make_row(network, 0.01, seed, 0.9, test if sign > 0 else test + 0.02 * (network.kind == "dense")),
+            )
     assert "separable and dense (which is better is shown at neither length)" in page(record)
-    del record.rows[row.training]
+    del record.rows[make_training(network, 0.01, 0)]
     assert orders(record) is None
     assert "These trainings are not all in." in page(record)
 
@@ -308,6 +339,8 @@ class Study:
 
     def finish(self, run: Path, config: dict[str, Any]) -> None:
         made = figures(seed=config["seed"], accuracy=0.9 + config["recipe"]["optimizer"]["lr"])
+        made["images"]["test"] = 1000
+        write_predictions(run, list(range(round(1000 * (1 - made["test_accuracy"])))), [0] * 1000)
         (run / "result.json").write_text(json.dumps(made | {"data": "digits", "git": self.code}))
 
     def make(self, record: Record | None = None, **changes: Any) -> Record:
@@ -328,6 +361,7 @@ def test_trainings_are_made_once(study: Study) -> None:
     assert not record.left()
     assert {record.rate(network) for network in record.networks} == {0.006}
     chosen = [row.test_accuracy for row in record.rows.values() if row.seed != 1000]
+    assert record.right(record.networks[0]).sum(1).tolist() == [906, 906]
     assert chosen == [pytest.approx(0.906)] * 4
     assert {row.test_accuracy for row in record.rows.values() if row.seed == 1000} == {None}
     assert study.make().rows == record.rows
@@ -345,6 +379,15 @@ def test_an_interrupted_training_is_resumed(study: Study) -> None:
     (first / "result.json").unlink()
     study.make()
     assert study.started[8:] == [[f"resume={first}"]]
+
+
+def test_a_run_that_did_not_keep_its_predictions_is_made_again(study: Study, caplog: pytest.LogCaptureFixture) -> None:
+    study.make()
+    (first,) = study.path.glob("c*/digits/separable/1")
+    (first / "predictions.npy").unlink()
+    study.make()
+    assert len(study.started) == 9
+    assert f"{first} is left out: it has no predictions.npy" in caplog.messages
 
 
 def test_runs_of_other_code_are_not_used(study: Study) -> None:

@@ -131,20 +131,6 @@ class Difference:
             return cls(estimate, None)
         return cls(estimate, min(1.0, 2 * min(share(means <= ROUNDING), share(means >= -ROUNDING))), means=means)
 
-    @classmethod
-    def welch(cls, values: Sequence[float], references: Sequence[float]) -> "Difference":
-        """The mean of `values` less that of `references`, two of each or more, which are not pairs: Welch's t-test."""
-        mean = statistics.fmean(values) - statistics.fmean(references)
-        squares = [statistics.variance(group) / len(group) for group in (values, references)]
-        if sum(squares) < 1e-18:  # alike, but for rounding
-            return cls(Estimate(len(values), mean, None, None), None)
-        error = sum(squares) ** 0.5
-        parts = zip(squares, (values, references), strict=True)
-        degrees = sum(squares) ** 2 / sum(square**2 / (len(group) - 1) for square, group in parts)
-        half = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error
-        estimate = Estimate(len(values), mean, mean - half, mean + half)
-        return cls(estimate, two_sided(mean / error, degrees), error, degrees)
-
     def equivalence(self, margin: float) -> float | None:
         """The p-value of "it is `margin` or more", either way: small where there is no such difference.
 

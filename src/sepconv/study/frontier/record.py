@@ -1,15 +1,22 @@
 """The record of a frontier: what is to be trained, and each training's figures as its run recorded them."""
 
+import base64
 import json
+import math
 import statistics
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sepconv import InputError, files
 from sepconv.reading import check_each, check_fields, read_json
 from sepconv.terminal import epochs
+from sepconv.training.runs import ROUNDED
 
 TIMES = ("seconds", "ms_per_image")
 
@@ -46,6 +53,8 @@ class Row(Training):
 
     val_accuracy: float  # the best of its epochs
     test_accuracy: float | None  # of that epoch's network; None of a training that chooses the learning rate
+    images: int  # of the test
+    right: str | None  # which of them that network is right about, as `pack` writes it; None as the accuracy is
     parameters: int
     macs: int
     seconds: float  # of training, validation and checkpoints included
@@ -88,6 +97,8 @@ class Record:
         self.settings, self.networks = settings, networks
         self.diverged = dict.fromkeys(diverged)
         self.rows = {row.training: row for row in runs}
+        if len({row.images for row in runs}) > 1:
+            raise InputError("its runs were tested on different images")
 
     @classmethod
     def read(cls, path: Path) -> "Record":
@@ -98,9 +109,11 @@ class Record:
             check_fields(Settings, "settings", values["settings"])
             for name, schema in parts.items():
                 check_each(schema, name, values[name])
+            for row in values["runs"]:
+                check_right(Row(**row))
             lists = {name: [schema(**each) for each in values[name]] for name, schema in parts.items()}
             return cls(Settings(**values["settings"]), **lists)
-        except (InputError, LookupError, TypeError) as error:
+        except (InputError, LookupError, TypeError, ValueError, zlib.error) as error:
             raise InputError(f"{path} is not a record of scripts/frontier.py: {error}") from error
 
     def write(self, path: Path) -> None:
@@ -181,9 +194,9 @@ class Record:
         """How many trainings there are in all."""
         return sum(len(self.tuning(network)) + len(self.settings.seeds) for network in self.networks)
 
-    def accuracies(self, network: Network) -> list[float]:
-        """The test accuracies of the seeds that are in."""
-        return [row.test_accuracy for row in self.reported(network) if row.test_accuracy is not None]
+    def right(self, network: Network) -> NDArray[np.bool_]:
+        """Which test images the seeds that are in are right about, (seeds, images)."""
+        return np.array([unpack(row.right, row.images) for row in self.reported(network) if row.right is not None])
 
     def cost(self, network: Network, name: str) -> float | None:
         """What a network costs: parameters, macs, or the median over seeds of seconds or ms_per_image.
@@ -200,6 +213,28 @@ class Record:
     @property
     def devices(self) -> list[str]:
         return sorted({row.device for row in self.rows.values()})
+
+
+def pack(right: NDArray[np.bool_]) -> str:
+    """Of each image whether a network is right about it, (N,), in a few characters: bits, by zlib and Base64."""
+    return base64.b64encode(zlib.compress(np.packbits(right).tobytes(), 9)).decode()
+
+
+def unpack(text: str, images: int) -> NDArray[np.bool_]:
+    """What `pack` made `text` of. Raises ValueError or zlib.error where it is not of so many images."""
+    size = math.ceil(images / 8)
+    data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+    if images < 1 or len(data) != size:
+        raise ValueError(f"right is not of {images} images")
+    return np.unpackbits(np.frombuffer(data, np.uint8), count=images).astype(bool)
+
+
+def check_right(row: Row) -> None:
+    """Raises ValueError, zlib.error or InputError unless a run is right about as many images as its accuracy says."""
+    accuracy = None if row.right is None else float(unpack(row.right, row.images).mean())
+    pair = [-1.0 if each is None else each for each in (accuracy, row.test_accuracy)]
+    if abs(pair[0] - pair[1]) > ROUNDED:
+        raise InputError(f"{row.training} has the test accuracy {row.test_accuracy}, and is right about {accuracy}")
 
 
 def make_training(network: Network, rate: float, seed: int) -> Training:

@@ -49,15 +49,16 @@ What test accuracy networks of separable convolutions and of dense ones reach, a
 METHOD = """\
 Each network is trained {epochs}, at the learning rate, one of {rates}, that gives the best validation accuracy with
 seed {tuning_seed}, and then with seeds {seeds}, which are reported. Test accuracy chooses nothing; it is of the epoch
-that validates best. Accuracies are means over seeds with 95 % intervals by Student's t, times are medians over seeds.
-{jobs} trainings ran at a time, each on one thread, so that times are of a machine in use.
+that validates best. Accuracies are means over seeds, with 95 % intervals by a bootstrap crossed over seeds and test
+images; times are medians over seeds. {jobs} trainings ran at a time, each on one thread, so that times are of a machine
+in use.
 
-At equal cost: each network is set against the other kind's accuracy at just its cost, read, seed by seed, off a curve
-through that kind's networks (a monotone cubic in the logarithm of the cost); what costs over {edge:.0%} more or less
-than any of the other kind is compared with none. Differences and their intervals are by Welch's t-test, one at a time.
-The comparisons of two kinds at one cost are a family: verdicts are by p-values that Holm's method corrects for their
-number. One kind is called better where that of no difference is below 0.05, and the two equal where that of a
-difference of {margin:g} point or more is, by two one-sided tests."""
+At equal cost: each network is set against the other kind's accuracy at just its cost, read off a curve through that
+kind's networks (a monotone cubic in the logarithm of the cost); what costs over {edge:.0%} more or less than any of the
+other kind is compared with none. Differences are paired by seed and by image, with intervals and p-values by the same
+bootstrap, one at a time. The comparisons of two kinds at one cost are a family: verdicts are by p-values that Holm's
+method corrects for their number. One kind is called better where that of no difference is below 0.05, and the two equal
+where that of a difference of {margin:g} point or more is, by two one-sided tests."""
 
 
 def write_page(record: Record, folder: Path) -> None:
@@ -161,7 +162,7 @@ def network_table(record: Record) -> Table:
         Column("epochs", lambda network: str(network.epochs)),
         Column("learning rate", lambda network: f"{record.rate(network):g}"),
         Column("n", lambda network: str(len(record.reported(network)))),
-        Column("test accuracy", lambda network: Estimate.of(record.accuracies(network)).percent()),
+        Column("test accuracy", lambda network: Estimate.crossed(record.right(network)).percent()),
         time("seconds"),
         time("ms_per_image"),
     ]
@@ -257,12 +258,12 @@ def draw(record: Record) -> Figure:
     for axes, (cost, (_, label)) in zip(panels, COSTS.items(), strict=True):
         for kind in record.kinds:
             networks = [network for network in record.of_kind(kind) if record.is_complete(network)]
-            points = {value: Estimate.of(record.accuracies(network)) for network in networks
+            points = {value: Estimate.crossed(record.right(network)) for network in networks
                       if (value := record.cost(network, cost)) is not None}  # fmt: skip
             name, color, line = KINDS[kind]
             axes.errorbar(
                 list(points), [100 * (1 - e.mean) for e in points.values()],
-                [100 * (e.half or 0) for e in points.values()],
+                [[100 * e.arms[side] for e in points.values()] for side in (1, 0)],
                 fmt=line, color=color, capsize=3, markersize=5, linewidth=1, label=name,
             )  # fmt: skip
         plain_log(axes)

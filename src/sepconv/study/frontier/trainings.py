@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from sepconv import InputError
 from sepconv.config import REPOSITORY, FrontierConfig, TrainConfig, complete
 from sepconv.study.compare import Run, list_runs, name_hardware, read_run
 from sepconv.study.frontier.networks import KINDS
-from sepconv.study.frontier.record import Network, Record, Row, Training
+from sepconv.study.frontier.record import Network, Record, Row, Training, pack
 from sepconv.terminal import CONSOLE, Progress, duration
 from sepconv.training import runs
 
@@ -83,7 +85,7 @@ class Trainings:
                 )
         # what lies in there was begun by this code
         self.folder = Path(config.runs).expanduser() / (self.code or "uncommitted")
-        self.finished: dict[Key, Run] = {}
+        self.finished: dict[Key, tuple[Run, str]] = {}  # with the test images that it is right about
         self.known: set[Path] = set()  # directories of runs that are not read again
         self.failed: dict[Training, str] = {}  # and why
 
@@ -126,7 +128,11 @@ class Trainings:
                 if (path / "result.json").exists():
                     run = read_run(path)
                     self.known.add(path)
-                    self.finished.setdefault((runs.fingerprint(run.config), run.config.seed), run)
+                    predictions = runs.read_predictions(path, run.result)
+                    if predictions is None:
+                        raise InputError(f"it has no {runs.PREDICTIONS}")
+                    right = pack(np.equal(*predictions))
+                    self.finished.setdefault((runs.fingerprint(run.config), run.config.seed), (run, right))
                 else:
                     _, config, _ = runs.read_config(path)
                     stopped[runs.fingerprint(config), config.seed] = path
@@ -138,7 +144,7 @@ class Trainings:
     def take(self, training: Training) -> bool:
         """Adds a training to the record, where there is a finished run of it by this code."""
         configuration = self.configuration(training)
-        run = self.finished.get((configuration, training.seed))
+        run, right = self.finished.get((configuration, training.seed), (None, None))
         if run is None or {runs.hash_code(code) for code in (run.result.git, *run.result.git_later)} != {self.code}:
             return False
         result, chooses = run.result, training.seed == self.config.tuning_seed
@@ -147,6 +153,8 @@ class Trainings:
             **vars(training),
             val_accuracy=result.val_accuracy,
             test_accuracy=None if chooses else result.test_accuracy,
+            images=result.images["test"],
+            right=None if chooses else right,
             parameters=result.parameters,
             macs=result.macs,
             seconds=result.fit_seconds,

@@ -8,6 +8,7 @@ from scipy.interpolate import PchipInterpolator
 from sepconv.study.frontier.record import Network, Record
 from sepconv.study.statistics import CONFIDENCE, MARGIN, Difference, holm
 
+CHANGE = 1e-5  # of an accuracy, by which it is found how a curve moves
 EDGE = 1.05  # times as much, or as little, as another kind costs at most that is still read as its end
 
 
@@ -39,11 +40,14 @@ def compare(record: Record, kind: str, other: str, cost: str) -> list[Comparison
     costs = {network: value for network in networks if (value := record.cost(network, cost)) is not None}
     if not record.is_complete(*networks) or len(costs) < len(networks):
         return None
-    curve = {costs[network]: record.accuracies(network) for network in theirs}
+    right = {network: record.right(network) for network in networks}
+    points = {costs[network]: right[network] for network in theirs}
+    curve = {cost: float(point.mean()) for cost, point in points.items()}
     found = {}
     for network in ours:
-        if (references := read_curve(curve, costs[network])) is not None:
-            found[network] = Difference.welch(record.accuracies(network), references)
+        if (weights := read_curve(curve, costs[network])) is not None:
+            reference = sum(weight * points[cost] for cost, weight in weights.items())
+            found[network] = Difference.of(right[network] - reference)
     p_values = holm([1.0 if d.p is None else d.p for d in found.values()])
     equivalences = [d.equivalence(MARGIN) for d in found.values()]
     corrected = holm([1.0 if p is None else p for p in equivalences])
@@ -51,23 +55,25 @@ def compare(record: Record, kind: str, other: str, cost: str) -> list[Comparison
     return [Comparison(network, costs[network], difference, *both) for (network, difference), *both in figures]
 
 
-def read_curve(curve: dict[float, list[float]], cost: float) -> list[float] | None:
-    """The accuracy of each seed at `cost`; None where that is beyond the ends of the curve.
+def read_curve(curve: dict[float, float], cost: float) -> dict[float, float] | None:
+    """The weights of a curve's points in the accuracy at `cost`; None where that is beyond the ends of the curve.
 
     Args:
-        curve: of each cost, the accuracies of the seeds.
+        curve: of each cost, the accuracy.
 
     Between its points the curve is a cubic in the logarithm of the cost that rises where they rise (Fritsch and
-    Carlson, SIAM J. Numer. Anal. 17, 1980).
+    Carlson, SIAM J. Numer. Anal. 17, 1980). A weight is by how much it rises with a point: the accuracies by their
+    weights come to what the curve says and, as long as they change by little, so do those of a seed or an image.
     """
     costs = sorted(curve)
     if not costs[0] / EDGE <= cost <= costs[-1] * EDGE:
         return None
     if len(costs) == 1:
-        return curve[costs[0]]
+        return {costs[0]: 1.0}
     place = np.log(min(max(cost, costs[0]), costs[-1]))
-    accuracies = PchipInterpolator(np.log(costs), np.array([curve[each] for each in costs]))(place)
-    return [float(accuracy) for accuracy in accuracies]
+    accuracies, changes = np.array([curve[each] for each in costs]), CHANGE * np.eye(len(costs))
+    above, below = (PchipInterpolator(np.log(costs), accuracies + each, axis=1)(place) for each in (changes, -changes))
+    return dict(zip(costs, ((above - below) / (2 * CHANGE)).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,10 @@ def orders(record: Record) -> list[Order] | None:
     pairs = {network.kind: (find(record, network), network) for network in record.longer}
     if not record.is_complete(*(network for pair in pairs.values() for network in pair)):
         return None
-    accuracies = {kind: [record.accuracies(network) for network in pair] for kind, pair in pairs.items()}
+    right = {kind: [record.right(network) for network in pair] for kind, pair in pairs.items()}
     kinds = list(pairs)
     return [
-        Order(kind, other, *map(Difference.welch, accuracies[kind], accuracies[other]))
+        Order(kind, other, *map(Difference.crossed, right[kind], right[other]))
         for place, kind in enumerate(kinds) for other in kinds[place + 1 :]
     ]  # fmt: skip
 
