@@ -28,13 +28,14 @@ from sepconv.study.statistics import MARGIN, Difference, Estimate, write_p
 from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, kept
 from sepconv.text import code_block, escape_markdown
+from sepconv.training.runs import PLACES
 
 Row = dict[str, str]  # of a file of runs: values by column
 Record = dict[str, Any]
 
 COMMON = ("network", "commit", "device", "torch", "precision", "configuration", "dirty")  # to the runs of a row
 UNSAID = {"overrides": "[]", "configuration": "", "dirty": ""}  # in files from before runs recorded these
-OF_A_RUN = ("seed=", "runs=", "data.root=")  # options that do not tell networks apart
+OF_A_RUN = ("seed=", *PLACES)  # options that do not tell networks apart
 PICTURED = "mnist-runs.csv"  # the runs that PICTURE shows
 PICTURE = "accuracy-cost.png"
 KINDS = {"separable": ("#0072B2", "o"), "dense": ("#D55E00", "s")}  # colours by Okabe and Ito

@@ -21,7 +21,7 @@ from sepconv.study.statistics import write_p
 from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE, track
 from sepconv.text import code_span, escape_markdown, printable
-from sepconv.training.runs import name_code
+from sepconv.training.runs import PLACES, name_code
 
 LISTED = 10  # images, at most, that a line lists
 SIDE_BY_SIDE = 4  # networks, at most, that the terminal shows as columns
@@ -224,7 +224,10 @@ def network_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def run_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """A record a run, as it recorded itself: what ran is in its overrides, `configuration` and code."""
+    """A record a run, as it recorded itself: what ran is in its overrides, `configuration` and code.
+
+    Where files lie on one machine is left out: of `run` all but the data, the network and its own name, and PLACES.
+    """
     keys = ["val_accuracy", "test_accuracy", "test_accuracy_tta", "parameters", "macs", "fit_seconds",
             "train_images_per_second", "eval_images_per_second", "precision"]  # fmt: skip
     return [
@@ -232,8 +235,8 @@ def run_records(comparison: Comparison) -> list[dict[str, Any]]:
             "data": section.data,
             "network": network.label,
             "seed": run.config.seed,
-            "run": os.path.relpath(run.path),
-            "overrides": json.dumps(run.result.overrides, ensure_ascii=False),
+            "run": "/".join(run.path.resolve().parts[-3:]),
+            "overrides": json.dumps([o for o in run.result.overrides if not o.startswith(PLACES)], ensure_ascii=False),
             "configuration": run.result.configuration,
             **{key: getattr(run.result, key) for key in keys},
             "device": name_hardware(run.result.device),

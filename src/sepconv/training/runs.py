@@ -41,6 +41,7 @@ from sepconv.text import shorten
 
 CODE = ("src", "scripts", "configs")
 PREDICTIONS = "predictions.npy"
+PLACES = ("runs=", "data.root=")  # options that say where files lie on one machine
 ROUNDED = 2e-6  # an accuracy's digits in a record
 LARGEST = 1e15  # of a time, a size or a rate: a finite number that can be drawn
 
