@@ -20,12 +20,14 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(results) == 4
     text = json.dumps([cell.get("outputs") for cell in notebook.cells])
     assert "Cost(parameters=39, macs=351)" in text
+    assert text.count("image/png") == 5  # pictures, not what they are made of
+    assert len(text) < 600_000
     assert f"{100 * json.loads(results[0].read_text())['test_accuracy']:.2f}"[:3] in text
 
 
 def test_notebook_is_committed_with_small_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert all(cell.get("outputs") is not None for cell in notebook.cells if cell.cell_type == "code")
-    assert sum("image/png" in json.dumps(cell.get("outputs")) for cell in notebook.cells) >= 4
+    assert sum("image/png" in json.dumps(cell.get("outputs")) for cell in notebook.cells) == 5
     assert NOTEBOOK.stat().st_size < 500_000
     assert str(REPOSITORY) not in NOTEBOOK.read_text()

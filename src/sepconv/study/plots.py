@@ -5,7 +5,7 @@ import statistics
 import textwrap
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from itertools import cycle, zip_longest
@@ -44,8 +44,12 @@ WORST = 1e-4  # share of errors below which an axis that is logarithmic in them 
 class Picture:
     """A figure that is drawn."""
 
-    svg: str  # its element
-    png: bytes
+    svg: str = field(repr=False)  # its element
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return self.png
 
 
 def draw_section(section: Section) -> dict[str, Picture]:
