@@ -291,3 +291,18 @@ def test_the_state_of_another_kind_of_generator() -> None:
         restore(generator, state)
         draws.append(torch.rand(3, generator=generator).tolist())
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_run_whose_files_are_damaged_meanwhile_is_recorded(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was begun with is known from its beginning."""
+    stop = Monitor.on_train_epoch_end
+
+    def damage(self: Monitor, trainer: Any, module: Any) -> None:
+        for name in ("code.yaml", "config.yaml", "overrides.yaml"):
+            (Path(trainer.loggers[0].log_dir) / name).write_text("{")
+        stop(self, trainer, module)
+
+    monkeypatch.setattr(Monitor, "on_train_epoch_end", damage)
+    figures = result(train("recipe.epochs=1", "trainer.limit_batches=2"))
+    assert "trainer.limit_batches=2" in figures["overrides"]
+    assert figures["git"].keys() == {"sha", "dirty"}

@@ -10,8 +10,7 @@ from torch import nn
 from sepconv.costs import counting
 from sepconv.costs.counting import BYTES, Layer
 from sepconv.networks import fused
-from sepconv.networks.blocks import ConvNormActivation, Residual
-from sepconv.networks.blocks import Sequence as Sequence_
+from sepconv.networks.blocks import SEQUENCES, Residual
 
 # By who computes, then by group of layers: in each direction what is read and written, a word a map, as often as it is
 # gone over. x is the group's input (an addition's: both), z its output, y what a norm takes, u what it gives; dx is the
@@ -197,7 +196,7 @@ def find_scope(net: nn.Module, layer: Layer) -> str | None:
         block = net.get_submodule(name)
         if isinstance(block, fused.Fusible) and block.kernels != "torch":
             scope = name
-        if not name or type(block) not in (nn.Sequential, Sequence_, ConvNormActivation):
+        if not name or type(block) not in SEQUENCES:
             return scope
         name, _, part = name.rpartition(".")
         if part == "shortcut":  # which a Residual calls by itself

@@ -25,7 +25,7 @@ from sepconv.costs.counting import Layer
 from sepconv.costs.passes import Call
 from sepconv.devices import check_memory, describe_device
 from sepconv.networks import fused
-from sepconv.networks.blocks import ConvNormActivation, Sequence, depthwise_separable, run
+from sepconv.networks.blocks import ConvNormActivation, Residual, Sequence, depthwise_separable
 from sepconv.terminal import track
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -307,26 +307,21 @@ def find_function(net: nn.Module, call: Call) -> Callable[..., Any]:
     if len(modules) == 1 and call.owner != "fused":
         return modules[0]
     sums = [layer for layer in call.layers if layer.kind == "add"]
-    last = modules.pop() if sums and call.layers[-1] is not sums[0] else None
-    return Together(modules, sums[0].output if sums else None, last).train(net.training)
+    if not sums:
+        return Sequence(*modules).train(net.training)
+    last = modules.pop() if call.layers[-1] is not sums[0] else None
+    return Residual(nn.Sequential(*modules), Held(sums[0].output), last).train(net.training)
 
 
-class Together(nn.Module):
-    """Layers that are computed as one.
+class Held(nn.Module):
+    """A shortcut that gives the same random maps, of `shape` (B, C, H, W), whatever comes in."""
 
-    Args:
-        summed: the shape (B, C, H, W) of what is added at the end, where something is.
-        last: an activation of the sum.
-    """
-
-    def __init__(self, layers: list[nn.Module], summed: tuple[int, ...] | None, last: nn.Module | None) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.layers, self.last = nn.ModuleList(layers), last
-        other = None if summed is None else torch.randn(summed).to(memory_format=torch.channels_last)
-        self.shortcut = None if other is None else lambda maps: other
+        self.maps = torch.randn(shape).to(memory_format=torch.channels_last)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return run(Sequence(), self.layers, maps, self.shortcut, self.last)
+        return self.maps
 
 
 def make_update(net: nn.Module) -> Callable[[], Any]:

@@ -91,6 +91,9 @@ class ConvNormActivation(misc.ConvNormActivation, fused.Fusible):
         return run(self, self.children(), input)
 
 
+SEQUENCES = (nn.Sequential, Sequence, ConvNormActivation)  # what calls its parts one after the other, and does no more
+
+
 def run(
     block: fused.Fusible,
     parts: Iterable[nn.Module],
@@ -126,11 +129,7 @@ def run(
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
     """The layers that a module in training calls one by one, those of the sequences in it too; else the module."""
-    if (
-        type(module) in (nn.Sequential, Sequence, ConvNormActivation)
-        and module.training
-        and not fused.has_hooks(module)
-    ):
+    if type(module) in SEQUENCES and module.training and not fused.has_hooks(module):
         return [layer for child in module.children() for layer in layers_of(child)]
     return [module]
 

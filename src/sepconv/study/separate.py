@@ -458,7 +458,6 @@ class Original:
             trainer.save_checkpoint(path, weights_only=True)
         tested = trainer.test(classifier, self.data(), ckpt_path=best, weights_only=True, verbose=False)[0]
         result = make_result(
-            run,
             separated,
             self.data(),
             classifier,
@@ -473,6 +472,7 @@ class Original:
             train_images_per_second=None,
             precision=self.precision,
             separated_from=str(self.run),
+            **runs.provenance(run),
         )
         record(run, separated, classifier, result, logger)
         return result

@@ -106,6 +106,7 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
     """Fits, tests and records the run of `beginning`, whose directory is there."""
     config, classifier, run = beginning.config, beginning.classifier, beginning.run
     assert run is not None
+    provenance = runs.provenance(run)  # now: what is wrong with its files must not cost a training
     cost = Cost(counting.parameters(classifier.net), counting.macs(classifier.net, data.dataset.shape))
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
     stopwatch, dashboard = Stopwatch(started), Dashboard(logger.experiment, beginning.dataset)
@@ -121,7 +122,6 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
     tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
     assert best.best_model_score is not None
     result = make_result(
-        run,
         config,
         data,
         classifier,
@@ -136,6 +136,7 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
         train_images_per_second=stopwatch.images_per_second("train"),
         precision=precision,
         step=classifier.form,
+        **provenance,
     )
     record(run, config, classifier, result, logger)
     with terminal.kept("what the test shows"):
@@ -282,7 +283,6 @@ def log_cost(logger: TensorBoardLogger, cost: Cost) -> None:
 
 
 def make_result(
-    run: Path,
     config: TrainConfig,
     data: ImageData,
     classifier: ImageClassifier,
@@ -291,7 +291,7 @@ def make_result(
     tested: Mapping[str, float],
     **figures: Any,
 ) -> Result:
-    """The figures of the run in the directory `run`.
+    """A run's figures.
 
     Args:
         tested: the trainer's metrics of the test, `accuracy/test` and so on.
@@ -318,7 +318,6 @@ def make_result(
         test_seconds=stopwatch.test_seconds,
         device=describe_device(device),
         versions=runs.versions(),
-        **runs.provenance(run),
         **test_figures,
         **figures,
     )

@@ -16,7 +16,7 @@ from sepconv.networks.fused.build import library
 ACTIVATIONS: dict[type, int] = {type(None): 0, nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3, nn.GELU: 4}
 OF_SUMS = (nn.ReLU, nn.ReLU6)  # those whose gradient can be told from what they put out
 SAVED = 5  # numbers a channel that a norm keeps for its backward pass
-# Weights of a pointwise convolution from which on torch's own is faster: its sums leave the cache.
+# Weights of a pointwise convolution, at most: those whose gradient's sums stay in a core's cache. Torch takes others.
 MOST_WEIGHTS = 2**16
 # Values that an output of a standard convolution sees, up to which they are copied out for each: those of a stem.
 MOST_SEEN = 64
@@ -89,7 +89,8 @@ def has_kernel(layer: nn.Module, images: bool = False) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether something waits for a module to be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    forward, backward = ("_forward_hooks", "_forward_pre_hooks"), ("_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, hooks) for hooks in forward + backward)
 
 
 def find_chain(layers: Sequence[nn.Module], images: bool = False) -> list["Link"]:
@@ -273,7 +274,7 @@ class Chain(torch.autograd.Function):
             if link.conv is None:
                 call("norm_statistics", dtype, *sizes(maps), maps, norm)
             else:
-                call(f"{name(link.conv)}_forward", dtype, geometry, reads[-1].structure(), weight, norm, maps)
+                call(f"{kernel_of(link.conv)}_forward", dtype, geometry, reads[-1].structure(), weight, norm, maps)
             reads.append(Reading(maps, saved, link.kind))
             ctx.geometries.append(geometry)
         last, out = reads[-1], maps
@@ -282,7 +283,10 @@ class Chain(torch.autograd.Function):
             other = None if other is None else channels_last(other)
             call("finish_forward", dtype, *sizes(maps), last.structure(), other, out)
         of_sum = out if ctx.adds and last.kind else None
-        ctx.save_for_backward(*(read.maps for read in reads), *(read.saved for read in reads), *weights, of_sum)
+        # what is put out as it is, by a convolution without a norm, is not needed: the next layer may overwrite it
+        kept = [read.maps for read in reads[:-1]] + [None if out is maps else maps]
+        ctx.save_for_backward(*kept, *(read.saved for read in reads), *weights, of_sum)
+        ctx.dtype = dtype
         return out
 
     @staticmethod
@@ -293,26 +297,17 @@ class Chain(torch.autograd.Function):
         maps, saved, weights = (tensors[i * len(kinds) : (i + 1) * len(kinds)] for i in range(3))
         reads = [*map(Reading, maps, saved, kinds)]
         results = [None if read.saved is None else find_room(read.saved) for read in reads]
-        last, dtype = reads[-1], reads[-1].maps.dtype
+        last, dtype = reads[-1], ctx.dtype
         grad: Tensor | None = channels_last(grads[0].to(dtype))
         if results[-1] is not None:
-            dsum = None if of_sum is None else torch.empty_like(last.maps)
-            call(
-                "finish_backward",
-                dtype,
-                *sizes(last.maps),
-                grad,
-                last.structure(),
-                of_sum,
-                dsum,
-                results[-1].structure(),
-            )
+            dsum, found = None if of_sum is None else torch.empty_like(last.maps), results[-1].structure()
+            call("finish_backward", dtype, *sizes(last.maps), grad, last.structure(), of_sum, dsum, found)
             grad = grad if dsum is None else dsum
         dother, kind = (grad, 0) if ctx.adds else (None, last.kind)
         parameters: list[Tensor | None] = []
         for place in reversed(range(len(links))):
             link, read, result, own = links[place], reads[place], results[place], results[place + 1]
-            gradient = Gradient(address(grad), address(maps[place + 1]), own and address(own.numbers), kind)
+            gradient = Gradient(address(grad), address(reads[place + 1].maps), own and address(own.numbers), kind)
             dmaps = room_for(read.maps.shape, dtype) if place or ctx.needs_input_grad[1] else None
             dweight = None
             if link.conv is not None:
@@ -320,9 +315,8 @@ class Chain(torch.autograd.Function):
                 dweight = torch.empty_like(weight)
                 if ctx.same and not place:  # what is added is the maps too: one gradient for both
                     on_the_way, dother = dother, None
-                found = result and result.structure()
-                call(f"{name(link.conv)}_backward", dtype, ctx.geometries[place], gradient, read.structure(), weight,
-                     on_the_way, dmaps, dweight, found)  # fmt: skip
+                given = gradient, read.structure(), weight, on_the_way, dmaps, dweight, result and result.structure()
+                call(f"{kernel_of(link.conv)}_backward", dtype, ctx.geometries[place], *given)
             elif dmaps is not None:
                 call("norm_backward", dtype, *sizes(read.maps), gradient, dmaps)
             dfilters = None if dweight is None else dweight.permute(0, 3, 1, 2)
@@ -358,7 +352,7 @@ def halve(maps: Tensor) -> Tensor:
     return Halving.apply(maps)
 
 
-def name(conv: nn.Conv2d) -> str:
+def kernel_of(conv: nn.Conv2d) -> str:
     return "pointwise" if conv.groups == 1 else "depthwise"
 
 
