@@ -41,7 +41,8 @@ INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, in
     }
 }
 
-// result[m][n], m < rows (a multiple of M), n < columns (of V): its values so far, if `add`, and the products' sums.
+// result[m][n], m < rows (a multiple of M), n < columns (of V): the products' sums; if `add`, added to what is there,
+// once: a long sum in one float would lose precision.
 static void multiply_all(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
                          int64_t rows, int64_t columns, float *result, int64_t result_stride, int add) {
     for (int64_t n = 0; n < columns; n += 2 * V)
@@ -49,12 +50,13 @@ static void multiply_all(const E *one, int64_t step, int64_t next, const E *many
             vf sum[M][2] = {{{0}}};
             int vectors = columns - n > V ? 2 : 1;
             float *at = result + m * result_stride + n;
-            for (int i = 0; add && i < M; i++)
-                for (int j = 0; j < vectors; j++) sum[i][j] = get(at + i * result_stride + j * V);
             if (vectors == 2) multiply(one + m * step, step, next, many + n, stride, count, sum, 2);
             else multiply(one + m * step, step, next, many + n, stride, count, sum, 1);
             for (int i = 0; i < M; i++)
-                for (int j = 0; j < vectors; j++) put(at + i * result_stride + j * V, sum[i][j]);
+                for (int j = 0; j < vectors; j++) {
+                    float *place = at + i * result_stride + j * V;
+                    put(place, add ? get(place) + sum[i][j] : sum[i][j]);
+                }
         }
 }
 
