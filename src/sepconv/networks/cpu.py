@@ -17,29 +17,32 @@ from sepconv.networks import fused
 class DepthwiseConv2d(nn.Conv2d, fused.Fusible):
     """For nn.Conv2d with one filter per channel or more: (B, C, H, W) to (B, multiple of C, H', W').
 
-    It is trained by the fused kernels where they can be had. What it changes elsewhere: a strided convolution's data
-    gradient is computed at stride 1, from the output's gradient with zeros between its positions; several filters a
-    channel are as many convolutions, whose maps are interleaved.
-    Why: oneDNN's data gradient of a strided depthwise convolution, and its steps with two filters a channel, can take
-    many times those at stride 1 and with one filter. It depends on the processor and the precision: on one without
-    AVX512 only the second pays, and only in fp32 (benchmarks/cpu_layers-cpu-2026-11-26.json).
+    It is trained by the fused kernels where they can be had, but not where it is strided, by itself and in fp32:
+    torch's are faster there. What it changes elsewhere: in bf16, a strided convolution's data gradient is computed at
+    stride 1, from the output's gradient with zeros between its positions; several filters a channel are as many
+    convolutions, whose maps are interleaved.
+    Why: oneDNN's data gradient of a strided depthwise convolution in bf16, and its steps with two filters a channel,
+    can take many times those at stride 1 and with one filter. It depends on the processor: without AVX512 only the
+    second pays, and only in fp32 (benchmarks/cpu_layers-cpu-2026-11-26.json).
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        dtype = self.find_dtype(input)
-        if dtype is not None and (links := fused.find_chain([self])):
-            return fused.chain(links, input.to(dtype))
+        weight, reduced = self.weight, torch.is_autocast_enabled("cpu")
         multiplier, strided = self.out_channels // self.in_channels, max(self.stride) > 1
-        slow = multiplier > 1 or (strided and torch.is_grad_enabled())
+        slow = strided and (reduced or input.dtype != torch.float32)  # by torch's kernels
+        if self.kernels == "fused" or slow or not strided:
+            dtype = self.find_dtype(input)
+            if dtype is not None and (links := fused.find_chain([self], alone=True)):
+                return fused.chain(links, input.to(dtype))
         plain = self.bias is None and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not (slow and plain and input.device.type == "cpu"):
+        better = plain and input.device.type == "cpu"
+        if not better or not (multiplier > 1 or (slow and torch.is_grad_enabled())):
             return super().forward(input)
-        weight = self.weight
-        if torch.is_autocast_enabled("cpu"):
+        if reduced:
             dtype = torch.get_autocast_dtype("cpu")
             input, weight = input.to(dtype), weight.to(dtype)
         geometry: Any = (list(self.padding), list(self.dilation), False, [0, 0], self.groups)
-        convolve = _StridedDepthwise.apply if strided else torch.convolution
+        convolve = _StridedDepthwise.apply if slow else torch.convolution
         maps = [convolve(input, weight[i::multiplier], None, list(self.stride), *geometry) for i in range(multiplier)]
         if multiplier == 1:
             return maps[0]

@@ -105,11 +105,11 @@ APART void write_gradient(const float *row, int64_t columns, int64_t C, int64_t 
 // A row of outputs from K rows of inputs. taps: [K * K][V]. Some columns more are computed.
 INLINE void convolve(float *const *rows, const float *taps, int64_t columns, int stride, int K, float *out) {
     vf k[LARGEST * LARGEST], in[(GROUP - 1) * 2 + LARGEST];
-    for (int t = 0; t < K * K; t++) k[t] = get(taps + t * V);
+    for (int t = 0; t < K * K; t++) k[t] = hold(taps + t * V);
     for (int64_t w = 0; w < columns; w += GROUP) {
         vf sum[GROUP] = {{0}};
         for (int a = 0; a < K; a++) {
-            for (int i = 0; i < (GROUP - 1) * stride + K; i++) in[i] = get(rows[a] + (w * stride + i) * V);
+            for (int i = 0; i < (GROUP - 1) * stride + K; i++) in[i] = hold(rows[a] + (w * stride + i) * V);
             for (int b = 0; b < K; b++)
                 for (int j = 0; j < GROUP; j++) sum[j] += in[j * stride + b] * k[a * K + b];
         }
@@ -128,7 +128,7 @@ INLINE void weigh(float *const *rows, const float *dy, int64_t columns, int stri
         for (int64_t w = 0; w < columns; w += GROUP) {
             for (int j = 0; j < GROUP; j++) d[j] = get(dy + (w + j) * stride * V);
             for (int i = 0; i < together; i++) {
-                for (int j = 0; j < (GROUP - 1) * stride + K; j++) in[j] = get(rows[a + i] + (w * stride + j) * V);
+                for (int j = 0; j < (GROUP - 1) * stride + K; j++) in[j] = hold(rows[a + i] + (w * stride + j) * V);
                 for (int j = 0; j < GROUP; j++)
                     for (int b = 0; b < K; b++) s[i][b] += d[j] * in[j * stride + b];
             }

@@ -89,15 +89,16 @@ def has_kernel(layer: nn.Module, images: bool = False) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether something waits for a module to be called."""
-    forward, backward = ("_forward_hooks", "_forward_pre_hooks"), ("_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, hooks) for hooks in forward + backward)
+    before, after = module._forward_pre_hooks or module._backward_pre_hooks, module._forward_hooks
+    return bool(before or after or module._backward_hooks)
 
 
-def find_chain(layers: Sequence[nn.Module], images: bool = False) -> list["Link"]:
+def find_chain(layers: Sequence[nn.Module], images: bool = False, alone: bool = False) -> list["Link"]:
     """The links of the longest chain that `layers` begin with; none where there is nothing to gain.
 
     Args:
         images: as has_kernel, of the first of them.
+        alone: whether a convolution by itself is a chain too.
     """
     links: list[Link] = []
     rest = deque(layers)
@@ -112,8 +113,8 @@ def find_chain(layers: Sequence[nn.Module], images: bool = False) -> list["Link"
         if conv is None and norm is None:
             break
         links.append(Link(conv, norm, take(tuple(ACTIVATIONS)) if norm else None))
-    worth = any(link.norm or (link.conv and link.conv.groups > 1) for link in links)
-    return links if worth else []
+    depthwise = any(link.conv and link.conv.groups > 1 for link in links)
+    return links if any(link.norm for link in links) or (depthwise and (alone or len(links) > 1)) else []
 
 
 def can_add(links: Sequence["Link"], activation: nn.Module | None) -> bool:

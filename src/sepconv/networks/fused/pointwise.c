@@ -4,7 +4,7 @@
 #include "maps.h"
 
 #define TILE 96  // pixels
-#define M 8      // rows of a product that are in registers at a time, each of two vectors
+#define M (V == 16 ? 8 : 4)  // rows of a product that are in registers at a time, each of two vectors
 
 // What is multiplied at once: a float; or, where the processor has an instruction for it, two halves.
 #if defined(BF16) && defined(__AVX512BF16__)
@@ -30,33 +30,33 @@ INLINE int64_t stride_of(int64_t C) { return whole(C, V) / V % 2 ? whole(C, V) +
 
 static void *zeros(int64_t size) { return memset(aligned_alloc(64, whole(size, 64)), 0, size); }
 
-// sum[m] += the sum over k < count of one[m * step + k * next] times the two vectors at many[k * stride]; or one.
+// result[m][n], m < M, n < `vectors` of V: the sum over k < count of one[m * step + k * next] * many[k * stride + n]; if
+// `add`, added to what is there, once: a long sum in one float would lose precision.
 INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
-                     vf sum[M][2], int vectors) {
+                     float *result, int64_t result_stride, int add, int vectors) {
+    vf sum[M][2] = {{{0}}};
     for (int64_t k = 0; k < count; k++) {
         ve b[2];
         for (int j = 0; j < vectors; j++) b[j] = *(const ve *)(many + k * stride + j * V);
         for (int m = 0; m < M; m++)
             for (int j = 0; j < vectors; j++) sum[m][j] = multiply_add(sum[m][j], one[m * step + k * next], b[j]);
     }
+    for (int m = 0; m < M; m++)
+        for (int j = 0; j < vectors; j++) {
+            float *place = result + m * result_stride + j * V;
+            put(place, add ? get(place) + sum[m][j] : sum[m][j]);
+        }
 }
 
-// result[m][n], m < rows (a multiple of M), n < columns (of V): the products' sums; if `add`, added to what is there,
-// once: a long sum in one float would lose precision.
+// The same of m < rows (a multiple of M), n < columns (of V).
 static void multiply_all(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
                          int64_t rows, int64_t columns, float *result, int64_t result_stride, int add) {
     for (int64_t n = 0; n < columns; n += 2 * V)
         for (int64_t m = 0; m < rows; m += M) {
-            vf sum[M][2] = {{{0}}};
-            int vectors = columns - n > V ? 2 : 1;
-            float *at = result + m * result_stride + n;
-            if (vectors == 2) multiply(one + m * step, step, next, many + n, stride, count, sum, 2);
-            else multiply(one + m * step, step, next, many + n, stride, count, sum, 1);
-            for (int i = 0; i < M; i++)
-                for (int j = 0; j < vectors; j++) {
-                    float *place = at + i * result_stride + j * V;
-                    put(place, add ? get(place) + sum[i][j] : sum[i][j]);
-                }
+            float *place = result + m * result_stride + n;
+            if (columns - n > V)
+                multiply(one + m * step, step, next, many + n, stride, count, place, result_stride, add, 2);
+            else multiply(one + m * step, step, next, many + n, stride, count, place, result_stride, add, 1);
         }
 }
 

@@ -36,6 +36,15 @@ typedef uint16_t vh __attribute__((vector_size(2 * V), aligned(2)));
 INLINE vf get(const float *p) { return *(const vf *)p; }
 INLINE void put(float *p, vf v) { *(vf *)p = v; }
 
+// The same, in a register: compilers would read it from memory for each of its uses.
+INLINE vf hold(const float *p) {
+    vf v = get(p);
+#ifdef __AVX512F__
+    __asm__("" : "+v"(v));
+#endif
+    return v;
+}
+
 // What maps hold: T, and V of them, vt. widen makes floats of them, narrow makes them of floats, to the nearest.
 #ifdef BF16
 typedef uint16_t T;
