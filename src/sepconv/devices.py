@@ -77,13 +77,16 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     """The kind (cuda, mps, cpu), name and, for a CPU, number of threads of `device`."""
     if device.type == "cuda":
         return {"kind": "cuda", "name": torch.cuda.get_device_name(device)}
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
     if device.type == "cpu":
-        return {"kind": "cpu", "name": name, "threads": torch.get_num_threads()}
-    return {"kind": device.type, "name": name}
+        return {"kind": "cpu", "name": name_processor(), "threads": torch.get_num_threads()}
+    return {"kind": device.type, "name": name_processor()}
+
+
+def name_processor() -> str:
+    """The processor's name; on Linux with its family and model, for some names stand for several designs."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().partition("\n\n")[0].splitlines() if cpuinfo.exists() else []  # of its first core
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    family, model = facts.get("cpu family"), facts.get("model")
+    return f"{name} (family {family}, model {model})" if family and model else name

@@ -9,18 +9,20 @@
 #define GROUP 4
 // Pixels, in whole rows, that are asked for before their turn.
 #define AHEAD_OF(columns) ((6 * (int64_t)sizeof(T) / (columns) + 1) * (columns))
+#define MOST_AHEAD (1 << 20)  // bytes of an image's maps, all told, up to which the next one's are asked for too
 
 // What a thread works in, zeros at first: so stays what lies beside the maps in the rings, and between strided columns.
 typedef struct {
     float *zero, *out, *x, *dy;  // rows of zeros and of outputs; rings of [size] rows
     int64_t row, size;           // floats of a row; rows of a ring
+    Ahead ahead;                 // the next image
 } Space;
 
 static Space make_space(const Geometry *of) {
     int64_t row = (of->W + 2 * of->size + (GROUP + 1) * of->stride) * V;
     int64_t size = row * (2 * of->size + 2) * sizeof(float);
     float *zero = memset(aligned_alloc(64, size), 0, size);
-    return (Space){zero, zero + row, zero + 2 * row, zero + (2 + of->size) * row, row, of->size};
+    return (Space){zero, zero + row, zero + 2 * row, zero + (2 + of->size) * row, row, of->size, {{0}}};
 }
 
 static float *row_of(const Space *space, float *ring, int64_t row) { return ring + row % space->size * space->row; }
@@ -162,11 +164,12 @@ static void weigh_row(float *const *rows, const float *dy, int64_t columns, int 
 }
 
 // V channels of an image, from c on. two: [2][V] of the input; sums: [2][C], of y - origin and its square; or null.
-static void convolve_block(const Geometry *of, const Space *space, const T *x, const float *two, int kind,
+static void convolve_block(const Geometry *of, Space *space, const T *x, const float *two, int kind,
                            const float *taps, T *y, const float *origin, double *sums, int64_t c) {
     int64_t H = of->H, W = of->W, C = of->C, some = C - c, filled = 0;  // rows of x that are in the ring
     float partial[2 * V] = {0}, *rows[LARGEST];
     for (int64_t h = 0; h < of->OH; h++) {
+        ask(&space->ahead);
         int64_t top = h * of->stride - of->pad;
         for (; filled < top + of->size && filled < H; filled++)
             read_row(x + filled * W * C + c, W, C, some, two, kind, row_of(space, space->x, filled) + of->pad * V);
@@ -185,7 +188,7 @@ typedef struct {
 } Block;
 
 // V channels of an image, from c on: dy never leaves its ring. dx may be null; `more` (or null) is added to it.
-static void convolve_block_backward(const Geometry *of, const Space *space, const T *g, const T *y, int kind,
+static void convolve_block_backward(const Geometry *of, Space *space, const T *g, const T *y, int kind,
                                     const T *x, int xkind, const T *more, T *dx, const Block *block, int64_t c) {
     int64_t H = of->H, W = of->W, C = of->C, OH = of->OH, OW = of->OW, some = C - c;
     int64_t filled = 0, written = 0;  // rows of x that are in its ring, and of dx that are done
@@ -195,6 +198,7 @@ static void convolve_block_backward(const Geometry *of, const Space *space, cons
         // dy, with zeros between its columns where the convolution is strided
         float *dy = row_of(space, space->dy, h) + before * V;
         read_gradient(g + h * OW * C + c, y + h * OW * C + c, OW, C, some, block->five, kind, of->stride, dy);
+        ask(&space->ahead);
         int64_t top = h * of->stride - of->pad;
         for (; filled < top + of->size && filled < H; filled++)
             read_row(x + filled * W * C + c, W, C, some, block->three, xkind,
@@ -232,10 +236,16 @@ static float *make_taps(const float *weight, int64_t C, int taps, int turned) {
 static void convolve_images(const Geometry *of, const Input *x, const float *taps, const float *numbers, T *y,
                             const float *origin, double *sums, int64_t first, int64_t last) {
     int K2 = of->size * of->size;
+    int64_t inputs = of->H * of->W * of->C, outputs = of->OH * of->OW * of->C, steps = (of->C + V - 1) / V * of->OH;
+    int ahead = far(of->images * inputs) && (inputs + outputs) * (int64_t)sizeof(T) <= MOST_AHEAD;
     Space space = make_space(of);
     for (int64_t i = first; i < last; i++) {
-        const T *in = x->maps + i * of->H * of->W * of->C;
-        T *out = y + i * of->OH * of->OW * of->C;
+        const T *in = x->maps + i * inputs;
+        T *out = y + i * outputs;
+        if (ahead) {
+            look_ahead(&space.ahead, 0, in + inputs, inputs, steps);
+            look_ahead(&space.ahead, WRITTEN, out + outputs, outputs, steps);
+        }
         for (int64_t c = 0; c < of->C; c += V)
             convolve_block(of, &space, in, numbers ? numbers + 2 * c : 0, x->kind, taps + c * K2, out,
                            sums ? origin + c : 0, sums, c);
@@ -272,6 +282,8 @@ void depthwise_forward(const Geometry *of, const Input *x, const float *weight, 
 void depthwise_backward(const Geometry *of, const Gradient *y, const Input *x, const float *weight, const T *more,
                         T *dx, float *dweight, NormGradient *result, int threads) {
     int64_t C = of->C, K2 = of->size * of->size, filters = (C + V - 1) / V * V * K2, each = filters + 2 * C;
+    int64_t inputs = of->H * of->W * C, outputs = of->OH * of->OW * C, steps = (C + V - 1) / V * of->OH;
+    int ahead = far(of->images * inputs) && 2 * (inputs + outputs) * (int64_t)sizeof(T) <= MOST_AHEAD;
     float *taps = make_taps(weight, C, K2, 1), *five = y->numbers ? make_blocks(y->numbers, C, 5) : 0;
     float *three = x->saved ? make_blocks(x->saved, C, 3) : 0;
     double *parts = calloc((threads + 1) * each, sizeof(double)), *total = parts + threads * each;
@@ -281,7 +293,14 @@ void depthwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
         double *mine = parts + thread_number() * each;
         Space space = make_space(of);
         for (int64_t i = first; i < last; i++) {
-            int64_t in = i * of->H * of->W * C, out = i * of->OH * of->OW * C;
+            int64_t in = i * inputs, out = i * outputs;
+            if (ahead) {
+                look_ahead(&space.ahead, 0, x->maps + in + inputs, inputs, steps);
+                look_ahead(&space.ahead, 1, y->g + out + outputs, outputs, steps);
+                look_ahead(&space.ahead, 2, y->numbers ? y->maps + out + outputs : 0, outputs, steps);
+                look_ahead(&space.ahead, 3, more ? more + in + inputs : 0, inputs, steps);
+                look_ahead(&space.ahead, WRITTEN, dx ? dx + in + inputs : 0, inputs, steps);
+            }
             for (int64_t c = 0; c < C; c += V) {
                 Block block = {taps + c * K2, five ? five + 5 * c : 0, three ? three + 3 * c : 0, mine + c * K2,
                                mine + filters};

@@ -50,9 +50,10 @@ INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, in
 
 // The same of m < rows (a multiple of M), n < columns (of V).
 static void multiply_all(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
-                         int64_t rows, int64_t columns, float *result, int64_t result_stride, int add) {
+                         int64_t rows, int64_t columns, float *result, int64_t result_stride, int add, Ahead *ahead) {
     for (int64_t n = 0; n < columns; n += 2 * V)
         for (int64_t m = 0; m < rows; m += M) {
+            ask(ahead);
             float *place = result + m * result_stride + n;
             if (columns - n > V)
                 multiply(one + m * step, step, next, many + n, stride, count, place, result_stride, add, 2);
@@ -101,7 +102,6 @@ APART void fill(const Tile *tile, const T *x, int64_t count, const float *two, i
             vf v[2] = {{0}, {0}};                                                            \
             for (int i = 0; i < 2 && p + i < count; i++) {                                   \
                 const T *at = x + (p + i) * C + c;                                           \
-                __builtin_prefetch(at + AHEAD);                                              \
                 v[i] = load(at, C - c);                                                      \
                 if (two) v[i] = activate(v[i] * get(two + 2 * c) + get(two + 2 * c + V), k); \
             }                                                                                \
@@ -120,10 +120,8 @@ APART void fill_gradient(const Tile *tile, const T *g, const T *y, int64_t count
             vf d[2] = {{0}, {0}};                                                     \
             for (int i = 0; i < 2 && p + i < count; i++) {                            \
                 int64_t place = (p + i) * C + c;                                      \
-                __builtin_prefetch(g + place + AHEAD);                                \
                 d[i] = load(g + place, C - c);                                        \
                 if (!five) continue;                                                  \
-                __builtin_prefetch(y + place + AHEAD);                                \
                 const float *n = five + 5 * c;                                        \
                 vf v = load(y + place, C - c);                                        \
                 d[i] = activate_backward(v * get(n) + get(n + V), d[i], k);           \
@@ -145,7 +143,6 @@ APART void write_tile(const float *out, int64_t stride, int64_t count, int64_t C
             vf s = get(at), q = get(after), o = origin ? get(origin + c) : s;
             for (int64_t p = from; p < from + M && p < count; p++) {
                 vt v = narrow(get(out + p * stride + c));
-                __builtin_prefetch(y + p * C + c + AHEAD, 1);
                 store(y + p * C + c, v, C - c);
                 vf d = widen(v) - o;
                 s += d;
@@ -176,7 +173,6 @@ APART void write_gradient(const float *out, int64_t stride, int64_t count, int64
                     q += d * (v - get(n + 2 * V));                        \
                 }                                                         \
                 if (more) d += load(more + place, C - c);                 \
-                __builtin_prefetch(dx + place + AHEAD, 1);                \
                 store(dx + place, narrow(d), C - c);                      \
             }                                                             \
             put(at, s), put(after, q);                                    \
@@ -213,8 +209,14 @@ static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const In
     for (int64_t t = first; t < last; t++) {
         int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
         fill(&tile, x->maps + from * C_in, count, two, x->kind);
+        int64_t steps = whole(count, M) / M * (whole(C_out, 2 * V) / 2 / V);
+        Ahead ahead = {{0}};
+        if (far(pixels * C_in)) {
+            look_ahead(&ahead, 0, x->maps + (from + TILE) * C_in, TILE * C_in, steps);
+            look_ahead(&ahead, WRITTEN, y + (from + TILE) * C_out, TILE * C_out, steps);
+        }
         multiply_all(tile.rows, tile.stride, 1, weight, stride, (C_in + PAIR - 1) / PAIR, whole(count, M),
-                     whole(C_out, V), out, stride, 0);
+                     whole(C_out, V), out, stride, 0, &ahead);
         write_tile(out, stride, count, C_out, y + from * C_out, origin, part);
         if (sums) add_sums(part, C_out, sums);
     }
@@ -270,8 +272,18 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
             const T *in = x->maps + from * C_in;
             fill_gradient(&dy, y->g + from * C_out, y->maps + from * C_out, count, five, y->kind);
             fill(&u, in, count, two, x->kind);
+            int64_t steps = whole(C_in, M) / M * (whole(C_out, 2 * V) / 2 / V);
+            if (dx) steps += whole(count, M) / M * (whole(C_in, 2 * V) / 2 / V);
+            Ahead ahead = {{0}};
+            if (far(pixels * C_in)) {
+                look_ahead(&ahead, 0, in + TILE * C_in, TILE * C_in, steps);
+                look_ahead(&ahead, 1, y->g + (from + TILE) * C_out, TILE * C_out, steps);
+                look_ahead(&ahead, 2, five ? y->maps + (from + TILE) * C_out : 0, TILE * C_out, steps);
+                look_ahead(&ahead, 3, more ? more + (from + TILE) * C_in : 0, TILE * C_in, steps);
+                look_ahead(&ahead, WRITTEN, dx ? dx + (from + TILE) * C_in : 0, TILE * C_in, steps);
+            }
             multiply_all(u.columns, 1, u.stride, dy.columns, dy.stride, TILE / PAIR, whole(C_in, M), wide, product,
-                         wide, 1);
+                         wide, 1, &ahead);
             if ((t - first) % SUMMED == SUMMED - 1 || t == last - 1) {
                 for (int64_t i = 0; i < C_in; i++)
                     for (int64_t o = 0; o < C_out; o++) products[i * C_out + o] += product[i * wide + o];
@@ -279,7 +291,7 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
             }
             if (!dx) continue;
             multiply_all(dy.rows, dy.stride, 1, packed, stride, (C_out + PAIR - 1) / PAIR, whole(count, M),
-                         whole(C_in, V), out, stride, 0);
+                         whole(C_in, V), out, stride, 0, &ahead);
             write_gradient(out, stride, count, C_in, in, three, x->kind, more ? more + from * C_in : 0,
                            dx + from * C_in, part);
             if (three) add_sums(part, C_in, sums);

@@ -26,7 +26,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define APART static __attribute__((noinline))  // has the registers for itself
 #define LOCAL __attribute__((visibility("hidden")))
-#define AHEAD 2048  // values that are asked for before they are needed: memory takes its time
+#define AHEAD 2048  // values that a pass over maps in their order asks for before their turn
 
 typedef float vf __attribute__((vector_size(4 * V), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(4 * V)));
@@ -171,6 +171,30 @@ INLINE vf activate_backward(vf u, vf g, int kind) {
         case GELU: f(GELU); break;     \
     }
 // clang-format on
+
+// Memory that is asked for before its turn, for it takes its time: what is read in some places and written in the last,
+// a few lines of 64 bytes with each step of the work before. Places may be null.
+enum { WRITTEN = 4, PLACES };
+typedef struct {
+    const char *at[PLACES];
+    int64_t lines[PLACES];  // a step
+} Ahead;
+
+// Whether maps of so many values are worth it: smaller ones are still in a cache since they were written.
+INLINE int far(int64_t values) { return values * (int64_t)sizeof(T) > 2 << 20; }
+
+// `count` values at `from`, in so many steps, as a place.
+INLINE void look_ahead(Ahead *ahead, int place, const T *from, int64_t count, int64_t steps) {
+    ahead->at[place] = (const char *)from;
+    ahead->lines[place] = from ? (count * (int64_t)sizeof(T) / 64 + steps - 1) / steps : 0;
+}
+
+INLINE void ask(Ahead *ahead) {  // one step's
+    for (int i = 0; i < PLACES; i++)
+        for (int64_t l = 0; l < ahead->lines[i]; l++, ahead->at[i] += 64)
+            if (i == WRITTEN) __builtin_prefetch(ahead->at[i], 1, 2);
+            else __builtin_prefetch(ahead->at[i], 0, 2);
+}
 
 // This thread's share of `count` things: from `*first` up to the result.
 INLINE int64_t share(int64_t count, int64_t *first) {
