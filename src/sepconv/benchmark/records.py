@@ -207,13 +207,15 @@ def draw(groups: list[Group]) -> Figure:
             for kind, (color, marker) in KINDS.items():
                 points = [group for group in groups if defaults(group.label).get("conv") == kind]
                 costs = [int(group.runs[0][cost]) for group in points]
-                means = [100 * group.estimate().mean for group in points]
-                halves = [100 * (group.estimate().half or 0) for group in points]
-                axes.errorbar(costs, means, halves, fmt=marker, color=color, capsize=4, label=kind)
-                side = 1 if kind == "dense" else -1  # above its interval, or below
-                for group, x, y, half in zip(points, costs, means, halves, strict=True):
-                    place = {"xytext": (0, 12 * side), "textcoords": "offset points", "ha": "center", "va": "center"}
-                    axes.annotate(group.label, (x, y + side * half), color=color, **place)
+                estimates = [group.estimate().within(0.0, 1.0) for group in points]
+                means = [100 * estimate.mean for estimate in estimates]
+                arms = [[100 * arm for arm in side] for side in zip(*(e.arms for e in estimates), strict=True)]
+                axes.errorbar(costs, means, arms or None, fmt=marker, color=color, capsize=4, label=kind)
+                up = kind == "dense"  # names are above the intervals, or below
+                for group, x, estimate in zip(points, costs, estimates, strict=True):
+                    end = estimate.mean + estimate.arms[1] if up else estimate.mean - estimate.arms[0]
+                    place = {"xytext": (0, 12 if up else -12), "textcoords": "offset points"}
+                    axes.annotate(group.label, (x, 100 * end), color=color, ha="center", va="center", **place)
             plain_log(axes)
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axes.margins(x=0.3, y=0.15)

@@ -17,7 +17,7 @@ ACTIVATIONS: dict[type, int] = {type(None): 0, nn.ReLU: 1, nn.ReLU6: 2, nn.Hards
 OF_SUMS = (nn.ReLU, nn.ReLU6)  # those whose gradient can be told from what they put out
 SAVED = 5  # numbers a channel that a norm keeps for its backward pass
 # Weights of a pointwise convolution, at most: those whose gradient's sums stay in a core's cache. Torch takes others.
-MOST_WEIGHTS = 2**16
+MOST_WEIGHTS = 2**18
 # Values that an output of a standard convolution sees, up to which they are copied out for each: those of a stem.
 MOST_SEEN = 64
 
