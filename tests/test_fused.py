@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,7 @@ from sepconv.networks.blocks import (
     pointwise,
     sequential,
 )
+from sepconv.networks.cpu import DepthwiseConv2d
 from sepconv.networks.fused import library, ops
 from sepconv.training import checkpoints
 
@@ -41,6 +42,14 @@ LAST = torch.channels_last
 ACTIVATIONS = [None, nn.ReLU, nn.ReLU6, nn.Hardswish, gelu]
 # where gradients jump: a value that near falls on either side, by rounding
 KINKS = {nn.ReLU: [0], nn.ReLU6: [0, 6], nn.Hardswish: [-3, 3]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_maps_too() -> Iterator[None]:
+    """A norm by itself has a kernel on these tests' maps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "MANY", 0)
+        yield
 
 
 def set_kernels(net: nn.Module, kernels: str) -> nn.Module:
@@ -296,7 +305,7 @@ def test_what_has_no_kernel_is_left_to_torch() -> None:
         nn.Conv2d(16, 32, 3, groups=16, bias=False),
         nn.Conv2d(16, 16, 3, 3, groups=16, bias=False),
         nn.Conv2d(16, 16, 1),
-        nn.Conv2d(512, 512, 1, bias=False),
+        nn.Conv2d(512, 1024, 1, bias=False),
     ):
         assert not ops.has_kernel(layer)
     for layer in (
@@ -319,6 +328,21 @@ def test_chains() -> None:
     assert ops.find_chain([step, conv, pool, norm]) == [(step, None, None), (conv, None, None)]
     assert ops.find_chain([norm, relu, step, relu]) == [(None, norm, relu), (step, None, None)]
     assert ops.find_chain([conv, relu]) == ops.find_chain([relu, norm]) == ops.find_chain([]) == []
+
+
+def test_what_torch_is_faster_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A norm on small maps, and a strided depthwise convolution in fp32, each by itself."""
+    monkeypatch.setattr(ops, "MANY", 1000)
+    step, norm = nn.Conv2d(16, 16, 3, 2, 1, groups=16, bias=False), nn.BatchNorm2d(16)
+    assert ops.find_chain([norm], values=1000) == [(None, norm, None)]
+    assert ops.find_chain([norm], values=999) == ops.find_chain([step]) == []
+    assert ops.find_chain([step], torch.bfloat16) == [(step, None, None)]
+    assert ops.find_chain([step, norm], values=999) == [(step, norm, None)]
+    net = DepthwiseConv2d(16, 16, 3, 2, 1, groups=16, bias=False)
+    maps = torch.randn(2, 16, 6, 6, requires_grad=True).contiguous(memory_format=LAST)
+    assert "Chain" not in str(net(maps).grad_fn)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "Chain" in str(net(maps).grad_fn)
 
 
 def test_hooks_are_called() -> None:

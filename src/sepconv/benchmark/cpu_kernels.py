@@ -14,7 +14,8 @@ from sepconv import InputError
 from sepconv.benchmark.journal import Journal
 from sepconv.config import CpuKernelsConfig
 from sepconv.costs import roofline
-from sepconv.costs.roofline import DTYPES, Machine
+from sepconv.costs.counting import DTYPES
+from sepconv.costs.roofline import Machine
 from sepconv.devices import find_device, keep_freed_memory
 from sepconv.networks import fused
 from sepconv.networks.fused import ops

@@ -13,6 +13,7 @@ from sepconv import InputError, networks
 from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.networks import take_turns
 from sepconv.config import CpuLayersConfig
+from sepconv.costs.counting import DTYPES
 from sepconv.devices import find_device, keep_freed_memory
 from sepconv.networks import cpu, fused
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
@@ -46,7 +47,6 @@ NETWORKS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
 }
 STRIDED: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 64, "bias": False}
 DOUBLED: dict[str, Any] = {"kernel_size": 3, "groups": 32, "bias": False}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES = {
     "depthwise, stride 2": Case(
         partial(cpu.DepthwiseConv2d, 64, 64, **STRIDED), partial(nn.Conv2d, 64, 64, **STRIDED), (128, 64, 14, 14)
@@ -84,7 +84,7 @@ def measure(config: CpuLayersConfig, journal: Journal) -> dict[str, Any]:
         raise InputError(f"suite=cpu_layers measures a CPU, and trainer means {device.type}: give trainer=cpu")
     keep_freed_memory()  # as the trainer does
     rows = []
-    for name, precision in track(list(product(CASES, PRECISIONS)), "benchmark: layer"):
+    for name, precision in track(list(product(CASES, DTYPES)), "benchmark: layer"):
         row = journal.part(f"{name}, {precision}", partial(measure_layer, name, precision, config.rounds, device))
         rows.append(row)
         ratio = row["times_as_fast"]["median"]
@@ -95,7 +95,7 @@ def measure(config: CpuLayersConfig, journal: Journal) -> dict[str, Any]:
 def measure_layer(name: str, precision: str, rounds: int, device: torch.device) -> dict[str, Any]:
     """The record of a case in a precision."""
     case = CASES[name]
-    maps = torch.randn(case.shape).to(PRECISIONS[precision], memory_format=torch.channels_last)
+    maps = torch.randn(case.shape).to(DTYPES[precision], memory_format=torch.channels_last)
     calls = {key: use(case, make(), maps) for key, make in (("layer", case.layer), ("torch", case.stock))}
     rates = take_turns(calls, rounds, device)
     times = {key: [1000 / rate for rate in rates[key]] for key in rates}

@@ -23,7 +23,8 @@ from sepconv.costs.receptive_field import IMAGE, PER_POSITION, Field, output_fie
 
 aten = torch.ops.aten
 
-BYTES = {"fp32": 4, "bf16": 2}  # of one element
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}  # of one element
 
 
 @dataclass

@@ -8,7 +8,7 @@ from itertools import takewhile
 from torch import nn
 
 from sepconv.costs import counting
-from sepconv.costs.counting import BYTES, Layer
+from sepconv.costs.counting import BYTES, DTYPES, Layer
 from sepconv.networks import fused
 from sepconv.networks.blocks import SEQUENCES, Residual
 
@@ -94,7 +94,7 @@ def group(net: nn.Module, layers: Sequence[Layer], dtype: str, kernels: str) -> 
     """The calls that compute `layers`, of `net` in its mode."""
     calls: list[Call] = []
     while layers:
-        links, between, sums = find_chain(net, layers) if kernels == "fused" else ([], 0, 0)
+        links, between, sums = find_chain(net, layers, dtype) if kernels == "fused" else ([], 0, 0)
         count = sum(link.layers() for link in links)
         if links:
             calls += group(net, layers[count : count + between], dtype, kernels)
@@ -166,7 +166,7 @@ def update(net: nn.Module, dtype: str) -> Call:
     return Call("torch", "update", "", learning * UPDATED[dtype])
 
 
-def find_chain(net: nn.Module, layers: Sequence[Layer]) -> tuple[list[fused.Link], int, int]:
+def find_chain(net: nn.Module, layers: Sequence[Layer], dtype: str) -> tuple[list[fused.Link], int, int]:
     """The chain that `layers` begin with; the layers of a shortcut after it, and of an addition that it computes."""
     scope = find_scope(net, layers[0])
     if scope is None:
@@ -177,7 +177,7 @@ def find_chain(net: nn.Module, layers: Sequence[Layer]) -> tuple[list[fused.Link
     last = [name for name, _ in block.named_children()][-1:]
     own = block.get_submodule("activation") if isinstance(block, Residual) and last == ["activation"] else None
     modules = list(takewhile(lambda module: module is not own, modules))
-    links = fused.find_chain(modules, images=not layers[0].gradient)
+    links = fused.find_chain(modules, DTYPES[dtype], layers[0].read, images=not layers[0].gradient)
     after = layers[sum(link.layers() for link in links) :]
     around = f"{scope}.shortcut".lstrip(".")
     between = len(list(takewhile(lambda layer: f"{layer.name}.".startswith(f"{around}."), after)))

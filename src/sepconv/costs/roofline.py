@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sepconv.costs import counting, passes
-from sepconv.costs.counting import Layer
+from sepconv.costs.counting import DTYPES, Layer
 from sepconv.costs.passes import Call
 from sepconv.devices import check_memory, describe_device
 from sepconv.networks import fused
 from sepconv.networks.blocks import ConvNormActivation, Residual, Sequence, depthwise_separable
 from sepconv.terminal import track
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPEATS = 11  # of each measurement, whose median counts
 WARM_UP = 3
 LEAST = 0.02  # seconds of calls of which the shortest counts

@@ -111,7 +111,8 @@ def run(
         layers = [layer for part in layers for layer in layers_of(part)]
     while layers:
         dtype = block.find_dtype(input)
-        links = fused.find_chain(layers, images=not input.requires_grad) if dtype is not None else []
+        images = not input.requires_grad
+        links = [] if dtype is None else fused.find_chain(layers, dtype, input.numel(), images)
         if links:
             layers = layers[sum(link.layers() for link in links) :]
             input = input if links[0].conv is None else input.to(dtype)

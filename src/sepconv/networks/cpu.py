@@ -27,13 +27,12 @@ class DepthwiseConv2d(nn.Conv2d, fused.Fusible):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        dtype = self.find_dtype(input)
+        if dtype is not None and (links := fused.find_chain([self], dtype)):
+            return fused.chain(links, input.to(dtype))
         weight, reduced = self.weight, torch.is_autocast_enabled("cpu")
         multiplier, strided = self.out_channels // self.in_channels, max(self.stride) > 1
-        slow = strided and (reduced or input.dtype != torch.float32)  # by torch's kernels
-        if self.kernels == "fused" or slow or not strided:
-            dtype = self.find_dtype(input)
-            if dtype is not None and (links := fused.find_chain([self], alone=True)):
-                return fused.chain(links, input.to(dtype))
+        slow = strided and (reduced or input.dtype != torch.float32)
         plain = self.bias is None and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         better = plain and input.device.type == "cpu"
         if not better or not (multiplier > 1 or (slow and torch.is_grad_enabled())):

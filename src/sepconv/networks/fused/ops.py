@@ -18,6 +18,7 @@ OF_SUMS = (nn.ReLU, nn.ReLU6)  # those whose gradient can be told from what they
 SAVED = 5  # numbers a channel that a norm keeps for its backward pass
 # Weights of a pointwise convolution, at most: those whose gradient's sums stay in a core's cache. Torch takes others.
 MOST_WEIGHTS = 2**18
+MANY = 2**19  # values of maps that a norm by itself is worth a kernel for
 # Values that an output of a standard convolution sees, up to which they are copied out for each: those of a stem.
 MOST_SEEN = 64
 
@@ -93,12 +94,15 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(before or after or module._backward_hooks)
 
 
-def find_chain(layers: Sequence[nn.Module], images: bool = False, alone: bool = False) -> list["Link"]:
-    """The links of the longest chain that `layers` begin with; none where there is nothing to gain.
+def find_chain(
+    layers: Sequence[nn.Module], dtype: torch.dtype = torch.float32, values: int = MANY, images: bool = False
+) -> list["Link"]:
+    """The links of the longest chain that `layers` begin with; none where torch's own kernels are as fast or faster.
 
     Args:
+        dtype: that the kernels would compute in.
+        values: of the maps that the first of the layers takes.
         images: as has_kernel, of the first of them.
-        alone: whether a convolution by itself is a chain too.
     """
     links: list[Link] = []
     rest = deque(layers)
@@ -113,8 +117,16 @@ def find_chain(layers: Sequence[nn.Module], images: bool = False, alone: bool = 
         if conv is None and norm is None:
             break
         links.append(Link(conv, norm, take(tuple(ACTIVATIONS)) if norm else None))
-    depthwise = any(link.conv and link.conv.groups > 1 for link in links)
-    return links if any(link.norm for link in links) or (depthwise and (alone or len(links) > 1)) else []
+    return links if is_faster(links, dtype, values) else []
+
+
+def is_faster(links: Sequence["Link"], dtype: torch.dtype, values: int) -> bool:
+    """Whether a chain is faster than torch's own kernels are (benchmarks/cpu_layers-threads-2.json)."""
+    depthwise = [link.conv for link in links if link.conv is not None and link.conv.groups > 1]
+    if not any(link.norm for link in links):
+        strided = any(max(conv.stride) > 1 for conv in depthwise)
+        return len(depthwise) > 0 and (len(links) > 1 or dtype == torch.bfloat16 or not strided)
+    return len(links) > 1 or links[0].conv is not None or values >= MANY
 
 
 def can_add(links: Sequence["Link"], activation: nn.Module | None) -> bool:
