@@ -128,6 +128,7 @@ def test_a_stopped_benchmark_goes_on(
         assert record["trainings"]["bare"]["test_accuracy"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_time_to_accuracy(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold and warm, it is the training that the experiment and the arguments describe, to the same weights."""
     results: dict[str, list[Any]] = {"train_quietly": [], "train_afresh": []}

@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 NOTEBOOK = REPOSITORY / "notebooks/separable_convolution.ipynb"
 
 
+@pytest.mark.slow
 def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEPCONV_RUNS", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

@@ -388,6 +388,7 @@ def test_real_data_for_some_steps(train: Train, data: str, model: str) -> None:
     assert record["val_accuracy"] > {"mnist": 0.3, "cifar10": 0.12}[data]
 
 
+@pytest.mark.slow
 def test_a_gpus_experiment_for_some_steps(train: Train) -> None:
     """The separable sprint on CIFAR-10, of 20 small batches: it learns, and is tested with its views."""
     config = real("cifar10")
