@@ -1,3 +1,5 @@
+import platform
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
-from sepconv import InputError
+from sepconv import InputError, devices
 from sepconv.benchmark import cpu_layers
 from sepconv.benchmark.journal import Journal
 from sepconv.config import TrainerConfig
@@ -126,3 +128,14 @@ def test_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_layers, "find_device", lambda trainer: torch.device("cuda"))
     with pytest.raises(InputError, match="suite=cpu_layers measures a CPU, and trainer means cuda: give trainer=cpu"):
         cpu_layers.measure(config, Journal())  # type: ignore[arg-type]
+
+
+def test_a_processor_has_its_family_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two designs of one name are told apart; where nothing is known of it, the platform's name is."""
+    monkeypatch.setattr(devices, "Path", lambda path: tmp_path / "cpuinfo")
+    assert devices.name_processor() == (platform.processor() or platform.machine())
+    core = "processor\t: {}\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
+    (tmp_path / "cpuinfo").write_text(f"{core.format(0)}\n{core.format(1)}")
+    assert devices.name_processor() == "AMD EPYC (family 25, model 17)"
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some name\n")
+    assert devices.name_processor() == "Some name"

@@ -69,7 +69,8 @@ def stopped(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-@pytest.mark.parametrize("number", [2, 21])  # groups of steps: in the first epoch and the second
+# groups of steps: in the first epoch and the second
+@pytest.mark.parametrize("number", [2, pytest.param(14, marks=pytest.mark.slow), 21])
 def test_within_an_epoch(train: Train, command: Command, stopped: Callable[..., Path], number: int) -> None:
     """The state within an epoch is enough to end with the same bits, and the same figures, as without a stop."""
     arguments = ["recipe.epochs=2", "recipe.epoch_images=3000", "recipe.batch_size=100", "trainer.checkpoint_seconds=0",

@@ -111,11 +111,8 @@ def test_a_share_above_a_peak_is_an_error() -> None:
     assert "measure again" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("separable", "bf16"), ("separable", "fp32"), ("mobilenet_v3_small", "bf16"), ("resnet", "fp32"),
-     ("xception", "bf16"), ("airbench", "fp32"), ("tiny", "bf16")],
-)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["separable", "mobilenet_v3_small", "resnet", "xception", "airbench", "tiny"])
 def test_every_call_of_a_step_runs_alone(name: str, dtype: str) -> None:
     net = build(name, (3, 32, 32), 10, **SLIM.get(name, {}))
     for training in (True, False):

@@ -89,7 +89,11 @@ def test_experiments_of_a_size_keep_to_it(
 
 @pytest.mark.parametrize(
     ("model", "recipe"),
-    [("separable", "muon"), ("baseline", "keras"), *((model, "fast") for model in names())],
+    [
+        ("separable", "muon"),
+        *((model, "fast") for model in names()),
+        *(pytest.param(model, "keras", marks=[pytest.mark.slow] * (model != "baseline")) for model in names()),
+    ],
 )
 def test_run_record(train: Train, model: str, recipe: str) -> None:
     slim = [f"model.{key}={value}" for key, value in SLIM.get(model, {}).items()]

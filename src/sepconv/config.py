@@ -29,7 +29,8 @@ MOST = 10**6  # classes, units of a layer, pixels of a side: more is a slip of t
 PICTURES = (".png", ".pdf", ".svg")
 PARTS = ("train", "validation", "test")  # of a data set
 
-# what a CPU trains networks by: auto (the fused kernels where they can be compiled), torch's own, or fused (no others)
+# what a CPU trains networks by: auto (the fused kernels, where they can be compiled), torch's own, or fused (as auto,
+# and an error where they cannot)
 KERNELS = ("auto", "torch", "fused")
 MODEL = {"kernels": "auto"}  # an option of every network
 

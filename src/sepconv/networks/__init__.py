@@ -34,7 +34,8 @@ def build(
 
     Args:
         name: one of names(); or `separated`, which is made from another network and no choice of its own.
-        kernels: that it computes by on a CPU: fused, torch's own, or auto, which is fused where those can be compiled.
+        kernels: that it computes by on a CPU: torch's own, or auto: the fused ones, where those can be compiled; fused
+            is the same, and an error where they cannot.
 
     Raises:
         InputError: an unknown name; an option that the network does not have, of a wrong type or out of range;

@@ -17,10 +17,9 @@ from sepconv.networks import fused
 class DepthwiseConv2d(nn.Conv2d, fused.Fusible):
     """For nn.Conv2d with one filter per channel or more: (B, C, H, W) to (B, multiple of C, H', W').
 
-    It is trained by the fused kernels where they can be had, but not where it is strided, by itself and in fp32:
-    torch's are faster there. What it changes elsewhere: in bf16, a strided convolution's data gradient is computed at
-    stride 1, from the output's gradient with zeros between its positions; several filters a channel are as many
-    convolutions, whose maps are interleaved.
+    It is trained by the fused kernels where they can be had and are faster (fused.ops.is_faster). What it changes
+    elsewhere: but for fp32, a strided convolution's data gradient is computed at stride 1, from the output's gradient
+    with zeros between its positions; several filters a channel are as many convolutions, whose maps are interleaved.
     Why: oneDNN's data gradient of a strided depthwise convolution in bf16, and its steps with two filters a channel,
     can take many times those at stride 1 and with one filter. It depends on the processor: without AVX512 only the
     second pays, and only in fp32 (benchmarks/cpu_layers-cpu-2026-11-26.json).

@@ -36,8 +36,9 @@ A separable block alone takes 16 passes, 38 by torch's kernels; in a chain of ma
     ops.py        calls them, as functions that torch differentiates
 
 Why C: its compiler is on most machines that train, it builds in seconds, and nothing else is to be installed. Where it
-cannot be had, torch's own kernels do the same, as for all other layers, layouts and devices. Parameters, buffers and
-checkpoints are the same for both, and `model.kernels=torch` leaves the fused ones out.
+cannot be had, torch's own kernels do the same, as for all other layers, layouts and devices, and for the little that
+they are faster at (ops.is_faster). Parameters, buffers and checkpoints are the same for both, and
+`model.kernels=torch` leaves the fused ones out.
 """
 
 from sepconv.networks.fused.build import library

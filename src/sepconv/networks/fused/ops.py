@@ -90,8 +90,8 @@ def has_kernel(layer: nn.Module, images: bool = False) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether something waits for a module to be called."""
-    before, after = module._forward_pre_hooks or module._backward_pre_hooks, module._forward_hooks
-    return bool(before or after or module._backward_hooks)
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def find_chain(
@@ -121,7 +121,11 @@ def find_chain(
 
 
 def is_faster(links: Sequence["Link"], dtype: torch.dtype, values: int) -> bool:
-    """Whether a chain is faster than torch's own kernels are (benchmarks/cpu_layers-threads-2.json)."""
+    """Whether a chain is worth it: not a norm by itself on small maps, nor a strided convolution by itself in fp32.
+
+    Both took longer by these kernels than by torch's, the norm on two threads alone, as the dense blocks of 16 and 32
+    channels at 8 (benchmarks/cpu_layers-threads-2-6e425f6.json).
+    """
     depthwise = [link.conv for link in links if link.conv is not None and link.conv.groups > 1]
     if not any(link.norm for link in links):
         strided = any(max(conv.stride) > 1 for conv in depthwise)

@@ -48,6 +48,11 @@ INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, in
         }
 }
 
+// How many of those a product of so many rows and columns is.
+INLINE int64_t count_products(int64_t rows, int64_t columns) {
+    return whole(rows, M) / M * (whole(columns, 2 * V) / 2 / V);
+}
+
 // The same of m < rows (a multiple of M), n < columns (of V).
 static void multiply_all(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
                          int64_t rows, int64_t columns, float *result, int64_t result_stride, int add, Ahead *ahead) {
@@ -209,7 +214,7 @@ static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const In
     for (int64_t t = first; t < last; t++) {
         int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
         fill(&tile, x->maps + from * C_in, count, two, x->kind);
-        int64_t steps = whole(count, M) / M * (whole(C_out, 2 * V) / 2 / V);
+        int64_t steps = count_products(count, C_out);
         Ahead ahead = {{0}};
         if (far(pixels * C_in)) {
             look_ahead(&ahead, 0, x->maps + (from + TILE) * C_in, TILE * C_in, steps);
@@ -272,8 +277,7 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
             const T *in = x->maps + from * C_in;
             fill_gradient(&dy, y->g + from * C_out, y->maps + from * C_out, count, five, y->kind);
             fill(&u, in, count, two, x->kind);
-            int64_t steps = whole(C_in, M) / M * (whole(C_out, 2 * V) / 2 / V);
-            if (dx) steps += whole(count, M) / M * (whole(C_in, 2 * V) / 2 / V);
+            int64_t steps = count_products(C_in, C_out) + (dx ? count_products(count, C_in) : 0);
             Ahead ahead = {{0}};
             if (far(pixels * C_in)) {
                 look_ahead(&ahead, 0, in + TILE * C_in, TILE * C_in, steps);
