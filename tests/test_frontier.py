@@ -22,7 +22,7 @@ from sepconv import InputError, Stopped
 from sepconv.config import FrontierConfig, TrainConfig, read
 from sepconv.data.datasets import image_shape
 from sepconv.study.frontier import networks, report, trainings
-from sepconv.study.frontier.record import Network, Record, Row, Settings, make_training, pack
+from sepconv.study.frontier.record import Network, Record, Row, Settings, Speed, make_training, pack
 from sepconv.study.frontier.report import page, sentence
 from sepconv.study.frontier.trainings import Process, Remaining, Trainings
 from sepconv.study.frontier.verdicts import compare, orders, read_curve
@@ -78,15 +78,25 @@ def make_row(network: Network, rate: float, seed: int, val: float, test: float |
     return Row(
         **vars(make_training(network, rate, seed)), val_accuracy=val, test_accuracy=test,
         images=images, right=None if right is None else pack(right),
-        parameters=network.parameters, macs=network.macs, seconds=network.size / 100, ms_per_image=network.size / 1e5,
+        parameters=network.parameters, macs=network.macs, seconds=network.size / 100,
         device="CPU, 1 thread", torch="2.15", precision="bf16-mixed", commit=COMMIT, dirty=False, code="code",
         configuration="configuration",
     )  # fmt: skip
 
 
+def make_speed(network: Network) -> Speed:
+    """Of a network that takes as long as it has parameters: an epoch a hundredth of a second each."""
+    rates = [100_000 / network.size * factor for factor in (0.5, 1, 3)]
+    return Speed(kind=network.kind, size=network.size, images=1000, training=rates, evaluation=rates,
+                 device="CPU, 1 thread", torch="2.15", precision="bf16-mixed", commit=COMMIT, dirty=False,
+                 date="2026-11-27")  # fmt: skip
+
+
 def make_record(*kinds: str, **less: float) -> Record:
     """A complete study of separable networks; of each other kind, so much `less` accuracy."""
-    record = Record(SETTINGS, make_networks("separable", *less, *kinds), [], [])
+    record = Record(SETTINGS, make_networks("separable", *less, *kinds))
+    record.speeds = list(map(make_speed, record.of_kind("separable")))
+    record.speeds += [make_speed(network) for kind in less for network in record.of_kind(kind)]
     for network in record.networks:
         if network.kind not in kinds:
             middle = {1_000: 0.6, 10_000: 0.7, 100_000: 0.8}[network.size] - less.get(network.kind, 0.0)
@@ -102,7 +112,7 @@ def add(record: Record, row: Row) -> None:
 
 
 def test_validation_chooses_and_seeds_follow() -> None:
-    record = Record(SETTINGS, make_networks("separable")[:1], [], [])
+    record = Record(SETTINGS, make_networks("separable")[:1])
     (network,) = record.networks
     assert record.planned == len(record.left()) == 5
     assert [(each.rate, each.seed) for each in record.missing()] == [(0.01, 9), (0.1, 9)]
@@ -119,7 +129,7 @@ def test_validation_chooses_and_seeds_follow() -> None:
 
 
 def test_a_rate_that_diverges_is_not_chosen() -> None:
-    record = Record(SETTINGS, make_networks("separable")[:1], [], [])
+    record = Record(SETTINGS, make_networks("separable")[:1])
     (network,) = record.networks
     record.diverged[make_training(network, 0.1, 9)] = None
     add(record, make_row(network, 0.01, 9, val=0.5, test=None))
@@ -207,14 +217,24 @@ def test_no_verdict_where_trainings_lack() -> None:
     record = make_record(dense=0.1)
     assert "All 40 trainings are in." in page(record)
     network = record.of_kind("dense")[1]
-    row = record.rows.pop(make_training(network, 0.01, 2))
+    del record.rows[make_training(network, 0.01, 2)]
     assert compare(record, "separable", "dense", "macs") is None
     assert "separable is better at" not in page(record)
     assert "**39 of 40 trainings are in.**" in page(record)
-    add(record, replace(row, device="another CPU"))
+
+
+def test_times_are_of_one_measurement() -> None:
+    """By the median over turns, for as many epochs as a network is trained; without it there is no verdict."""
+    record = make_record(dense=0.1)
+    (longer,) = (network for network in record.longer if network.kind == "dense")
+    assert record.cost(longer, "seconds") == pytest.approx(4 * 1000 / 10)
+    assert record.cost(longer, "ms_per_image") == pytest.approx(1000 / 10)
+    assert "Times: 2026-11-27; CPU, 1 thread; torch 2.15; bf16-mixed; commit ccccccc; 3 turns." in page(record)
+    record.speeds.clear()
     assert compare(record, "separable", "dense", "macs")
     assert compare(record, "separable", "dense", "seconds") is None
-    assert sentence(record, "separable", "dense", "seconds") == "there is no verdict: no comparable times"
+    assert sentence(record, "separable", "dense", "seconds") == "there is no verdict: times are not measured"
+    assert "Times:" not in page(record)
 
 
 def test_accuracy_is_read_off_the_other_kinds_curve() -> None:
@@ -290,7 +310,7 @@ def test_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert remaining.until == pytest.approx(spent)  # dense networks have as many MACs as the separable ones
     assert "frontier: training 20 of 40" in str(remaining)
     assert remaining.left() == f"{duration(spent)} left"
-    empty = Record(SETTINGS, make_networks("dense"), [], [])
+    empty = Record(SETTINGS, make_networks("dense"))
     assert Remaining(empty).left() == ""
 
 
@@ -347,7 +367,7 @@ class Study:
         config = replace(self.config, **changes)
         settings = replace(SETTINGS, data="digits", rates=config.rates, tuning_seed=1000, seeds=config.seeds)
         plan = networks.plan(config, (1, 16, 16), 10)
-        made = Record(settings, plan, [], list(record.rows.values()) if record else [])
+        made = Record(settings, plan, runs=list(record.rows.values()) if record else [])
         self.trainings = Trainings(config, made, ["data=digits", "trainer=cpu"], lambda: None)
         self.trainings.find()
         self.trainings.make()
@@ -456,12 +476,15 @@ def test_settings_are_those_of_the_training(study: Study) -> None:
 def test_study_of_digits(command: Callable[..., Outcome], tmp_path: Path) -> None:
     """The command trains, in processes of one thread, writes record, page and picture, and finds all of it again."""
     arguments = ["trainer=cpu", "recipe.epochs=1", "kinds=[dense]", "sizes=[2700]", "rates=[0.006]", "seeds=[0,1]",
-                 f"runs={tmp_path}/runs", f"output={tmp_path}/out", "uncommitted=true"]  # fmt: skip
+                 "rounds=1", f"runs={tmp_path}/runs", f"output={tmp_path}/out", "uncommitted=true"]  # fmt: skip
     outcome = command("frontier", *arguments)
     assert outcome.status == 0, outcome.err
     record = Record.read(tmp_path / "out/digits.json")
     assert {(row.epochs, row.seed) for row in record.rows.values()} == {(1, 0), (1, 1), (2, 0), (2, 1)}
     assert all(row.device.endswith(", 1 thread") for row in record.rows.values())
+    (speed,) = record.speeds
+    assert len(speed.training) == len(speed.evaluation) == 1
+    assert speed.images == 1280  # in whole batches
     results = sorted((tmp_path / "runs").rglob("result.json"))
     assert len(results) == 4
     written = json.loads(results[0].read_text())

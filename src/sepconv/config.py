@@ -446,6 +446,7 @@ class FrontierConfig:
     tuning_seed: int = number(1000, least=0, below=2**32)  # of the trainings that choose
     seeds: list[int] = checked(check_seeds, [0, 1, 2, 3, 4])  # of those that are reported
     jobs: int = number(2, least=0)  # trainings at a time, each on one thread; 0: the page is written, nothing trained
+    rounds: int = number(5, least=1)  # turns of each network in the measurement of times, once all are trained
     uncommitted: bool = False  # for a trial: also by code that is not committed
     runs: str = path(f"{REPOSITORY}/runs/frontier")  # folder of the runs; finished ones are used again
     output: str = path(f"{REPOSITORY}/docs/frontier")  # folder of the record, its page and its picture

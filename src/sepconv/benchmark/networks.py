@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -22,6 +22,8 @@ from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, track
 from sepconv.training.classifier import describe_images
 from sepconv.training.train import make_classifier
+
+Key = TypeVar("Key")
 
 TURN = 0.5  # seconds, at least, of a turn
 
@@ -81,7 +83,7 @@ def measure_network(config: NetworksConfig, dataset: Dataset, name: str, batch_s
     return row
 
 
-def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def take_turns(calls: Mapping[Key, Callable[[], Any]], rounds: int, device: torch.device) -> dict[Key, list[float]]:
     """How often a second each of `calls` runs, in each of `rounds` turns after one that is left out."""
     rates = [{name: rate_of(call, device) for name, call in calls.items()} for _ in range(rounds + 1)]
     return {name: [turn[name] for turn in rates[1:]] for name in calls}

@@ -10,6 +10,7 @@ from sepconv.data.datasets import load
 from sepconv.study.frontier.networks import plan
 from sepconv.study.frontier.record import Record, Settings
 from sepconv.study.frontier.report import write_page
+from sepconv.study.frontier.speeds import measure
 from sepconv.study.frontier.trainings import Trainings
 from sepconv.terminal import CONSOLE
 from sepconv.training import runs
@@ -40,8 +41,9 @@ def go_on(config: FrontierConfig, overrides: list[str], path: Path, before: Reco
     settings = Settings(data=config.data.name, rates=config.rates, tuning_seed=config.tuning_seed, seeds=config.seeds,
                         jobs=config.jobs, command=runs.command_line("frontier", overrides))  # fmt: skip
     networks = plan(config, dataset.shape, len(dataset.classes))
-    known = ([], []) if before is None else (list(before.diverged), list(before.rows.values()))
-    record = Record(settings, networks, *known)
+    record = Record(settings, networks)
+    if before is not None:
+        record.diverged, record.rows, record.speeds = before.diverged, before.rows, before.speeds
 
     def keep() -> None:
         record.write(path)
@@ -59,3 +61,6 @@ def go_on(config: FrontierConfig, overrides: list[str], path: Path, before: Reco
         stack.enter_context(stoppable(lambda: "what is finished is kept, and the same command goes on from there"))
         trainings.find()
         trainings.make()
+        if any(record.speed(network) is None for network in networks):
+            record.speeds = measure(config, record.networks, dataset)
+            keep()

@@ -58,3 +58,8 @@ def build(kind: str, width: float, shape: tuple[int, int, int], classes: int) ->
     """A network of shapes alone."""
     with torch.device("meta"):
         return networks.build("separable", shape, classes, width=width, **KINDS[kind])
+
+
+def options(network: Network) -> dict[str, Any]:
+    """A network's options of `model=separable`, where they are not the defaults."""
+    return {"width": network.width, **KINDS[network.kind]}

@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from sepconv import InputError, files
 from sepconv.reading import check_each, check_fields, read_json
 from sepconv.terminal import epochs
 from sepconv.training.runs import ROUNDED
-
-TIMES = ("seconds", "ms_per_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +55,7 @@ class Row(Training):
     right: str | None  # which of them that network is right about, as `pack` writes it; None as the accuracy is
     parameters: int
     macs: int
-    seconds: float  # of training, validation and checkpoints included
-    ms_per_image: float | None  # in evaluation; None where that was too short to measure
+    seconds: float  # that it took, beside what else ran: tells how long a study takes, and is on no page
     device: str
     torch: str
     precision: str
@@ -70,6 +67,23 @@ class Row(Training):
     @property
     def training(self) -> Training:
         return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a network is, in turns with the others and nothing else running. Rates are of each turn."""
+
+    kind: str
+    size: int
+    images: int  # that an epoch trains on
+    training: list[float]  # images/s
+    evaluation: list[float]  # images/s
+    device: str
+    torch: str
+    precision: str
+    commit: str | None
+    dirty: bool | None
+    date: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +105,12 @@ class Record:
         networks: from small ones to large ones, then those of the middle size that are trained longer.
         diverged: trainings whose loss became infinite or NaN.
         runs: finished trainings; there may be some that the study does not ask for.
+        speeds: of networks, all of one measurement.
     """
 
-    def __init__(self, settings: Settings, networks: list[Network], diverged: list[Training], runs: list[Row]) -> None:
-        self.settings, self.networks = settings, networks
+    def __init__(self, settings: Settings, networks: list[Network], diverged: Iterable[Training] = (),
+                 runs: Sequence[Row] = (), speeds: Sequence[Speed] = ()) -> None:  # fmt: skip
+        self.settings, self.networks, self.speeds = settings, networks, list(speeds)
         self.diverged = dict.fromkeys(diverged)
         self.rows = {row.training: row for row in runs}
         if len({row.images for row in runs}) > 1:
@@ -103,7 +119,7 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> "Record":
         """Raises InputError for what is no record of a frontier."""
-        parts = {"networks": Network, "diverged": Training, "runs": Row}
+        parts = {"networks": Network, "diverged": Training, "runs": Row, "speeds": Speed}
         values: dict[str, Any] = read_json(path)
         try:
             check_fields(Settings, "settings", values["settings"])
@@ -118,8 +134,9 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Writes it, a line for each network and run."""
-        lists: dict[str, Iterable[Network | Training]] = {
-            "networks": self.networks, "diverged": self.diverged, "runs": self.rows.values()
+        lists: dict[str, Iterable[Network | Training | Speed]] = {
+            "networks": self.networks, "diverged": self.diverged, "runs": self.rows.values(),
+            "speeds": self.speeds,
         }  # fmt: skip
         parts = [f'"settings": {json.dumps(asdict(self.settings))}']
         for name, items in lists.items():
@@ -199,16 +216,21 @@ class Record:
         return np.array([unpack(row.right, row.images) for row in self.reported(network) if row.right is not None])
 
     def cost(self, network: Network, name: str) -> float | None:
-        """What a network costs: parameters, macs, or the median over seeds of seconds or ms_per_image.
-
-        None for a time that is not known, or not comparable, as runs were on several machines.
+        """What a network costs: parameters, macs, or, by medians over turns, the seconds that its training takes or the
+        ms_per_image of its evaluation; None where its speed was not measured.
         """
-        if name not in TIMES:
+        if name in ("parameters", "macs"):
             return float(getattr(network, name))
-        times = [getattr(row, name) for row in self.reported(network)]
-        if not times or None in times or len(self.devices) > 1:
+        speed = self.speed(network)
+        if speed is None:
             return None
-        return float(statistics.median(times))
+        if name == "seconds":
+            return network.epochs * speed.images / statistics.median(speed.training)
+        return 1000 / statistics.median(speed.evaluation)
+
+    def speed(self, network: Network) -> Speed | None:
+        """How fast a network is, however long it is trained; None where that was not measured."""
+        return next((each for each in self.speeds if (each.kind, each.size) == (network.kind, network.size)), None)
 
     @property
     def devices(self) -> list[str]:

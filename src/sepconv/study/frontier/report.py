@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from sepconv import files
-from sepconv.study.frontier.record import Network, Record
+from sepconv.study.frontier.record import Network, Record, Speed
 from sepconv.study.frontier.verdicts import EDGE, Comparison, compare, orders
 from sepconv.study.plots import SETTINGS, STYLE, accuracy_by_error, plain_log, short
 from sepconv.study.statistics import MARGIN, Estimate, write_p
@@ -50,8 +50,11 @@ METHOD = """\
 Each network is trained {epochs}, at the learning rate, one of {rates}, that gives the best validation accuracy with
 seed {tuning_seed}, and then with seeds {seeds}, which are reported. Test accuracy chooses nothing; it is of the epoch
 that validates best. Accuracies are means over seeds, with 95 % intervals by a bootstrap crossed over seeds and test
-images; times are medians over seeds. {jobs} trainings ran at a time, each on one thread, so that times are of a machine
-in use.
+images.
+
+Times are not those of the trainings, which ran beside each other. Once all are trained, the networks take turns with
+nothing else running, in training steps and in evaluation, on batches of as many images; a time is by the median over
+turns. The time of training is that of its steps alone.
 
 At equal cost: each network is set against the other kind's accuracy at just its cost, read off a curve through that
 kind's networks (a monotone cubic in the logarithm of the cost); what costs over {edge:.0%} more or less than any of the
@@ -95,7 +98,7 @@ def page(record: Record) -> str:
     method = METHOD.format(
         epochs=epochs(record.epochs), rates=", ".join(f"{rate:g}" for rate in settings.rates),
         tuning_seed=settings.tuning_seed, seeds=", ".join(map(str, settings.seeds)),
-        jobs=settings.jobs, edge=EDGE - 1, margin=100 * MARGIN,
+        edge=EDGE - 1, margin=100 * MARGIN,
     )  # fmt: skip
     return "\n".join([*lines, "", "## How", "", method, "", *origin(record)]).rstrip() + "\n"
 
@@ -110,7 +113,7 @@ def sentence(record: Record, kind: str, other: str, cost: str) -> str:
     comparisons = compare(record, kind, other, cost)
     if comparisons is None:
         complete = record.is_complete(*record.of_kind(kind), *record.of_kind(other))
-        return "there is no verdict: " + ("no comparable times" if complete else "trainings lack")
+        return "there is no verdict: " + ("times are not measured" if complete else "trainings lack")
     parts, every = [], [network.size for network in record.of_kind(kind)]
     for verdict, words in WORDS.items():
         found = [each for each in comparisons if each.verdict == verdict]
@@ -247,8 +250,16 @@ def origin(record: Record) -> list[str]:
         *sorted({row.precision for row in rows}),
         *sorted({f"commit {str(row.commit)[:7]}{', with changes' * (row.code is None)}" for row in rows}),
     ]
+    timed = [f"Times: {escape_markdown(text)}." for text in dict.fromkeys(map(describe_speed, record.speeds))]
     return [f"{escape_markdown('; '.join(facts))}: [{record.settings.data}.json]({record.settings.data}.json), by",
-            f"{code_span(record.settings.command)}"]  # fmt: skip
+            f"{code_span(record.settings.command)}", *timed]  # fmt: skip
+
+
+def describe_speed(speed: Speed) -> str:
+    """What a speed was measured with."""
+    commit = f"commit {str(speed.commit)[:7]}{', with changes' * bool(speed.dirty)}"
+    turns = f"{len(speed.training)} turns"
+    return "; ".join([speed.date, speed.device, f"torch {speed.torch}", speed.precision, commit, turns])
 
 
 def draw(record: Record) -> Figure:

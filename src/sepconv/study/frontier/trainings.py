@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from sepconv import InputError
 from sepconv.config import REPOSITORY, FrontierConfig, TrainConfig, complete
 from sepconv.study.compare import Run, list_runs, name_hardware, read_run
-from sepconv.study.frontier.networks import KINDS
+from sepconv.study.frontier.networks import options
 from sepconv.study.frontier.record import Network, Record, Row, Training, pack
 from sepconv.terminal import CONSOLE, Progress, duration
 from sepconv.training import runs
@@ -101,19 +101,16 @@ class Trainings:
         config = self.config
         optimizer = config.recipe.optimizer | {"lr": training.rate}
         recipe = replace(config.recipe, epochs=training.epochs, optimizer=optimizer)
-        model = complete({"name": "separable", **self.options(training)})
+        model = complete({"name": "separable", **options(self.network(training))})
         return TrainConfig(data=config.data, model=model, recipe=recipe, trainer=config.trainer, seed=training.seed,
                            runs=config.runs)  # fmt: skip
 
     def describe(self, training: Training) -> list[str]:
         """The arguments that make scripts/train.py train it."""
-        return [*self.arguments, "model=separable", *(f"model.{k}={v}" for k, v in self.options(training).items()),
+        model = (f"model.{key}={value}" for key, value in options(self.network(training)).items())
+        return [*self.arguments, "model=separable", *model,
                 f"recipe.epochs={training.epochs}", f"recipe.optimizer.lr={training.rate}", f"seed={training.seed}",
                 f"runs={self.folder}"]  # fmt: skip
-
-    def options(self, training: Training) -> dict[str, Any]:
-        """The network's, where they are not the defaults."""
-        return {"width": self.network(training).width, **KINDS[training.kind]}
 
     def network(self, training: Training) -> Network:
         return self.networks[training.kind, training.size, training.epochs]
@@ -148,7 +145,6 @@ class Trainings:
         if run is None or {runs.hash_code(code) for code in (run.result.git, *run.result.git_later)} != {self.code}:
             return False
         result, chooses = run.result, training.seed == self.config.tuning_seed
-        rate = result.eval_images_per_second
         self.record.rows[training] = Row(
             **vars(training),
             val_accuracy=result.val_accuracy,
@@ -158,7 +154,6 @@ class Trainings:
             parameters=result.parameters,
             macs=result.macs,
             seconds=result.fit_seconds,
-            ms_per_image=None if rate is None else 1000 / rate,
             device=name_hardware(result.device),
             torch=result.versions["torch"] or "",
             precision=result.precision,
