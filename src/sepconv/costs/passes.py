@@ -177,7 +177,7 @@ def find_chain(net: nn.Module, layers: Sequence[Layer], dtype: str) -> tuple[lis
     last = [name for name, _ in block.named_children()][-1:]
     own = block.get_submodule("activation") if isinstance(block, Residual) and last == ["activation"] else None
     modules = list(takewhile(lambda module: module is not own, modules))
-    links = fused.find_chain(modules, DTYPES[dtype], layers[0].read, images=not layers[0].gradient)
+    links = fused.find_chain(modules, DTYPES[dtype], images=not layers[0].gradient)
     after = layers[sum(link.layers() for link in links) :]
     around = f"{scope}.shortcut".lstrip(".")
     between = len(list(takewhile(lambda layer: f"{layer.name}.".startswith(f"{around}."), after)))

@@ -112,7 +112,7 @@ def run(
     while layers:
         dtype = block.find_dtype(input)
         images = not input.requires_grad
-        links = [] if dtype is None else fused.find_chain(layers, dtype, input.numel(), images)
+        links = [] if dtype is None else fused.find_chain(layers, dtype, images)
         if links:
             layers = layers[sum(link.layers() for link in links) :]
             input = input if links[0].conv is None else input.to(dtype)

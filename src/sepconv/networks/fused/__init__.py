@@ -31,6 +31,7 @@ A separable block alone takes 16 passes, 38 by torch's kernels; in a chain of ma
     norm.c        the passes of a norm alone: where a chain begins and ends
     depthwise.c   depthwise convolution
     pointwise.c   pointwise convolution, and a stem's standard one as one
+    products.h    its products of matrices: by vectors, or by the tile registers that some processors have
     pool.c        halving max pooling
     build.py      compiles these with the machine's C compiler at first use
     ops.py        calls them, as functions that torch differentiates

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 SOURCES = [FOLDER / name for name in ("norm.c", "depthwise.c", "pointwise.c", "pool.c")]
-HEADERS = [FOLDER / name for name in ("vectors.h", "maps.h")]
+HEADERS = [FOLDER / name for name in ("vectors.h", "products.h", "maps.h")]
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 
 

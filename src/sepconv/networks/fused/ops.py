@@ -18,7 +18,6 @@ OF_SUMS = (nn.ReLU, nn.ReLU6)  # those whose gradient can be told from what they
 SAVED = 5  # numbers a channel that a norm keeps for its backward pass
 # Weights of a pointwise convolution, at most: those whose gradient's sums stay in a core's cache. Torch takes others.
 MOST_WEIGHTS = 2**18
-MANY = 2**19  # values of maps that a norm by itself is worth a kernel for
 # Values that an output of a standard convolution sees, up to which they are copied out for each: those of a stem.
 MOST_SEEN = 64
 
@@ -94,14 +93,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
-def find_chain(
-    layers: Sequence[nn.Module], dtype: torch.dtype = torch.float32, values: int = MANY, images: bool = False
-) -> list["Link"]:
+def find_chain(layers: Sequence[nn.Module], dtype: torch.dtype = torch.float32, images: bool = False) -> list["Link"]:
     """The links of the longest chain that `layers` begin with; none where torch's own kernels are as fast or faster.
 
     Args:
         dtype: that the kernels would compute in.
-        values: of the maps that the first of the layers takes.
         images: as has_kernel, of the first of them.
     """
     links: list[Link] = []
@@ -117,20 +113,16 @@ def find_chain(
         if conv is None and norm is None:
             break
         links.append(Link(conv, norm, take(tuple(ACTIVATIONS)) if norm else None))
-    return links if is_faster(links, dtype, values) else []
+    return links if is_faster(links, dtype) else []
 
 
-def is_faster(links: Sequence["Link"], dtype: torch.dtype, values: int) -> bool:
-    """Whether a chain is worth it: not a norm by itself on small maps, nor a strided convolution by itself in fp32.
-
-    Both took longer by these kernels than by torch's, the norm on two threads alone, as the dense blocks of 16 and 32
-    channels at 8 (benchmarks/cpu_layers-threads-2-6e425f6.json).
-    """
+def is_faster(links: Sequence["Link"], dtype: torch.dtype) -> bool:
+    """Whether a chain without a norm is worth it: not pointwise convolutions alone, nor one that is strided in fp32."""
+    if any(link.norm for link in links):
+        return True
     depthwise = [link.conv for link in links if link.conv is not None and link.conv.groups > 1]
-    if not any(link.norm for link in links):
-        strided = any(max(conv.stride) > 1 for conv in depthwise)
-        return len(depthwise) > 0 and (len(links) > 1 or dtype == torch.bfloat16 or not strided)
-    return len(links) > 1 or links[0].conv is not None or values >= MANY
+    strided = any(max(conv.stride) > 1 for conv in depthwise)
+    return len(depthwise) > 0 and (len(links) > 1 or dtype == torch.bfloat16 or not strided)
 
 
 def can_add(links: Sequence["Link"], activation: nn.Module | None) -> bool:

@@ -2,88 +2,41 @@
 // it reads is normalised and activated as a tile is filled; what comes out is summed as it is written, for the next norm.
 
 #include "maps.h"
+#include "products.h"
 
 #define TILE 96  // pixels
-#define M (V == 16 ? 8 : 4)  // rows of a product that are in registers at a time, each of two vectors
-
-// What is multiplied at once: a float; or, where the processor has an instruction for it, two halves.
-#if defined(BF16) && defined(__AVX512BF16__)
-#define PAIR 2
-typedef uint32_t E;
-typedef vu ve;
-INLINE vf multiply_add(vf sum, E one, ve many) {
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(one), (__m512bh)many);
-}
-INLINE ve join(vt first, vt second) { return extend(first) | (extend(second) << 16); }  // value by value
-#else
-#define PAIR 1
-typedef float E;
-typedef vf ve;
-INLINE vf multiply_add(vf sum, E one, ve many) { return sum + one * many; }
-INLINE ve join(vt first, vt second) { return (void)second, widen(first); }
-#endif
-
-INLINE int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
-
-// The E's from a row of C values to the next: an odd number of vectors, or many rows would share few places of a cache.
-INLINE int64_t stride_of(int64_t C) { return whole(C, V) / V % 2 ? whole(C, V) + 2 * V : whole(C, V) + V; }
-
-static void *zeros(int64_t size) { return memset(aligned_alloc(64, whole(size, 64)), 0, size); }
-
-// result[m][n], m < M, n < `vectors` of V: the sum over k < count of one[m * step + k * next] * many[k * stride + n]; if
-// `add`, added to what is there, once: a long sum in one float would lose precision.
-INLINE void multiply(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
-                     float *result, int64_t result_stride, int add, int vectors) {
-    vf sum[M][2] = {{{0}}};
-    for (int64_t k = 0; k < count; k++) {
-        ve b[2];
-        for (int j = 0; j < vectors; j++) b[j] = *(const ve *)(many + k * stride + j * V);
-        for (int m = 0; m < M; m++)
-            for (int j = 0; j < vectors; j++) sum[m][j] = multiply_add(sum[m][j], one[m * step + k * next], b[j]);
-    }
-    for (int m = 0; m < M; m++)
-        for (int j = 0; j < vectors; j++) {
-            float *place = result + m * result_stride + j * V;
-            put(place, add ? get(place) + sum[m][j] : sum[m][j]);
-        }
-}
-
-// How many of those a product of so many rows and columns is.
-INLINE int64_t count_products(int64_t rows, int64_t columns) {
-    return whole(rows, M) / M * (whole(columns, 2 * V) / 2 / V);
-}
-
-// The same of m < rows (a multiple of M), n < columns (of V).
-static void multiply_all(const E *one, int64_t step, int64_t next, const E *many, int64_t stride, int64_t count,
-                         int64_t rows, int64_t columns, float *result, int64_t result_stride, int add, Ahead *ahead) {
-    for (int64_t n = 0; n < columns; n += 2 * V)
-        for (int64_t m = 0; m < rows; m += M) {
-            ask(ahead);
-            float *place = result + m * result_stride + n;
-            if (columns - n > V)
-                multiply(one + m * step, step, next, many + n, stride, count, place, result_stride, add, 2);
-            else multiply(one + m * step, step, next, many + n, stride, count, place, result_stride, add, 1);
-        }
-}
 
 // A tile of maps, in the two forms that products take: sums over channels want `rows`, [TILE][C], pairs of channels
 // together; sums over pixels want `columns`, [TILE / PAIR][C], pairs of pixels together. As floats they are the same.
 typedef struct {
     int64_t C, stride;  // stride: of a row, in E's
     E *rows, *columns;  // either may be null
+    E *turned;          // room for the columns with pixels and channels exchanged, where products need it
 } Tile;
 
 static Tile make_tile(int64_t C, int rows, int columns) {
     int64_t stride = stride_of(C), size = TILE * stride * sizeof(E);
     if (PAIR == 1) rows = 1;
-    Tile tile = {C, stride, rows ? zeros(size) : 0, columns ? zeros(size) : 0};
+    Tile tile = {C, stride, rows ? zeros(size) : 0, columns ? zeros(size) : 0, has_tiles && columns ? zeros(size) : 0};
     if (PAIR == 1) free(tile.columns), tile.columns = tile.rows;
     return tile;
 }
 
 static void free_tile(Tile *tile) {
     if (tile->columns != tile->rows) free(tile->columns);
-    free(tile->rows);
+    free(tile->rows), free(tile->turned);
+}
+
+// A tile's channels as the first factor of a sum over pixels.
+static Left by_channels(const Tile *tile) {
+#if PAIR == 2
+    int64_t pairs = TILE / PAIR;
+    for (int64_t p = 0; has_tiles && p < pairs; p += V)
+        for (int64_t c = 0; c < tile->C; c += V)
+            transpose(tile->columns + p * tile->stride + c, tile->stride, tile->turned + c * pairs + p, pairs);
+    if (has_tiles) return (Left){tile->turned, pairs, 1};
+#endif
+    return (Left){tile->columns, 1, tile->stride};
 }
 
 // Two pixels' vectors at channel c.
@@ -190,27 +143,13 @@ static void add_sums(const float *sums, int64_t C, double *total) {
     for (int64_t c = 0; c < C; c++) total[c] += sums[c], total[C + c] += sums[whole(C, V) + c];
 }
 
-// A matrix [rows][columns] (or, turned, of [columns][rows]) for sums over its rows, pairs of them together.
-static E *pack(const float *matrix, int64_t rows, int64_t columns, int turned) {
-    int64_t stride = stride_of(columns), pairs = (rows + PAIR - 1) / PAIR;
-    E *result = zeros(pairs * stride * sizeof(E));
-    for (int64_t k = 0; k < pairs; k++)
-        for (int64_t n = 0; n < columns; n += V) {
-            vf v[2] = {{0}, {0}};
-            for (int i = 0; i < PAIR && k * PAIR + i < rows; i++)
-                for (int64_t l = 0; l < V && n + l < columns; l++)
-                    v[i][l] = turned ? matrix[(n + l) * rows + k * PAIR + i] : matrix[(k * PAIR + i) * columns + n + l];
-            *(ve *)(result + k * stride + n) = join(narrow(v[0]), narrow(v[1]));
-        }
-    return result;
-}
-
 // Tiles [first, last) of the pixels. two: of the input; sums: [2][C_out], or null.
 static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const Input *x, const float *two,
-                           const E *weight, T *y, const float *origin, double *sums, int64_t first, int64_t last) {
+                           Right weight, T *y, const float *origin, double *sums, int64_t first, int64_t last) {
     Tile tile = make_tile(C_in, 1, 0);
     int64_t stride = stride_of(C_out);
     float *out = zeros(TILE * stride * sizeof(float)), *part = zeros(2 * whole(C_out, V) * sizeof(float));
+    begin_tiles();
     for (int64_t t = first; t < last; t++) {
         int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
         fill(&tile, x->maps + from * C_in, count, two, x->kind);
@@ -220,18 +159,19 @@ static void convolve_tiles(int64_t pixels, int64_t C_in, int64_t C_out, const In
             look_ahead(&ahead, 0, x->maps + (from + TILE) * C_in, TILE * C_in, steps);
             look_ahead(&ahead, WRITTEN, y + (from + TILE) * C_out, TILE * C_out, steps);
         }
-        multiply_all(tile.rows, tile.stride, 1, weight, stride, (C_in + PAIR - 1) / PAIR, whole(count, M),
-                     whole(C_out, V), out, stride, 0, &ahead);
+        multiply_all((Left){tile.rows, tile.stride, 1}, weight, (C_in + PAIR - 1) / PAIR, count, C_out, out, stride, 0,
+                     &ahead);
         write_tile(out, stride, count, C_out, y + from * C_out, origin, part);
         if (sums) add_sums(part, C_out, sums);
     }
+    end_tiles();
     free_tile(&tile), free(out), free(part);
 }
 
 // y = the pointwise convolution of the input. weight: [C_out][C_in]. norm: what follows, and takes statistics; or null.
 void pointwise_forward(const Geometry *of, const Input *x, const float *weight, Norm *norm, T *y, int threads) {
     int64_t C_in = of->C, C_out = of->OC, pixels = of->images * of->H * of->W, tiles = (pixels + TILE - 1) / TILE;
-    E *packed = pack(weight, C_in, C_out, 1);
+    Right packed = pack(weight, C_in, C_out, 1);
     float *two = x->saved ? make_blocks(x->saved, C_in, 2) : 0, *origin = 0;
     double *parts = calloc((threads + 1) * 2 * C_out, sizeof(double)), *sums = parts + threads * 2 * C_out;
     if (norm) {
@@ -250,7 +190,7 @@ void pointwise_forward(const Geometry *of, const Input *x, const float *weight, 
         add_up(parts, threads, 2 * C_out, sums);
         conclude(norm, sums, pixels, C_out);
     }
-    free(packed), free(two), free(origin), free(parts);
+    free((void *)packed.at), free(two), free(origin), free(parts);
 }
 
 #define SUMMED 32  // tiles whose products are summed in floats before their sum is added to the doubles
@@ -261,7 +201,7 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
                         T *dx, float *dweight, NormGradient *result, int threads) {
     int64_t C_in = of->C, C_out = of->OC, pixels = of->images * of->H * of->W, tiles = (pixels + TILE - 1) / TILE;
     int64_t stride = stride_of(C_in), wide = whole(C_out, V), each = C_in * C_out + 2 * C_in;
-    E *packed = pack(weight, C_out, C_in, 0);
+    Right packed = pack(weight, C_out, C_in, 0);
     float *two = x->saved ? make_blocks(x->saved, C_in, 2) : 0, *three = x->saved ? make_blocks(x->saved, C_in, 3) : 0;
     float *five = y->numbers ? make_blocks(y->numbers, C_out, 5) : 0;
     double *parts = calloc((threads + 1) * each, sizeof(double)), *total = parts + threads * each;
@@ -272,6 +212,7 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
         Tile dy = make_tile(C_out, 1, 1), u = make_tile(C_in, 0, 1);
         float *out = zeros(TILE * stride * sizeof(float)), *part = zeros(2 * whole(C_in, V) * sizeof(float));
         float *product = zeros(whole(C_in, V) * wide * sizeof(float));  // [C_in][C_out]
+        begin_tiles();
         for (int64_t t = first; t < last; t++) {
             int64_t from = t * TILE, count = pixels - from < TILE ? pixels - from : TILE;
             const T *in = x->maps + from * C_in;
@@ -286,27 +227,28 @@ void pointwise_backward(const Geometry *of, const Gradient *y, const Input *x, c
                 look_ahead(&ahead, 3, more ? more + (from + TILE) * C_in : 0, TILE * C_in, steps);
                 look_ahead(&ahead, WRITTEN, dx ? dx + (from + TILE) * C_in : 0, TILE * C_in, steps);
             }
-            multiply_all(u.columns, 1, u.stride, dy.columns, dy.stride, TILE / PAIR, whole(C_in, M), wide, product,
-                         wide, 1, &ahead);
+            multiply_all(by_channels(&u), (Right){dy.columns, dy.stride}, TILE / PAIR, C_in, C_out, product, wide, 1,
+                         &ahead);
             if ((t - first) % SUMMED == SUMMED - 1 || t == last - 1) {
                 for (int64_t i = 0; i < C_in; i++)
                     for (int64_t o = 0; o < C_out; o++) products[i * C_out + o] += product[i * wide + o];
                 memset(product, 0, whole(C_in, V) * wide * sizeof(float));
             }
             if (!dx) continue;
-            multiply_all(dy.rows, dy.stride, 1, packed, stride, (C_out + PAIR - 1) / PAIR, whole(count, M),
-                         whole(C_in, V), out, stride, 0, &ahead);
+            multiply_all((Left){dy.rows, dy.stride, 1}, packed, (C_out + PAIR - 1) / PAIR, count, C_in, out, stride, 0,
+                         &ahead);
             write_gradient(out, stride, count, C_in, in, three, x->kind, more ? more + from * C_in : 0,
                            dx + from * C_in, part);
             if (three) add_sums(part, C_in, sums);
         }
+        end_tiles();
         free_tile(&dy), free_tile(&u), free(out), free(part), free(product);
     }
     add_up(parts, threads, each, total);
     for (int64_t o = 0; o < C_out; o++)
         for (int64_t i = 0; i < C_in; i++) dweight[o * C_in + i] = total[i * C_out + o];
     if (result) conclude_backward(x->saved, total + C_in * C_out, pixels, C_in, result);
-    free(packed), free(two), free(three), free(five), free(parts);
+    free((void *)packed.at), free(two), free(three), free(five), free(parts);
 }
 
 // What each output of a standard convolution sees of x, images of few channels, with zeros outside of them: (images, OH,
