@@ -15,6 +15,7 @@ from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from recorded import configuration, figures, write_run
+from test_frontier import make_record
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -27,9 +28,20 @@ from sepconv.data.module import ImageData
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
 from sepconv.reading import read_json
 from sepconv.study.claims import CLAIMS, arithmetic, lab, sentence
-from sepconv.study.claims.finding import Cell, Number, Paired, conclude, judge, read_cell, write_cell
+from sepconv.study.claims.finding import (
+    Cell,
+    Losses,
+    Number,
+    Paired,
+    conclude,
+    find_cases,
+    judge,
+    read_cell,
+    write_cell,
+)
 from sepconv.study.claims.layers import CHANNELS, training_calls, training_pass
-from sepconv.study.claims.report import Written, claims_page
+from sepconv.study.claims.report import claims_page, write_findings
+from sepconv.study.frontier.record import make_training
 from sepconv.study.statistics import Difference
 from sepconv.training import runs
 from sepconv.training.classifier import ImageClassifier
@@ -69,7 +81,8 @@ def test_depth_and_stem_claims_from_trained_networks(
     command: Callable[..., Outcome], tmp_path: Path, code: dict[str, Any]
 ) -> None:
     """A claim trains its networks once: asked again, it finds the runs. Its record has what each of them came to."""
-    arguments = [f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu", "recipe.epochs=2", "seeds=[0,1]"]
+    arguments = [f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu", "recipe.epochs=2",
+                 "stem_seeds=[0,1]", "seeds=[0,1]"]  # fmt: skip
     outcome = command("claims", "only=[C14]", *arguments)
     assert outcome.status == 0, outcome.err
     results = sorted(tmp_path.glob("runs/digits/separable/*/result.json"))
@@ -97,6 +110,23 @@ def test_depth_and_stem_claims_from_trained_networks(
     assert "n = 2 seeds, 2 epochs" in text
     difference = Difference.between(*accuracies.values())
     assert f"| {write_cell(accuracies['standard'])} | {difference.points()} |" in text
+
+
+def test_depth_is_read_off_the_frontier(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Of a record that has all of both kinds; its accuracies are kept as they are there."""
+    arguments = ["only=[C7]", f"output={tmp_path}", f"runs={tmp_path}/runs", f"frontier={tmp_path}", "trainer=cpu"]
+    refused(command("claims", *arguments), "digits.json is not there", "python scripts/frontier.py data=digits")
+    record = make_record(dense=0.05, deep_separable=-0.05)
+    row = record.rows.pop(make_training(record.of_kind("dense")[0], 0.01, 2))
+    record.write(tmp_path / "digits.json")
+    refused(command("claims", *arguments), "is not complete", "python scripts/frontier.py data=digits")
+    record.rows[row.training] = row
+    record.write(tmp_path / "digits.json")
+    assert command("claims", *arguments).status == 0
+    found = json.loads((tmp_path / "claims/digits.json").read_text())["C7"]
+    assert "at equal MACs, deeper separable is better at 1 k to 100 k parameters" in found["verdict"]
+    assert [cells[0] for cells in found["rows"]] == ["deeper separable"] * 3 + ["dense"] * 3
+    assert found["rows"][3][3] == pytest.approx([0.548, 0.55, 0.552])
 
 
 @pytest.mark.parametrize("change", [{"sha": "1" * 40}, {"dirty": True}])
@@ -135,7 +165,7 @@ def test_stopped_claims_go_on(
     command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: dict[str, Any]
 ) -> None:
     """What was found is not tested again, and a training that was stopped is continued."""
-    arguments = ["only=[C2,C14]", "trainer=cpu", "recipe.epochs=2", "seeds=[0,1]", "data.train=200"]
+    arguments = ["only=[C2,C14]", "trainer=cpu", "recipe.epochs=2", "stem_seeds=[0,1]", "data.train=200"]
     stopped = [f"output={tmp_path}", f"runs={tmp_path}"]
     epochs = []
 
@@ -178,12 +208,13 @@ def test_cells() -> None:
         "as it is": "as it is", "29,738": 29_738, "45.1%": Number(0.4512, ".1%"),
         "78.00 ± 12.71 %": [0.77, 0.79], "98.00 % (85.29 to 100.00)": [0.97, 0.99],
         "+1.00, p -": Paired([0.98], [0.97], "it is so"),
+        "0.110 ± 0.127": Losses([0.1, 0.12]), "+0.110, p -": Paired([0.21, 0.22], [0.1, 0.11], losses=True),
     }  # fmt: skip
     for text, cell in cells.items():
-        kept = asdict(cell) if isinstance(cell, Number | Paired) else cell
+        kept = asdict(cell) if isinstance(cell, Number | Losses | Paired) else cell
         assert write_cell(read_cell(json.loads(json.dumps(kept)))) == text
     pair, other = Paired([0.99, 0.98], [0.97, 0.961], "a"), Paired([0.9, 0.8], [0.97, 0.2])
-    assert conclude("less: {cases}; more: false", [["x", pair], [other]]) == "less: true; more: false"
+    assert find_cases([["x", pair], [other]]) == {"a": pair}
 
 
 @pytest.mark.parametrize("change", [{"runs": None}, {"git": 5}, {"rows": [[{"values": [0.5], "references": []}]]}])
@@ -243,15 +274,42 @@ def test_a_share_above_a_peak_is_no_finding(
     assert "C12" not in "".join(path.read_text() for path in tmp_path.glob("claims/*.json"))
 
 
+BETTER = Paired([0.99, 0.98, 0.985], [0.97, 0.961, 0.964])
+WORSE = Paired([0.97, 0.961, 0.964], [0.99, 0.98, 0.985])
+ALIKE = Paired([0.97, 0.98, 0.99], [0.98, 0.97, 0.99])
+SAME = Paired([0.98, 0.97, 0.96], [0.9801, 0.9699, 0.96])
+
+
 def test_verdicts() -> None:
-    better = Difference.between([0.99, 0.98, 0.985], [0.97, 0.961, 0.964])
-    worse = Difference.between([0.97, 0.961, 0.964], [0.99, 0.98, 0.985])
-    alike = Difference.between([0.97, 0.98, 0.99], [0.98, 0.97, 0.99])
-    assert judge({"a": better, "b": better}) == "true"
-    assert judge({"a": better, "b": alike}) == "true when a; not shown when b: the interval holds 0"
-    assert judge({"a": worse}) == "false when a"
-    assert judge({"a": alike}) == "not shown when a: the interval holds 0"
-    assert judge({"a": better, "b": worse}) == "true when a; the opposite when b"
+    """True, false and equal by corrected p-values; losses are never called equal."""
+    cases = {"a": BETTER, "b": ALIKE, "c": WORSE, "d": SAME, "e": Paired(SAME.values, SAME.references, losses=True)}
+    assert judge(cases) == {"a": "true", "b": "not shown", "c": "false", "d": "equal", "e": "not shown"}
+    assert judge({"d": SAME}) == {"d": "equal"}
+    assert judge({}) == {}
+
+
+def test_verdicts_are_corrected_for_all_claims_of_a_data_set() -> None:
+    """What a case alone shows is not shown among many, whichever claims they are of."""
+    assert BETTER.difference.p is not None
+    others = round(0.05 / BETTER.difference.p) + 1
+
+    def write(name: str, *pairs: Paired) -> dict[str, Any]:
+        rows = [[asdict(Paired(pair.values, pair.references, f"{name}{i}"))] for i, pair in enumerate(pairs)]
+        return {"how": "", "headings": [""], "rows": rows, "verdict": "{cases}", "plot": False, "seeds": None,
+                "epochs": None, "runs": [], "git": {"sha": "a", "dirty": False}, "date": "", "device": "", "torch": "",
+                "command": ""}  # fmt: skip
+
+    assert write_findings({"C9": write("a", BETTER)})["C9"].verdict == "true"
+    both = write_findings({"C9": write("a", BETTER), "C10": write("b", *[ALIKE] * others)})
+    assert both["C9"].verdict == "not shown when a0"
+
+
+def test_conclusions() -> None:
+    assert conclude("less: {cases}; more: false", {"a": "true", "b": "true"}) == "less: true; more: false"
+    assert conclude("{cases}", {"a": "true", "b": "not shown"}) == "true when a; not shown when b"
+    assert conclude("{cases}", {"a": "false", "b": "equal"}) == "false when a; equal to within 0.1 point when b"
+    assert conclude("{cases}", {"a": "true", "b": "false"}) == "true when a; the opposite when b"
+    assert conclude("true", {}) == "true"
 
 
 def test_training_on_a_part_keeps_the_rest_as_it_is() -> None:
@@ -304,9 +362,10 @@ def test_every_claim(command: Callable[..., Outcome], tmp_path: Path) -> None:
     findings = json.loads((tmp_path / "claims/digits.json").read_text())
     assert list(findings) == list(CLAIMS)
     report = (tmp_path / "claims.md").read_text()
+    written = write_findings(findings)
     for name, finding in findings.items():
         assert finding["verdict"]
-        assert f"**digits**: {Written(finding).verdict}." in report
+        assert f"**digits**: {written[name].verdict}." in report
         assert finding["rows"]
         if finding["plot"]:
             assert (tmp_path / f"claims/digits-{name}.png").stat().st_size > 5_000

@@ -385,15 +385,17 @@ class PeersConfig(Training, BenchmarkConfig):
     """Our training against those of others, on the same images; the seeds are seed, seed + 1, ..."""
 
     suite: str = "peers"
-    # keras needs `make peers`, airbench a GPU and a checkout
+    # keras and keras_fast need `make peers`, keras_torch Keras in this environment, airbench a GPU and a checkout
     peers: list[str] = one_of(
-        "keras", "airbench", "template", "bare", "ours", default=["keras", "template", "bare", "ours"]
-    )
+        "keras", "keras_fast", "keras_torch", "pytorch", "airbench", "template", "template_fast", "bare", "ours",
+        default=["keras", "template", "bare", "ours"],
+    )  # fmt: skip
     experiments: list[str] = field(default_factory=list)  # ours, of configs/experiment; []: that of the other keys
     target: float = number(0.99, above=0, most=1, unit="a share")  # the test accuracy to reach
     rounds: int = number(5, least=1)  # trainings of ours, bare and airbench
-    peer_rounds: int = number(1, least=1)  # trainings of keras and template
-    peer_epochs: int = number(5, least=1)  # epochs of each of those
+    peer_rounds: int = number(1, least=1)  # trainings of the others
+    peer_epochs: dict[str, int]  # of each of those
+    peer_rates: dict[str, float]  # learning rates that those of fast forms begin with
     seconds: float | None = number(None, above=0)  # after so many no turn begins but the first of a training; null: all
     airbench: str | None = path(None)  # folder of a checkout of github.com/KellerJordan/cifar10-airbench
 
@@ -425,7 +427,10 @@ class ClaimsConfig:
     recipe: RecipeConfig
     trainer: TrainerConfig
     seeds: list[int] = checked(check_seeds, [0, 1, 2, 3, 4])  # of each network that is trained
+    stem_seeds: list[int] = checked(check_seeds, [*range(10)])  # likewise, of claim C14, where differences are small
     train_sizes: list[int] = number(least=1)  # training images of claim C10, beside all
+    lengths: list[int] = number(least=1)  # epochs of claim C9
+    frontier: str = path(f"{REPOSITORY}/docs/frontier")  # folder of its records, which claim C7 is read off
     runs: str = path(f"{REPOSITORY}/runs/claims")  # folder of the runs; finished ones are used again
     # folder of claims.md, with the figures and plots of each data set under claims/
     output: str = path(f"{REPOSITORY}/docs")

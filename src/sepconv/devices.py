@@ -84,9 +84,14 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 def name_processor() -> str:
     """The processor's name; on Linux with its family and model, for some names stand for several designs."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().partition("\n\n")[0].splitlines() if cpuinfo.exists() else []  # of its first core
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    facts = read_processor()
     name = facts.get("model name") or platform.processor() or platform.machine()
     family, model = facts.get("cpu family"), facts.get("model")
     return f"{name} (family {family}, model {model})" if family and model else name
+
+
+def read_processor() -> dict[str, str]:
+    """What Linux says of the first core, such as its `model name`, and its `flags` of instructions; else nothing."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().partition("\n\n")[0].splitlines() if cpuinfo.exists() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

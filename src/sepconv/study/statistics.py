@@ -79,15 +79,15 @@ class Estimate:
         """A mean difference of shares with its interval, in percentage points."""
         return self.within(-1.0, 1.0).write("+.2f")
 
-    def write(self, form: str, unit: str = "") -> str:
-        """Hundred times the mean with its interval: by its half width or, where it is not symmetric, by its ends."""
-        mean = format(100 * self.mean, form)
+    def write(self, form: str, unit: str = "", factor: int = 100) -> str:
+        """`factor` times the mean with its interval: by its half width or, where it is not symmetric, by its ends."""
+        mean = format(factor * self.mean, form)
         if self.low is None or self.high is None:
             return f"{mean}{unit}"
-        below, above = (f"{100 * arm:.2f}" for arm in self.arms)
+        below, above = (format(factor * arm, form.removeprefix("+")) for arm in self.arms)
         if below == above:
             return f"{mean} ± {above}{unit}"
-        return f"{mean}{unit} ({format(100 * self.low, form)} to {format(100 * self.high, form)})"
+        return f"{mean}{unit} ({format(factor * self.low, form)} to {format(factor * self.high, form)})"
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,10 @@ class Difference:
     def points(self) -> str:
         """The difference of shares with its interval, in percentage points, and its p-value."""
         return f"{self.estimate.points()}, p {write_p(self.p)}"
+
+    def plain(self) -> str:
+        """The difference of numbers such as losses, likewise."""
+        return f"{self.estimate.write('+.3f', factor=1)}, p {write_p(self.p)}"
 
 
 def write_p(p: float | None) -> str:

@@ -42,13 +42,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
 def measure_accuracy(classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig) -> float:
     """Share of the test images that are classified rightly, computed as at a run's end, but without other views."""
+    return measure_test(classifier, dataset, config)[0]
+
+
+def measure_test(classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig) -> tuple[float, float]:
+    """The same, and the mean cross entropy, without label smoothing."""
     device = find_device(config)
     precision = resolve_precision(classifier.recipe.precision, device)
     trainer = make_trainer(config, precision, [], False, epochs=1)
     tested = replace(dataset, validation=dataset.test)
     data = ImageData(tested, classifier.recipe, device, limit=config.limit_batches)
     figures = trainer.validate(classifier, data, verbose=False)[0]
-    return round(figures["accuracy/validation"], 6)  # Lightning keeps it in float32
+    return round(figures["accuracy/validation"], 6), figures["loss/validation"]  # Lightning keeps them in float32
 
 
 def load_run(

@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+
+from sepconv.devices import name_processor, read_processor
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 def cached(compiler: str, flags: list[str]) -> Path:
     """Where the library of these sources, compiler and processor is kept."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        processor += "".join(line for line in lines[:60] if line.startswith(("model name", "flags")))
+    processor = name_processor() + read_processor().get("flags", "")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     parts = [*(path.read_text() for path in SOURCES + HEADERS), version, " ".join(flags), processor, sys.platform]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -18,9 +18,9 @@ from sepconv.config import ClaimsConfig, check_choice
 from sepconv.data.datasets import load
 from sepconv.reading import read_json
 from sepconv.study.claims import arithmetic, layers, trained
-from sepconv.study.claims.finding import Finding, conclude
+from sepconv.study.claims.finding import Finding
 from sepconv.study.claims.lab import Lab
-from sepconv.study.claims.report import claims_page, make_record
+from sepconv.study.claims.report import claims_page, make_record, write_findings
 from sepconv.study.plots import STYLE
 from sepconv.terminal import CONSOLE, kept, track
 from sepconv.training import runs
@@ -90,7 +90,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
             begun["claims"].append(name)
             write_json(path, records)  # at once: some take long
             write_json(marker, begun)
-            verdict = conclude(finding.verdict, finding.rows)
+            verdict = write_findings(records)[name].verdict
             CONSOLE.print(f"  {verdict} ({seconds:.0f} s)", soft_wrap=True)
             if finding.plot is not None:
                 with kept(f"the picture of {name}"), style.context(STYLE):

@@ -1,12 +1,14 @@
 """What the test of a claim finds: raw values, and how they are written out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
-from sepconv.study.statistics import Difference, Estimate
+from sepconv.study.statistics import CONFIDENCE, MARGIN, Difference, Estimate, holm
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,15 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Cross entropies, one a seed."""
+
+    losses: list[float]
+
+
+@dataclass(frozen=True)
 class Paired:
-    """Shares of 1, such as accuracies, and those that they are set against: a pair a seed.
+    """Shares of 1, such as accuracies, or losses, and those that they are set against: a pair a seed.
 
     Where the claim says that they are larger, `case` says when, for the verdict.
     """
@@ -27,14 +36,15 @@ class Paired:
     values: list[float]
     references: list[float]
     case: str | None = None
+    losses: bool = False
 
     @property
     def difference(self) -> Difference:
         return Difference.between(self.values, self.references)
 
 
-# of a table: text; a count; a Number; shares of 1, one a seed; or such with others that they are set against
-Cell = str | int | Number | list[float] | Paired
+# of a table: text; a count; a Number; shares of 1, one a seed; losses; or such with others that they are set against
+Cell = str | int | Number | list[float] | Losses | Paired
 
 
 @dataclass
@@ -44,14 +54,16 @@ class Finding:
     how: str  # it was tested
     headings: list[str]
     rows: Sequence[Sequence[Cell]]
-    verdict: str  # {cases} in it stands for what `judge` says of the cases in the rows
+    verdict: str  # {cases} in it stands for what is found of the cases in the rows
     plot: Callable[[], Figure] | None = None  # draws it, once the rest is written
 
 
 def read_cell(cell: Any) -> Cell:
     """A cell, from what a JSON file has of it."""
     if isinstance(cell, dict):
-        return Number(**cell) if "format" in cell else Paired(**cell)
+        kind: Any = Number if "format" in cell else Losses if len(cell) == 1 else Paired
+        made: Cell = kind(**cell)
+        return made
     plain: str | int | list[float] = cell
     return plain
 
@@ -60,26 +72,49 @@ def write_cell(cell: Cell) -> str:
     """A cell in a few characters: of several seeds the mean, with its interval."""
     if isinstance(cell, Number):
         return format(cell.value, cell.format)
+    if isinstance(cell, Losses):
+        return Estimate.of(cell.losses).write(".3f", factor=1)
     if isinstance(cell, Paired):
-        return cell.difference.points()
+        return cell.difference.plain() if cell.losses else cell.difference.points()
     if isinstance(cell, list):
         return Estimate.of(cell).percent()
     return cell if isinstance(cell, str) else f"{cell:,}"
 
 
-def conclude(verdict: str, rows: Sequence[Sequence[Cell]]) -> str:
-    """The verdict in full."""
-    cases = {cell.case: cell.difference for row in rows for cell in row if isinstance(cell, Paired) and cell.case}
-    return verdict.replace("{cases}", judge(cases)) if cases else verdict
+def find_cases(rows: Sequence[Sequence[Cell]]) -> dict[str, Paired]:
+    """The cases that a verdict is on."""
+    return {cell.case: cell for row in rows for cell in row if isinstance(cell, Paired) and cell.case}
 
 
-def judge(cases: dict[str, Difference]) -> str:
-    """The verdict where the claim says that each difference is above 0: by their 95 % intervals."""
-    above = [case for case, d in cases.items() if (d.estimate.low or 0) > 0]
-    below = [case for case, d in cases.items() if (d.estimate.high or 0) < 0]
-    neither = [case for case in cases if case not in above + below]
-    if len(above) == len(cases):
-        return "true"
-    verdicts = {"true": above, "the opposite" if above else "false": below, "not shown": neither}
-    text = "; ".join(f"{verdict} when {', when '.join(group)}" for verdict, group in verdicts.items() if group)
-    return text + (": the interval holds 0" if neither else "")
+def judge(cases: Mapping[Key, Paired]) -> dict[Key, str]:
+    """Of each case, where the claim says that its difference is above 0: true, false, equal or not shown.
+
+    True and false are by the p-value of no difference, equal is by that of a difference of MARGIN or more, which
+    accuracies alone have; each corrected by Holm's method for the number of `cases`.
+    """
+    differences = [pair.difference for pair in cases.values()]
+    p_values = holm([1.0 if d.p is None else d.p for d in differences])
+    margins = [
+        None if pair.losses else d.equivalence(MARGIN) for pair, d in zip(cases.values(), differences, strict=True)
+    ]
+    equivalences = holm([1.0 if p is None else p for p in margins])
+
+    def verdict(difference: Difference, p: float, equivalence: float) -> str:
+        if p < 1 - CONFIDENCE:
+            return "true" if difference.estimate.mean > 0 else "false"
+        return "equal" if equivalence < 1 - CONFIDENCE else "not shown"
+
+    return dict(zip(cases, map(verdict, differences, p_values, equivalences), strict=True))
+
+
+def conclude(verdict: str, cases: Mapping[str, str]) -> str:
+    """A claim's verdict in full, given those of its cases."""
+    if not cases:
+        return verdict
+    by_verdict: dict[str, list[str]] = {"true": [], "false": [], "equal": [], "not shown": []}
+    for case, found in cases.items():
+        by_verdict[found].append(case)
+    words = {"false": "the opposite" if by_verdict["true"] else "false",
+             "equal": f"equal to within {100 * MARGIN:g} point"}  # fmt: skip
+    parts = [f"{words.get(found, found)} when {', when '.join(group)}" for found, group in by_verdict.items() if group]
+    return verdict.replace("{cases}", "true" if len(by_verdict["true"]) == len(cases) else "; ".join(parts))

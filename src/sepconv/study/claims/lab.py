@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from sepconv.training.runs import Result
 from sepconv.training.train import train
 
 log = logging.getLogger(__name__)
-
-WIDTHS = [i / 8 for i in range(1, 65)]  # tried to match one network's cost to another's
 
 
 def separable_model(**options: Any) -> dict[str, Any]:
@@ -79,9 +77,18 @@ class Lab:
         """What a run's figures depend on, but for its images and its code."""
         return f"{runs.fingerprint(config)}, seed {config.seed}"
 
-    def train(self, model: dict[str, Any], seed: int, size: int | None = None, plain: bool = False) -> Run:
-        """A run of `model`; on `size` training images over as many steps; `plain` with nothing against overfitting."""
+    def train(
+        self, model: dict[str, Any], seed: int, size: int | None = None, plain: bool = False, epochs: int | None = None
+    ) -> Run:
+        """A run of `model`.
+
+        Args:
+            size: of the training images so many, over as many steps; None: all.
+            plain: with nothing against overfitting.
+            epochs: None: those of the recipe.
+        """
         recipe, data = self.config.recipe, self.config.data
+        recipe = replace(recipe, epochs=epochs or recipe.epochs)
         if size is not None:
             steps = math.ceil(count_images(self.dataset, recipe) / recipe.batch_size)  # of an epoch
             data, batch_size = replace(data, train=size), min(recipe.batch_size, size)
@@ -97,7 +104,7 @@ class Lab:
                 path, result = self.go_on(key) or train(config, [], time.time())
             self.runs[key] = Run(path, config, result)
             options = " ".join(f"{k}={v}" for k, v in model.items() if k != "name")
-            part = "" if size is None else f" on {size} images"
+            part = ("" if size is None else f" on {size} images") + ("" if epochs is None else f" for {epochs} epochs")
             line = f"  {model['name']} {options} seed={seed}{part}: {result.test_accuracy:.2%}"
             terminal.CONSOLE.print(line, soft_wrap=True)
         self.used[key] = self.runs[key]
@@ -114,13 +121,15 @@ class Lab:
             log.warning("%s is not continued: %s", path, error)
             return None
 
-    def seeds(self, model: dict[str, Any]) -> Iterator[int]:
+    def seeds(self, model: dict[str, Any], seeds: Sequence[int] | None = None) -> Iterator[int]:
         """The seeds that `model` is trained with, one after another, with how far they are."""
-        return terminal.track(self.config.seeds, f"{model['name']}: seed")
+        return terminal.track(self.config.seeds if seeds is None else seeds, f"{model['name']}: seed")
 
-    def accuracies(self, model: dict[str, Any]) -> list[float]:
+    def accuracies(
+        self, model: dict[str, Any], epochs: int | None = None, seeds: Sequence[int] | None = None
+    ) -> list[float]:
         """Test accuracy of `model` for each seed."""
-        return [self.train(model, seed).result.test_accuracy for seed in self.seeds(model)]
+        return [self.train(model, seed, epochs=epochs).result.test_accuracy for seed in self.seeds(model, seeds)]
 
     def build(self, model: dict[str, Any]) -> nn.Module:
         """A network with new weights for these images."""
@@ -134,14 +143,6 @@ class Lab:
                 net = self.build(model)
             self.cost_by_model[key] = Cost(counting.parameters(net), counting.macs(net, self.dataset.shape))
         return self.cost_by_model[key]
-
-    def match(self, model: dict[str, Any], target: Cost, by: str) -> dict[str, Any]:
-        """`model` at the width whose `by` (parameters, macs) is nearest to that of `target`."""
-
-        def distance(width: float) -> float:
-            return abs(math.log(getattr(self.cost(model | {"width": width}), by) / getattr(target, by)))
-
-        return model | {"width": min(WIDTHS, key=distance)}
 
 
 def without_weight_decay(options: dict[str, Any]) -> dict[str, Any]:

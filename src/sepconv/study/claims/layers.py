@@ -25,6 +25,7 @@ from sepconv.terminal import track
 
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)  # in and out, of the layers of claim C12
 SIDE = 16  # of their maps
+LARGE = 64  # side of the images of claim C11, which the receptive fields do not fill
 
 
 def few_input_channels(lab: Lab) -> Finding:
@@ -67,7 +68,7 @@ def draw_gains(gains: dict[int, float], macs: dict[int, float], **options: str) 
 def stacked_receptive_field(lab: Lab) -> Finding:
     """Stacked separable convolutions enlarge the receptive field."""
     torch.manual_seed(lab.config.seeds[0])
-    shape = lab.dataset.shape
+    shape = (lab.dataset.shape[0], LARGE, LARGE)
     net = lab.build(separable_model(depth=2)).eval()
     layers = counting.layers(net, shape)
     maps = gradient_maps(net, layers)
@@ -92,8 +93,9 @@ def stacked_receptive_field(lab: Lab) -> Finding:
     if dense_theory == theory:
         verdict += "; as much as dense layers of the same kernels do: pointwise steps add nothing"
     return Finding(
-        "The separable network, each block twice, with initial weights: the theoretical receptive field from kernels "
-        "and strides, the effective one from the gradient of the central output.",
+        f"The separable network, each block twice, with initial weights, on images of {LARGE} x {LARGE}: the "
+        "theoretical receptive field from kernels and strides, the effective one from the gradient of the central "
+        "output.",
         ["layer", "kind", "theoretical side", "effective side"],
         [[layer.name, layer.kind, Number(theory[i], "g"), effective[i]] for i, layer in enumerate(spatial)],
         verdict, draw,

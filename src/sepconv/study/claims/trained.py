@@ -3,6 +3,8 @@
 import statistics
 from dataclasses import replace
 from functools import partial
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,88 +12,76 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
+from sepconv import InputError, terminal
 from sepconv.data.datasets import load
 from sepconv.networks.lowrank import Decomposition, find_separable
 from sepconv.networks.separable import TABLE
-from sepconv.study.claims.finding import Cell, Finding, Number, Paired
+from sepconv.study.claims.finding import Cell, Finding, Losses, Number, Paired
 from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.compare import Run
+from sepconv.study.frontier import report as frontier
 from sepconv.study.plots import finish, make_panel
 from sepconv.study.statistics import Estimate
 from sepconv.training.classifier import ImageClassifier
-from sepconv.training.evaluate import load_classifier, measure_accuracy
+from sepconv.training.evaluate import load_classifier, measure_accuracy, measure_test
 from sepconv.training.train import make_classifier
 from sepconv.training.whitening import find_stem, whiten
+
+FIT_WIDTHS = (0.5, 1.0, 2.0)  # of the networks of claim C10, on all images
+DEEP = ("deep_separable", "dense")  # the kinds of networks that claim C7 sets against each other
 
 
 def depth_at_equal_cost(lab: Lab) -> Finding:
     """For the same parameters, or the same MACs, a separable network can be deeper than a dense one, and better for
     it.
     """
-    dense = separable_model(conv="dense", width=0.5)
-    dense_cost, dense_accuracies = lab.cost(dense), lab.accuracies(dense)
-    first = "dense, as deep as the table"
-    rows: list[list[Cell]] = [[first, Number(dense["width"], "g"), dense_cost.parameters, dense_cost.macs,
-                               dense_accuracies, "-"]]  # fmt: skip
-    arms: dict[str, tuple[dict[str, Any], list[str]]] = {}  # a network that is matched in both is one arm
-    for by in ("parameters", "macs"):
-        for depth, residual in ((1, False), (3, False), (3, True)):
-            model = lab.match(separable_model(depth=depth, residual=residual), dense_cost, by)
-            arms.setdefault(repr(model), (model, []))[1].append("MACs" if by == "macs" else by)
-    strips = {first: dense_accuracies}
-    for model, matches in arms.values():
-        cost, accuracies = lab.cost(model), lab.accuracies(model)
-        as_many = f"as many {' and '.join(matches)}"
-        deep = "as deep" if model["depth"] == 1 else f"{model['depth']} times as deep"
-        deep += ", with residuals" if model["residual"] else ""
-        case = f"it has {as_many} and is {deep}" if model["depth"] > 1 else None
-        name = f"separable, {as_many}, {deep}"
-        rows.append([name, Number(model["width"], "g"), cost.parameters, cost.macs, accuracies,
-                     Paired(accuracies, dense_accuracies, case)])  # fmt: skip
-        strips[name] = accuracies
+    path = Path(lab.config.frontier).expanduser() / f"{lab.config.data.name}.json"
+    command = f"python scripts/frontier.py data={lab.config.data.name}"
+    if not path.exists():
+        raise InputError(f"C7 is read off the frontier, and {path} is not there: make it by {command}, or give only=")
+    record = frontier.Record.read(path)
+    networks = [network for kind in DEEP for network in record.of_kind(kind)]
+    if not record.is_complete(*networks):
+        raise InputError(f"C7 is read off the frontier, and {path} is not complete: go on by {command}, or give only=")
+    rows: list[list[Cell]] = []
+    for network in networks:
+        accuracies = [row.test_accuracy for row in record.reported(network) if row.test_accuracy is not None]
+        rows.append([frontier.call(network.kind), network.parameters, network.macs, accuracies])
+    costs = (f"at equal {name}, {frontier.sentence(record, *DEEP, cost)}"
+             for cost, name in (("parameters", "parameters"), ("macs", "MACs")))  # fmt: skip
     return Finding(
-        "The same table of blocks, dense at half width, and separable at the width that comes nearest in parameters "
-        "or in MACs: as deep, three times as deep, and that with residuals; seeds paired. The verdict is of the "
-        "deeper ones.",
-        ["network", "width", "parameters", "MACs", "test accuracy", "less dense (points)"], rows, "{cases}",
-        partial(draw_strips, strips),
+        "The separable network with each block of the table twice, and residuals, against the dense one with each "
+        f"once, at sizes from 3,000 to 300,000 parameters, {terminal.epochs(record.epochs)} each, "
+        f"n = {len(record.settings.seeds)}: the frontier ({path.parent.name}/{path.stem}.md), which says how, with "
+        "its own intervals and corrections.",
+        ["network", "parameters", "MACs", "test accuracy"], rows, "; ".join(costs),
     )  # fmt: skip
-
-
-def draw_strips(strips: dict[str, list[float]]) -> Figure:
-    """Each network's accuracies, a dot a seed, with mean and 95 % interval."""
-    figure, axes = make_panel(9, 1.2 + 0.5 * len(strips))
-    for place, accuracies in enumerate(strips.values()):
-        estimate = Estimate.of(accuracies).within(0.0, 1.0)
-        arms = [[100 * arm] for arm in estimate.arms]
-        axes.plot([100 * value for value in accuracies], [place] * len(accuracies), "o", color="0.7", markersize=5)
-        axes.errorbar(100 * estimate.mean, place, xerr=arms, fmt="D", color="C0", capsize=4)
-    axes.set_yticks(range(len(strips)), list(strips))
-    axes.invert_yaxis()
-    axes.set(xlabel=f"test accuracy (%): {len(accuracies)} seeds, their mean and its 95 % interval")
-    axes.grid(axis="x", alpha=0.3)
-    return figure
 
 
 def residual_connections(lab: Lab) -> Finding:
     """Residual connections help separable networks train."""
     rows: list[list[Cell]] = []
     flows: dict[str, list[float]] = {}
-    for depth in (2, 6):
-        models = {"with": separable_model(depth=depth, residual=True), "without": separable_model(depth=depth)}
-        accuracies = {name: lab.accuracies(model) for name, model in models.items()}
-        layers = 1 + 2 * len(TABLE) * depth
+    for conv, depth in product(("separable", "dense"), (2, 6)):
+        models = {
+            name: separable_model(conv=conv, depth=depth, residual=name == "with") for name in ("with", "without")
+        }
+        layers = 1 + len(TABLE) * depth * (2 if conv == "separable" else 1)
         norms = {name: gradient_norms(lab, model) for name, model in models.items()}
-        flows |= {f"{name}, {layers} convolutions": flow for name, flow in norms.items()}
-        pair = Paired(accuracies["with"], accuracies["without"], f"there are {layers} convolutions")
-        rows.append([layers, *accuracies.values(), pair,
-                     *(Number(flow[0] / flow[-1], ".2g") for flow in norms.values())])  # fmt: skip
+        if conv == "separable":
+            flows |= {f"{name}, {layers} convolutions": flow for name, flow in norms.items()}
+        for epochs in lab.config.lengths:
+            ours, without = (lab.accuracies(model, epochs) for model in models.values())
+            case = f"{layers} convolutions are trained for {terminal.epochs(epochs)}" if conv == "separable" else None
+            rows.append([conv, layers, epochs, ours, without, Paired(ours, without, case),
+                         *(Number(flow[0] / flow[-1], ".2g") for flow in norms.values())])  # fmt: skip
     return Finding(
-        "The separable network with each block of the table repeated, with and without the identity added around "
-        "blocks that keep their shape; seeds paired. Gradient flow: the norm of the weights' gradient relative to "
-        "the weights' own in the first step, at the stem over that at the last convolution (batch norm in all).",
-        ["convolutions", "with", "without", "difference (points)", "gradient first/last, with", "without"], rows,
-        "{cases}", partial(draw_flows, flows),
+        "The separable network and, as a control, its dense twin, with each block of the table repeated, with and "
+        "without the identity added around blocks that keep their shape, trained for a short time and a long one; "
+        "seeds paired. The verdict is of the separable ones. Gradient flow: the norm of the weights' gradient relative "
+        "to the weights' own in the first step, at the stem over that at the last convolution (batch norm in all).",
+        ["network", "convolutions", "epochs", "with", "without", "difference (points)", "gradient first/last, with",
+         "without"], rows, "{cases}", partial(draw_flows, flows),
     )  # fmt: skip
 
 
@@ -126,46 +116,56 @@ def gradient_norms(lab: Lab, model: dict[str, Any]) -> list[float]:
 
 def overfitting_and_storage(lab: Lab) -> Finding:
     """A separable network, having fewer parameters, overfits less and takes less storage."""
-    rows: list[list[Cell]] = []
     everything = len(lab.dataset.train)
-    sizes = [*(size for size in lab.config.train_sizes if size < everything), everything]
-    models = {conv: separable_model(conv=conv) for conv in ("dense", "separable")}
-    costs = {conv: lab.cost(model) for conv, model in models.items()}
-    gaps: dict[str, list[list[float]]] = {conv: [] for conv in models}
+    parts = [(1.0, size) for size in lab.config.train_sizes if size < everything]
+    rows: list[list[Cell]] = []
+    gaps: dict[str, dict[tuple[float, int], list[float]]] = {"dense": {}, "separable": {}}
     storage: dict[str, int] = {}
-    for size in sizes:
-        accuracies = {}
+    for width, size in [*parts, *((width, everything) for width in FIT_WIDTHS)]:
+        tests: dict[str, list[tuple[float, float]]] = {}
+        models = {conv: separable_model(conv=conv, width=width) for conv in gaps}
         for conv, model in models.items():
             part = None if size == everything else size
             trainings = [lab.train(model, seed, size=part, plain=True) for seed in lab.seeds(model)]
-            storage[conv] = sum(weight.nbytes for weight in best_classifier(trainings[0]).state_dict().values())
-            accuracies[conv] = [run.result.test_accuracy for run in trainings]
-            gaps[conv].append([train_accuracy(lab, run) - run.result.test_accuracy for run in trainings])
-        last = {conv: values[-1] for conv, values in gaps.items()}
-        pair = Paired(last["dense"], last["separable"], f"there are {size:,} training images")
-        rows.append([size, *accuracies.values(), *last.values(), pair])
-    rows.append(["parameters", *(cost.parameters for cost in costs.values()), "", "", ""])
-    rows.append(["bytes of the weights and running statistics", *storage.values(), "", "", ""])
+            tests[conv] = [measure_test(best_classifier(run), lab.dataset, lab.config.trainer) for run in trainings]
+            trained = [measure_training(lab, run) for run in trainings]
+            gaps[conv][width, size] = [test[1] - train[1] for test, train in zip(tests[conv], trained, strict=True)]
+            if width == 1:
+                storage[conv] = sum(weight.nbytes for weight in best_classifier(trainings[0]).state_dict().values())
+        costs = [lab.cost(model).parameters for model in models.values()]
+        last = [gaps[conv][width, size] for conv in gaps]
+        many = f"there are {size:,} training images and {costs[1]:,} for {costs[0]:,} parameters"
+        rows.append([size, *costs, *([test[0] for test in tests[conv]] for conv in gaps),
+                     *(Losses([test[1] for test in tests[conv]]) for conv in gaps), *map(Losses, last),
+                     Paired(last[0], last[1], many, losses=True)])  # fmt: skip
+    rows.append(["bytes of the weights and running statistics, width 1", *storage.values(), *[""] * 7])
 
     def draw() -> Figure:
-        figure, axes = make_panel(6, 4)
-        for (conv, values), marker in zip(gaps.items(), "Do", strict=True):
-            estimates = [Estimate.of(gap) for gap in values]
-            half = [100 * (estimate.half or 0) for estimate in estimates]
-            label = f"{conv}, {costs[conv].parameters:,} parameters"
-            axes.errorbar(sizes, [100 * e.mean for e in estimates], half, marker=marker, capsize=3, label=label)
-        seeds = len(lab.config.seeds)
-        axes.set(xscale="log", xlabel="training images", ylabel=f"train less test accuracy (points), n = {seeds}")
-        finish(axes)
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        by_size, by_parameters = figure.subplots(1, 2, sharey=True)
+        for (conv, found), marker in zip(gaps.items(), "Do", strict=True):
+            sizes = {size: gap for (width, size), gap in found.items() if width == 1}
+            counts = {lab.cost(separable_model(conv=conv, width=width)).parameters: gap
+                      for (width, size), gap in found.items() if size == everything}  # fmt: skip
+            for axes, values in ((by_size, sizes), (by_parameters, counts)):
+                estimates = [Estimate.of(gap) for gap in values.values()]
+                axes.errorbar(list(values), [e.mean for e in estimates], [e.half or 0 for e in estimates],
+                              marker=marker, capsize=3, label=conv)  # fmt: skip
+        for axes, label in ((by_size, "training images, at width 1"), (by_parameters, "parameters, all images")):
+            axes.set(xscale="log", xlabel=label)
+            axes.grid(alpha=0.3)
+        by_size.set(ylabel=f"test less training loss, n = {len(lab.config.seeds)}")
+        by_size.legend(frameon=False)
         return figure
 
     less = "true" if storage["separable"] < storage["dense"] else "false"
     return Finding(
         "The same table of blocks at the same widths, separable and dense, trained on parts of the training set over "
-        "as many steps, with no augmentation, label smoothing or weight decay; gap: accuracy on the training images "
-        "less that on the test images, of the checkpoint that validation chose; seeds paired.",
-        ["training images", "test accuracy, dense", "separable", "gap, dense", "separable",
-         "dense less separable (points)"],
+        "as many steps, with no augmentation, label smoothing or weight decay, and at three widths on all of it; gap: "
+        "cross entropy on the test images less that on the training images, of the checkpoint that validation chose; "
+        "seeds paired.",
+        ["training images", "parameters, dense", "separable", "test accuracy, dense", "separable", "test loss, dense",
+         "separable", "gap, dense", "separable", "dense less separable"],
         rows,
         f"less overfitting: {{cases}}; less storage: {less}",
         draw,
@@ -177,10 +177,10 @@ def best_classifier(run: Run) -> ImageClassifier:
     return load_classifier(run.path, "best", run.config)
 
 
-def train_accuracy(lab: Lab, run: Run) -> float:
-    """Accuracy of a run's best checkpoint on the images that it was trained on, as they are."""
+def measure_training(lab: Lab, run: Run) -> tuple[float, float]:
+    """Accuracy and loss of a run's best checkpoint on the images that it was trained on, as they are."""
     dataset = load(run.config.data)
-    return measure_accuracy(best_classifier(run), replace(dataset, test=dataset.train), lab.config.trainer)
+    return measure_test(best_classifier(run), replace(dataset, test=dataset.train), lab.config.trainer)
 
 
 def rank_one_kernels(lab: Lab) -> Finding:
@@ -241,12 +241,13 @@ def first_layer(lab: Lab) -> Finding:
     accuracies = {}
     for stem in ("standard", "separable"):
         model = separable_model(stem=stem)
-        cost, accuracies[stem] = lab.cost(model), lab.accuracies(model)
+        cost, accuracies[stem] = lab.cost(model), lab.accuracies(model, seeds=lab.config.stem_seeds)
         rows.append([stem, cost.parameters, cost.macs, accuracies[stem], "-"])
     case = "the first layer is standard rather than separable"
     rows[0][-1] = Paired(accuracies["standard"], accuracies["separable"], case)
     return Finding(
-        "The separable network with a standard first layer and with a separable one; seeds paired.",
+        "The separable network with a standard first layer and with a separable one; "
+        f"n = {len(lab.config.stem_seeds)}, seeds paired.",
         ["first layer", "parameters", "MACs", "test accuracy", "standard less separable (points)"], rows,
         "{cases}",
     )  # fmt: skip
