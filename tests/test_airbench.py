@@ -90,7 +90,7 @@ def test_airbench_beside_ours(
 
     def train_quietly(training: Any, dataset: Any) -> SimpleNamespace:
         figures = dict.fromkeys(("parameters", "macs", "batch_size", "precision"))
-        return SimpleNamespace(**figures, **accuracies, epochs=2, fit_seconds=1.0, test_seconds=0.75)
+        return SimpleNamespace(**figures, **accuracies, val_accuracy=0.9, epochs=2, fit_seconds=1.0, test_seconds=0.75)
 
     monkeypatch.setattr(time_to_accuracy, "train_quietly", train_quietly)
     monkeypatch.setattr(peers, "train_quietly", train_quietly)

@@ -169,24 +169,32 @@ def test_a_mistake_in_a_cold_run_is_one_line() -> None:
 def test_peers_take_turns(command: Callable[..., Outcome], tmp_path: Path) -> None:
     """After one epoch of one recipe the bare loop and ours have the same accuracy; the template learns too."""
     arguments = [
-        "peers=[template,bare,ours]",
+        "peers=[template,template_fast,pytorch,bare,ours]",
         "recipe=keras",
         "recipe.epochs=1",
         "rounds=2",
         "model.trim=true",
-        "peer_epochs=3",
+        "peer_epochs.template=3",
+        "peer_epochs.template_fast=6",
+        "peer_epochs.pytorch=2",
     ]
     outcome = command("benchmark", "suite=peers", *arguments, "target=0.5", "trainer=cpu", f"output={tmp_path}")
     assert outcome.status == 0, outcome.err
     rows = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]
-    assert list(rows) == ["template", "bare", "ours"]
-    assert [row["test_accuracy"]["n"] for row in rows.values()] == [1, 2, 2]
+    assert list(rows) == ["template", "template_fast", "pytorch", "bare", "ours"]
+    assert [row["test_accuracy"]["n"] for row in rows.values()] == [1, 1, 1, 2, 2]
     assert rows["bare"]["test_accuracy"] == rows["ours"]["test_accuracy"]
     for row in rows.values():
         assert row["test_accuracy"]["mean_reaches_target"], row
         turn = row["turns"][0]
-        assert turn["parameters"] == rows["ours"]["turns"][0]["parameters"]
         assert turn["images"] == 1294 * turn["epochs"]
+    *ours_alone, pytorch = (rows[name]["turns"][0]["parameters"] for name in ("ours", "template", "bare", "pytorch"))
+    assert len(set(ours_alone)) == 1
+    assert pytorch == 320 + 18_496 + (64 * 6 * 6 + 1) * 128 + 1290
+    assert rows["template_fast"]["turns"][0]["precision"] == "bf16-mixed"
+    peers = [rows[name] for name in ("template", "template_fast", "pytorch")]
+    fastest = min(row["fit_seconds"]["median"] for row in peers if row["val_accuracy"] >= 0.5)
+    assert rows["ours"]["times_as_fast_as_peers"] == pytest.approx(fastest / rows["ours"]["fit_seconds"]["median"])
     bare, ours = (rows[name]["turns"][0] for name in ("bare", "ours"))
     assert (bare["model"], bare["macs"]) == (ours["model"], ours["macs"])  # the configuration's, trimmed
     for row in rows.values():
@@ -204,7 +212,7 @@ def test_experiments_on_the_same_images(
         trainings.append(training)
         figures = dict.fromkeys(("parameters", "macs", "batch_size", "precision", "test_accuracy_tta"))
         figures |= {"epochs": training.recipe.epochs, "fit_seconds": 2.0 + training.seed, "test_seconds": 1.0}
-        return SimpleNamespace(**figures, test_accuracy=0.9)
+        return SimpleNamespace(**figures, val_accuracy=0.8, test_accuracy=0.9)
 
     monkeypatch.setattr(time_to_accuracy, "train_quietly", train_quietly)
     monkeypatch.setattr(peers, "train_quietly", train_quietly)
@@ -224,6 +232,7 @@ def test_experiments_on_the_same_images(
     assert rows["keras_mnist"]["images_per_second"]["turns"] == [5 * 200 / 5, 5 * 200 / 6]
     assert rows["separable_mnist"]["images_per_second"]["turns"] == [4 * 128 / 5, 4 * 128 / 6]
     assert rows["separable_mnist"]["fit_seconds"]["median"] == 5.5
+    assert rows["separable_mnist"]["val_accuracy"] == pytest.approx(0.8)
 
 
 def test_experiments_on_other_images(command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,17 +247,17 @@ def test_experiments_on_other_images(command: Callable[..., Outcome], monkeypatc
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_template_sees_the_same_images(channels: int) -> None:
-    """Through PIL, each image as a training of ours standardizes it."""
+    """Through PIL, or as tensors, each image as a training of ours standardizes it."""
     pixels = torch.randint(256, (6, 10, 12, channels), dtype=torch.uint8)
     rows = torch.arange(6)
     dataset = Dataset("", ("a", "b"), pixels, rows % 2, rows[:4], rows[4:5], rows[5:])
     mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in dataset.statistics())
-    pipeline = template.Pipeline(dataset, batch_size=3)
-    image, label = pipeline.train[1]
-    assert torch.allclose(image, (pixels[1].permute(2, 0, 1) / 255 - mean) / deviation, atol=1e-5)
-    assert label == 1
-    assert [len(images) for images, _ in pipeline.train_dataloader()] == [3, 1]
-    assert len(pipeline.validation) == len(pipeline.test) == 1
+    for pipeline in (template.Pipeline(dataset, batch_size=3), template.InMemory(dataset, batch_size=3)):
+        image, label = pipeline.train[1]
+        assert torch.allclose(image, (pixels[1].permute(2, 0, 1) / 255 - mean) / deviation, atol=1e-5)
+        assert label == 1
+        assert [len(images) for images, _ in pipeline.train_dataloader()] == [3, 1]
+        assert len(pipeline.validation) == len(pipeline.test) == 1
 
 
 def test_slow_peers_are_spread_over_the_call() -> None:
@@ -269,17 +278,22 @@ def test_images_are_handed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (peers.KERAS / "ready").exists(), reason="Keras is not installed: make peers")
-def test_keras_trains_the_same_network(command: Callable[..., Outcome], tmp_path: Path) -> None:
-    arguments = ["peers=[keras]", "data=digits", "peer_epochs=3", "target=0.5", "trainer=cpu"]
+@pytest.mark.parametrize("name", ["keras", "keras_fast", "keras_torch"])
+def test_keras_trains_the_same_network(name: str, command: Callable[..., Outcome], tmp_path: Path) -> None:
+    if name == "keras_torch":
+        pytest.importorskip("keras", reason="Keras is not installed beside torch: pip install 'keras>=3'")
+    arguments = [f"peers=[{name}]", "data=digits", f"peer_epochs.{name}=3", "target=0.5", "trainer=cpu"]
     outcome = command("benchmark", "suite=peers", *arguments, f"output={tmp_path}")
     assert outcome.status == 0, outcome.err
-    row = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"]["keras"]
+    row = json.loads((tmp_path / "peers-digits-cpu.json").read_text())["trainings"][name]
     (turn,) = row["turns"]
     assert turn["parameters"] == counting.parameters(networks.build(shape=(1, 16, 16), classes=10, name="baseline"))
     assert len(turn["epoch_seconds"]) == 3
     assert sum(turn["epoch_seconds"]) < turn["fit_seconds"]
     assert row["test_accuracy"]["mean_reaches_target"]
-    assert row["times_as_fast_as_keras"] == 1
+    assert turn["val_accuracy"] > 0.5
+    assert turn["precision"] == ("float32" if name == "keras" else "mixed_bfloat16")
+    assert row.get("times_as_fast_as_keras", 1) == row["times_as_fast_as_peers"] == 1
 
 
 def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +301,9 @@ def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch:
     suite = ["suite=peers", "trainer=cpu"]
     refused(command("benchmark", *suite), "make peers", "peers=[template,bare,ours]")
     refused(
-        command("benchmark", *suite, "peers=[caffe]"), "unknown peers=caffe", "keras, airbench, template, bare, ours"
+        command("benchmark", *suite, "peers=[caffe]"),
+        "unknown peers=caffe",
+        "keras, keras_fast, keras_torch, pytorch, airbench, template, template_fast, bare, ours",
     )
     refused(command("benchmark", *suite, "peers=[]"), "peers=[]", "one or more")
     refused(command("benchmark", *suite, "peers=[ours]", "experiments=[x]"), "unknown experiment=x", "keras_mnist")

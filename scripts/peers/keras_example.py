@@ -1,11 +1,14 @@
 """The Keras MNIST example as Keras trains it, on images that are handed over.
 
-A plain script for the Python of `.venv-peers`; it imports nothing of sepconv:
+A plain script for a Python that has Keras and its backend; it imports nothing of sepconv:
 
-    python scripts/peers/keras_example.py IMAGES.npz EPOCHS THREADS SEED
+    KERAS_BACKEND=tensorflow python scripts/peers/keras_example.py IMAGES.npz \\
+        '{"epochs": 5, "batch_size": 32, "precision": "float32", "rate": null, "threads": 2, "seed": 0}'
 
-IMAGES.npz has `train_pixels`, uint8 (N, H, W, C), `train_labels`, int64 (N,), and the same of validation and test. It
-prints one line of JSON; the seconds of the fit are of `model.fit` alone, validation after each epoch included.
+IMAGES.npz has `train_pixels`, uint8 (N, H, W, C), `train_labels`, int64 (N,), and the same of validation and test. A
+rate falls from there to zero by a cosine, step by step; null is Adam's own, constant. It prints one line of JSON; the
+seconds of the fit are of `model.fit` alone, validation after each epoch included, after a fit of three batches that is
+undone, so that what is compiled at first use is.
 
 Source: keras.io/examples/vision/mnist_convnet, in the form with one hidden dense layer and no dropout.
 """
@@ -15,12 +18,10 @@ import os
 import sys
 import time
 
-os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
 
@@ -38,9 +39,23 @@ class EpochSeconds(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self.started)
 
 
-def main(path: str, epochs: int, threads: int, seed: int) -> None:
+def limit_threads(threads: int) -> str:
+    """Has the backend compute on so many threads; gives its version."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+        return str(torch.__version__)
+    import tensorflow as tf
+
     tf.config.threading.set_intra_op_parallelism_threads(threads)
+    return str(tf.__version__)
+
+
+def main(path: str, epochs: int, batch_size: int, precision: str, rate: float | None, threads: int, seed: int) -> None:
+    version = limit_threads(threads)
     keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(precision)
     images = np.load(path)
     classes = int(images["train_labels"].max()) + 1
 
@@ -58,29 +73,41 @@ def main(path: str, epochs: int, threads: int, seed: int) -> None:
             layers.MaxPooling2D(pool_size=(2, 2)),
             layers.Flatten(),
             layers.Dense(64, activation="relu"),
-            layers.Dense(classes, activation="softmax"),
+            layers.Dense(classes, activation="softmax", dtype="float32"),
         ]
     )
-    model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
+    steps = epochs * -(-len(x_train) // batch_size)
+    falling = None if rate is None else keras.optimizers.schedules.CosineDecay(rate, steps)
+    optimizer = keras.optimizers.Adam() if falling is None else keras.optimizers.Adam(falling)
+    model.compile(loss="categorical_crossentropy", optimizer=optimizer, metrics=["accuracy"])
+    optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *optimizer.variables]
+    initial = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    few = 2 * batch_size + len(x_train) % batch_size
+    model.fit(x_train[:few], y_train[:few], batch_size, validation_data=validation, verbose=0)
+    for variable, value in zip(variables, initial, strict=True):
+        variable.assign(value)
     epoch_seconds = EpochSeconds()
     started = time.perf_counter()
-    model.fit(
-        x_train, y_train, batch_size=32, epochs=epochs, validation_data=validation, callbacks=[epoch_seconds], verbose=0
+    history = model.fit(
+        x_train, y_train, batch_size, epochs=epochs, validation_data=validation, callbacks=[epoch_seconds], verbose=0
     )
     fit_seconds = time.perf_counter() - started
     _, accuracy = model.evaluate(x_test, y_test, verbose=0)
     figures = {
         "fit_seconds": fit_seconds,
         "epoch_seconds": epoch_seconds.seconds,
-        "test_accuracy": round(float(accuracy), 6),  # a float32
+        "val_accuracy": round(float(history.history["val_accuracy"][-1]), 6),  # a float32
+        "test_accuracy": round(float(accuracy), 6),
         "parameters": model.count_params(),
-        "batch_size": 32,
+        "batch_size": batch_size,
+        "epochs": epochs,
         "precision": keras.config.dtype_policy().name,
         "threads": threads,
-        "versions": {"python": sys.version.split()[0], "keras": keras.__version__, "tensorflow": tf.__version__},
+        "versions": {"python": sys.version.split()[0], "keras": keras.__version__, keras.backend.backend(): version},
     }
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(sys.argv[1], **json.loads(sys.argv[2]))

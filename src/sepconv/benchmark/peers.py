@@ -1,28 +1,38 @@
-"""Our training against others of the same images: Keras, airbench, a Lightning template, a bare PyTorch loop.
+"""Our training against others of the same images: Keras, PyTorch's example, a Lightning template, airbench, a bare
+PyTorch loop.
 
-Keras and the template train the network of the Keras MNIST example (`configs/model/baseline.yaml`).
+Keras and the template train the network of the Keras MNIST example (`configs/model/baseline.yaml`), PyTorch's example
+its own. Each trains as it is documented, or, where its name says so, as fast as it can: batches of 128, bf16, a
+learning rate that falls to 0. `config.peer_epochs` and `config.peer_rates` have the lengths and rates.
 
-- `keras`: that example, `config.peer_epochs` epochs of batches of 32, by Keras on TensorFlow, on the CPU, each in a
-  process of its own, in the environment that `make peers` makes; its seconds are those of `model.fit`
+- `keras`: the example in batches of 32, in fp32, by Keras on TensorFlow, on the CPU, each in a process of its own, in
+  the environment that `make peers` makes; its seconds are those of `model.fit`
+- `keras_fast`, `keras_torch`: its fast form, on TensorFlow; and on torch, in this environment
+- `pytorch`: the MNIST example of github.com/pytorch/examples (`sepconv.benchmark.pytorch_example`)
 - `airbench`: the script of its checkout (see `sepconv.benchmark.airbench`), on all 50,000 training images of CIFAR-10;
   its seconds have a test in them, so ours are set against them with our test's added
-- `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, as many epochs, in batches of
-  the configuration's recipe; its seconds are those of `Trainer.fit`, Lightning's set-up among them
+- `template`: DataLoader, torchvision's transforms and Lightning's automatic optimization, in batches of the
+  configuration's recipe; its seconds are those of `Trainer.fit`, Lightning's set-up among them
+- `template_fast`: its fast form, with its images in memory
 - `bare`: the bare loop of suite=loop, the configuration's network and recipe: whitening and steps, no validation, no
   checkpoint, no log
 - `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`, with whitening,
   validation and checkpoints in them
 
-Keras, airbench and the bare loop are tested with their last weights, the template and ours with those that validated
-best. All but Keras and airbench run in one process, which keeps the memory that they free
-(`sepconv.devices.keep_freed_memory`).
+All are warm: what is compiled, loaded or built at first use is, before the clock starts. All but airbench and the bare
+loop are validated after each epoch, within their seconds. Keras, PyTorch's example, airbench and the bare loop are
+tested with their last weights, the template and ours with those that validated best. All but Keras and airbench run in
+one process, which keeps the memory that they free (`sepconv.devices.keep_freed_memory`).
 """
 
+import importlib.util
 import json
 import math
 import os
 import re
+import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +49,7 @@ from hydra.errors import HydraException
 
 from sepconv import InputError, networks
 from sepconv.arguments import training_arguments
-from sepconv.benchmark import airbench, template
+from sepconv.benchmark import airbench, pytorch_example, template
 from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.loop import BareLoop
 from sepconv.benchmark.time_to_accuracy import accuracy_columns, configured, judge_runs, train_quietly, warm_up
@@ -57,18 +67,21 @@ from sepconv.training.whitening import whiten
 
 NETWORK = {"name": "baseline"}  # of the Keras MNIST example
 KERAS = REPOSITORY / ".venv-peers"
+TENSORFLOW = ("keras", "keras_fast")
+FAST_BATCH = 128  # images of a step, in the fast forms
 REFERENCES = ("keras", "airbench")  # peers that the others' times are set against
+OURS = ("ours", "bare")
 
-# a training: fit_seconds, test_accuracy, images, epochs, batch_size, parameters, precision; where it has been tested
-# with test-time augmentation too, test_accuracy_tta; of ours, test_seconds
+# a training: fit_seconds, test_accuracy, images, epochs, batch_size, parameters, precision; where it is validated,
+# val_accuracy; where it has been tested with test-time augmentation too, test_accuracy_tta; of ours, test_seconds
 Turn = dict[str, Any]
 
 
 def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
     """Fit seconds and test accuracy of `config.peers`, taking turns.
 
-    Ours and the bare loop have `config.rounds` trainings, Keras and the template, which take longer,
-    `config.peer_rounds`, spread evenly over the call; the seeds are seed, seed + 1, ... One epoch of each of ours
+    Ours and the bare loop have `config.rounds` trainings, the others, which take longer, `config.peer_rounds`, spread
+    evenly over the call; the seeds are seed, seed + 1, ... One epoch of each of ours
     comes first and is left out. airbench has its `config.rounds` trainings in one block, as one process makes them,
     halfway: half of the others' turns come before it and half after, and nothing else computes beside it.
 
@@ -76,7 +89,8 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
 
     Returns:
         For each training: its turns, images/s (those trained on, over fit seconds), what `time_to_accuracy.judge_runs`
-        gives, and how many times its fit goes into that of Keras and of airbench (medians).
+        gives, and how many times its fit goes into that of Keras and of airbench (medians), and into the shortest of
+        the peers' whose mean validation accuracy comes to `config.target`.
         One that failed has its turns until then, and the reason under `failed`.
 
     Raises:
@@ -85,10 +99,7 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
     started = time.perf_counter()
     check(config.trainer.limit_batches is None, "trainer.limit_batches", config.trainer.limit_batches,
           "null, or the peers would train on more; data.train=N trains all of them on fewer images")  # fmt: skip
-    if "keras" in config.peers and find_device(config.trainer).type != "cpu":
-        raise InputError("the Keras peer trains on the CPU: give trainer=cpu, or leave keras out of peers=")
-    if "keras" in config.peers and not (KERAS / "ready").exists():
-        raise InputError(f"Keras is not in {KERAS}: run make peers, or leave it out with peers=[template,bare,ours]")
+    check_keras(config)
     provenance = {}
     if "airbench" in config.peers:
         airbench.check(config)
@@ -103,7 +114,7 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
                 warm_up(training, dataset)
         else:
             trainings[peer] = partial(PEERS[peer], config, dataset)
-    counts = {"keras": config.peer_rounds, "template": config.peer_rounds, "airbench": 1}
+    counts = dict.fromkeys(PEERS, config.peer_rounds) | {"airbench": 1, "bare": config.rounds}
     turns: dict[str, list[Turn]] = {name: journal.parts.get(name, []) for name in trainings}
     if len(turns.get("airbench", [])) < config.rounds:  # its block is made whole
         turns |= {name: [] for name in turns if name == "airbench"}
@@ -132,6 +143,11 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
             tested = reference == "airbench" and "fit_and_test_seconds" in row
             seconds = row["fit_and_test_seconds" if tested else "fit_seconds"]["median"]
             row[f"times_as_fast_as_{reference}"] = rows[reference]["fit_seconds"]["median"] / seconds
+    peers = {name: row for name, row in rows.items() if name in PEERS and name not in OURS}
+    reach = [row for row in peers.values() if row.get("val_accuracy", 0.0) >= config.target]
+    if fastest := min((row["fit_seconds"]["median"] for row in reach), default=None):
+        for row in rows.values():
+            row["times_as_fast_as_peers"] = fastest / row["fit_seconds"]["median"]
     return {
         "suite": "peers",
         "data": config.data.name,
@@ -143,6 +159,19 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
     }
 
 
+def check_keras(config: PeersConfig) -> None:
+    """Raises InputError where `config.peers` has Keras and its backend is not there, or on a GPU."""
+    asked = [name for name in config.peers if name.startswith("keras")]
+    if asked and find_device(config.trainer).type != "cpu":
+        raise InputError(f"the Keras peer trains on the CPU: give trainer=cpu, or leave {asked[0]} out of peers=")
+    if set(asked) & set(TENSORFLOW) and not (KERAS / "ready").exists():
+        raise InputError(f"Keras is not in {KERAS}: run make peers, or leave it out with peers=[template,bare,ours]")
+    if "keras_torch" in asked and importlib.util.find_spec("keras") is None:
+        raise InputError(
+            "keras_torch needs Keras beside torch: pip install 'keras>=3', or leave keras_torch out of peers="
+        )
+
+
 def order(counts: dict[str, int]) -> list[str]:
     """Each name as often as `counts` says, its turns spread evenly over all."""
     places = [((turn + 0.5) / count, name) for name, count in counts.items() for turn in range(count)]
@@ -152,8 +181,10 @@ def order(counts: dict[str, int]) -> list[str]:
 def summary(turns: list[Turn], target: float) -> dict[str, Any]:
     """The figures of a training's turns."""
     whole = [turn["fit_seconds"] + turn["test_seconds"] for turn in turns if "test_seconds" in turn]
+    validated = [turn["val_accuracy"] for turn in turns if turn.get("val_accuracy") is not None]
     return {
         **judge_runs(turns, target),
+        **({"val_accuracy": statistics.fmean(validated)} if validated else {}),
         **({"fit_and_test_seconds": spread(whole)} if whole else {}),
         "images_per_second": spread([turn["images"] / turn["fit_seconds"] for turn in turns]),
         "turns": turns,
@@ -183,8 +214,8 @@ def ours(config: PeersConfig) -> dict[str, TrainConfig]:
 def train_ours(training: TrainConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
     """A training of ours in this process."""
     result = train_quietly(replace(training, seed=seed), dataset)
-    figures = ("fit_seconds", "test_seconds", "test_accuracy", "test_accuracy_tta", "epochs", "batch_size",
-               "parameters", "macs", "precision")  # fmt: skip
+    figures = ("fit_seconds", "test_seconds", "val_accuracy", "test_accuracy", "test_accuracy_tta", "epochs",
+               "batch_size", "parameters", "macs", "precision")  # fmt: skip
     yield {
         **{name: getattr(result, name) for name in figures},
         "images": result.epochs * count_images(dataset, training.recipe),
@@ -224,36 +255,58 @@ def train_bare(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Tur
     }
 
 
-def train_template(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
-    """A training as Lightning templates set it up."""
+def train_template(name: str, config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
+    """A training as Lightning templates set it up, or its fast form."""
     L.seed_everything(seed, verbose=False)
-    net = networks.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)
-    batch_size, epochs = config.recipe.batch_size, config.peer_epochs
+    net = networks.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK, kernels="torch")
+    epochs, rate = config.peer_epochs[name], config.peer_rates.get(name)
+    batch_size = config.recipe.batch_size if rate is None else FAST_BATCH
     kind = find_device(config.trainer).type
     yield {
-        **template.train(net, dataset, batch_size, epochs, {"cuda": "gpu"}.get(kind, kind)),
+        **template.train(net, dataset, batch_size, epochs, {"cuda": "gpu"}.get(kind, kind), rate),
         "images": epochs * len(dataset.train),
         "epochs": epochs,
         "batch_size": batch_size,
+        "rate": rate,
+        "parameters": counting.parameters(net),
+    }
+
+
+def train_pytorch(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
+    """The MNIST example of PyTorch."""
+    L.seed_everything(seed, verbose=False)
+    net = pytorch_example.make_network(dataset.shape, len(dataset.classes))
+    epochs = config.peer_epochs["pytorch"]
+    yield {
+        **pytorch_example.train(net, dataset, epochs, find_device(config.trainer)),
+        "images": epochs * len(dataset.train),
+        "epochs": epochs,
+        "batch_size": pytorch_example.BATCH_SIZE,
         "parameters": counting.parameters(net),
         "precision": "32-true",
     }
 
 
-def train_keras(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
-    """The Keras example in a process of its own, on as many threads as torch has here."""
+def train_keras(name: str, config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
+    """The Keras example, or its fast form, in a process of its own, on as many threads as torch has here."""
+    rate = config.peer_rates.get(name)
+    batch_size, precision = (32, "float32") if rate is None else (FAST_BATCH, "mixed_bfloat16")
+    options = {"epochs": config.peer_epochs[name], "batch_size": batch_size, "precision": precision, "rate": rate,
+               "threads": torch.get_num_threads(), "seed": seed}  # fmt: skip
+    backend, python = ("tensorflow", KERAS / "bin/python") if name in TENSORFLOW else ("torch", sys.executable)
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npz")
         hand_over(dataset, images)
-        command = [KERAS / "bin" / "python", REPOSITORY / "scripts/peers/keras_example.py", images, config.peer_epochs,
-                   torch.get_num_threads(), seed]  # fmt: skip
+        command = [python, REPOSITORY / "scripts/peers/keras_example.py", images, json.dumps(options)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment["KERAS_BACKEND"] = backend
         process = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
     if process.returncode != 0:
         reason = (process.stderr.strip() or f"status {process.returncode}").splitlines()[-1]
-        raise InputError(f"the Keras example failed ({reason}): delete {KERAS} and run make peers")
+        remedy = f"delete {KERAS} and run make peers" if name in TENSORFLOW else f"leave {name} out of peers="
+        raise InputError(f"the Keras example failed ({reason}): {remedy}")
     figures = json.loads(process.stdout.splitlines()[-1])
-    yield figures | {"images": config.peer_epochs * len(dataset.train), "epochs": config.peer_epochs}
+    yield figures | {"images": figures["epochs"] * len(dataset.train), "rate": rate}
 
 
 def hand_over(dataset: Dataset, path: Path) -> None:
@@ -266,9 +319,10 @@ def hand_over(dataset: Dataset, path: Path) -> None:
 
 
 PEERS: dict[str, Callable[[PeersConfig, Dataset, int], Iterator[Turn]]] = {
-    "keras": train_keras,
+    **{name: partial(train_keras, name) for name in (*TENSORFLOW, "keras_torch")},
+    "pytorch": train_pytorch,
     "airbench": airbench.train,
-    "template": train_template,
+    **{name: partial(train_template, name) for name in ("template", "template_fast")},
     "bare": train_bare,
 }
 
@@ -283,11 +337,24 @@ def table(record: dict[str, Any]) -> Table:
     def of_turn(key: str) -> Column:
         return Column(key.replace("_", " "), lambda row: f"{row['turns'][0][key]:,}" if row["turns"][0][key] else "")
 
+    def factors(row: dict[str, Any]) -> str:
+        """Of the times as fast as Keras: times fewer images, and times as many of them a second."""
+        keras = record["trainings"].get("keras")
+        if keras is None or "times_as_fast_as_keras" not in row:
+            return ""
+        fewer = keras["turns"][0]["images"] / row["turns"][0]["images"]
+        return f"{fewer:.1f} x {row['times_as_fast_as_keras'] / fewer:.1f}"
+
+    def validated(row: dict[str, Any]) -> str:
+        return f"{row['val_accuracy']:.2%}".replace("%", " %") if "val_accuracy" in row else ""
+
     columns = [
         Column("training", lambda row: row["name"]),
+        Column("validation accuracy", validated),
         *accuracy_columns(record["target"]),
         Column("fit (s)", lambda row: write_spread(row["fit_seconds"])),
-        *map(times_as_fast, REFERENCES),
+        *map(times_as_fast, (*REFERENCES, "peers")),
+        Column("fewer images x images/s", factors),
         Column("images/s", lambda row: write_spread(row["images_per_second"], 0)),
         *map(of_turn, ("epochs", "images", "batch_size", "parameters")),
         Column("precision", lambda row: row["turns"][0]["precision"], left=True),
