@@ -306,6 +306,9 @@ def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch:
         "keras, keras_fast, keras_torch, pytorch, airbench, template, template_fast, bare, ours",
     )
     refused(command("benchmark", *suite, "peers=[]"), "peers=[]", "one or more")
+    refused(command("benchmark", *suite, "peer_epochs.keras=0"), "peer_epochs.keras=0", "1 or more")
+    refused(command("benchmark", *suite, "peer_rates.keras_fast=0"), "peer_rates.keras_fast=0", "above 0")
+    refused(command("benchmark", *suite, "peer_rounds.caffe=2"), "peer_rounds.caffe")
     refused(command("benchmark", *suite, "peers=[ours]", "experiments=[x]"), "unknown experiment=x", "keras_mnist")
     refused(command("benchmark", *suite, "peers=[ours]", "trainer.limit_batches=2"), "data.train=N")
     refused(command("benchmark", *suite, "peers=[bare]", "data.image_size=8"), "too small")

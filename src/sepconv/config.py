@@ -60,13 +60,15 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 
 def number(default: Any = MISSING, *, unit: str = "", **limits: float) -> Any:
-    """A field for a number, or for a list of numbers, within these LIMITS. `unit` is for the error's line."""
+    """A field for a number, or a list or dict of numbers, within these LIMITS. `unit` is for the error's line."""
     words = [unit] * bool(unit) + [LIMITS[name][1].format(limit) for name, limit in limits.items()]
     right = ", ".join(words) + (", or null" if default is None else "")
 
     def rule(key: str, value: Any) -> None:
-        for each in value if isinstance(value, list) else [value]:
-            check(all(LIMITS[name][0](each, limit) for name, limit in limits.items()), key, value, right)
+        named = {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
+        for name, numbers in named.items():
+            for each in numbers if isinstance(numbers, list) else [numbers]:
+                check(all(LIMITS[limit][0](each, bound) for limit, bound in limits.items()), name, numbers, right)
 
     return checked(rule, default)
 
@@ -393,9 +395,9 @@ class PeersConfig(Training, BenchmarkConfig):
     experiments: list[str] = field(default_factory=list)  # ours, of configs/experiment; []: that of the other keys
     target: float = number(0.99, above=0, most=1, unit="a share")  # the test accuracy to reach
     rounds: int = number(5, least=1)  # trainings of ours, bare and airbench
-    peer_rounds: int = number(1, least=1)  # trainings of the others
-    peer_epochs: dict[str, int]  # of each of those
-    peer_rates: dict[str, float]  # learning rates that those of fast forms begin with
+    peer_rounds: dict[str, int] = number(least=1)  # trainings of each of the others
+    peer_epochs: dict[str, int] = number(least=1)  # of each of those
+    peer_rates: dict[str, float] = number(above=0)  # learning rates that those of fast forms begin with
     seconds: float | None = number(None, above=0)  # after so many no turn begins but the first of a training; null: all
     airbench: str | None = path(None)  # folder of a checkout of github.com/KellerJordan/cifar10-airbench
 
@@ -443,7 +445,7 @@ class FrontierConfig:
     data: DataConfig
     recipe: RecipeConfig
     trainer: TrainerConfig
-    epochs: dict[str, int]  # of each training, by data set; recipe.epochs refers to it
+    epochs: dict[str, int] = number(least=1)  # of each training, by data set; recipe.epochs refers to it
     kinds: list[str] | None = None  # such as [separable,dense]; null: all
     # parameters that the networks of a kind have, as nearly as widths allow; the defaults suit every kind
     sizes: list[int] = number([2_700, 5_100, 12_700, 28_000, 56_000, 112_000, 294_000], least=1)

@@ -58,7 +58,7 @@ from sepconv.config import REPOSITORY, PeersConfig, TrainConfig, check, flatten,
 from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import count_images, evaluation_batch
-from sepconv.devices import find_device, resolve_precision, synchronize
+from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, track
@@ -100,6 +100,7 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
     check(config.trainer.limit_batches is None, "trainer.limit_batches", config.trainer.limit_batches,
           "null, or the peers would train on more; data.train=N trains all of them on fewer images")  # fmt: skip
     check_keras(config)
+    keep_freed_memory()  # as our trainer does: the others have what it has
     provenance = {}
     if "airbench" in config.peers:
         airbench.check(config)
@@ -114,7 +115,7 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
                 warm_up(training, dataset)
         else:
             trainings[peer] = partial(PEERS[peer], config, dataset)
-    counts = dict.fromkeys(PEERS, config.peer_rounds) | {"airbench": 1, "bare": config.rounds}
+    counts = config.peer_rounds | {"airbench": 1}
     turns: dict[str, list[Turn]] = {name: journal.parts.get(name, []) for name in trainings}
     if len(turns.get("airbench", [])) < config.rounds:  # its block is made whole
         turns |= {name: [] for name in turns if name == "airbench"}
@@ -354,7 +355,7 @@ def table(record: dict[str, Any]) -> Table:
         *accuracy_columns(record["target"]),
         Column("fit (s)", lambda row: write_spread(row["fit_seconds"])),
         *map(times_as_fast, (*REFERENCES, "peers")),
-        Column("fewer images x images/s", factors),
+        Column("by fewer images x images/s", factors),
         Column("images/s", lambda row: write_spread(row["images_per_second"], 0)),
         *map(of_turn, ("epochs", "images", "batch_size", "parameters")),
         Column("precision", lambda row: row["turns"][0]["precision"], left=True),
