@@ -27,6 +27,32 @@ INTRODUCTION = (
 )
 
 
+# what the findings come to, for reading out; in brackets the claims that a sentence rests on
+KNOWN = """\
+What is known, in ten sentences:
+
+1. A standard convolution does two things in one step, finding patterns in space and mixing channels; a depthwise
+   separable one has a step for each: a filter for each channel, then a mixture of the channels at each position (C1 to
+   C3).
+2. With 3 x 3 filters and hundreds of channels that takes 8 to 9 times fewer weights and multiplications; with few
+   output channels the gain is smaller (C4, C5).
+3. Where few channels come in, as in the first layer, a separable layer saves little time, so that networks begin with a
+   standard one (C8).
+4. With many channels it is faster on the processors measured here, but by less than its multiplications are fewer, as
+   each of them comes with more memory to read and to write (C12).
+5. A stack of separable layers sees as much of an image as a stack of dense ones with filters of the same size: the
+   mixing adds nothing to what it sees (C11).
+6. Very deep stacks of separable layers need residual connections to train in a short time (C9).
+7. A separable network has fewer weights than its dense twin, but with few training images it overfits more, not less;
+   what it saves is storage (C10).
+8. For the same weights a separable network can be deeper; on small images that did not make it better, and without
+   residual connections made it worse (C7).
+9. The filters that training finds are not a column times a row, so that a trained network cannot be taken apart in
+   space without loss, though one can be trained that way from the beginning (C13).
+10. Which kind of layer is better depends on what is scarce, weights, multiplications or time: it is answered by
+    networks of equal cost, not by the layers' own."""
+
+
 def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]) -> dict[str, Any]:
     """A finding in raw values, and what it rests on: the runs that `lab` used, the machine, the code, the command."""
     return {
@@ -77,7 +103,7 @@ def claims_page(folder: Path, sentences: dict[str, str]) -> str:
             if finding.plot:
                 lines += [f"![{name} on {data}](claims/{data}-{name}.png)", ""]
     overview = markdown_table(["", "claim", "verdict"], rows)
-    return "\n".join(["# The claims, tested", "", INTRODUCTION, "", *overview, "", *lines]).rstrip() + "\n"
+    return "\n".join(["# The claims, tested", "", KNOWN, "", INTRODUCTION, "", *overview, "", *lines]).rstrip() + "\n"
 
 
 def write_findings(records: dict[str, dict[str, Any]]) -> dict[str, "Written"]:
