@@ -38,8 +38,8 @@ What is known, in ten sentences:
    output channels the gain is smaller (C4, C5).
 3. Where few channels come in, as in the first layer, a separable layer saves little time, so that networks begin with a
    standard one (C8).
-4. With many channels it is faster on the processors measured here, but by less than its multiplications are fewer, as
-   each of them comes with more memory to read and to write (C12).
+4. With many channels it is faster on the processors measured here, but at most widths by less than its multiplications
+   are fewer, as each of them comes with more memory to read and to write (C12).
 5. A stack of separable layers sees as much of an image as a stack of dense ones with filters of the same size: the
    mixing adds nothing to what it sees (C11).
 6. Very deep stacks of separable layers need residual connections to train in a short time (C9).
@@ -59,7 +59,7 @@ def make_record(finding: Finding, lab: Lab, seconds: float, overrides: list[str]
         **asdict(replace(finding, plot=None)),
         "plot": False,  # until it is drawn
         "scale": lab.config.scale,
-        "seeds": len(lab.config.seeds) if lab.used else None,
+        "seeds": len({run.config.seed for run in lab.used.values()}) or None,
         "epochs": lab.config.recipe.epochs if lab.used else None,
         "runs": [describe_run(run) for run in lab.used.values()],
         "git": lab.code,
@@ -123,7 +123,7 @@ class Written:
         self.plot: bool = record["plot"]
         self.verdict = conclude(record["verdict"], verdicts)
         # how many trainings of what length it rests on; nothing where it rests on none
-        seeds = record["seeds"]
+        seeds = len({run["seed"] for run in record["runs"]}) or None
         self.trainings = "" if seeds is None else f", n = {seeds} seeds, {terminal.epochs(record['epochs'])}"
         codes = [code for run in record["runs"] for code in (run["git"], *run["git_later"])]
         commits = ", ".join(dict.fromkeys(runs.name_code(code, COMMIT) for code in [record["git"], *codes]))
