@@ -117,7 +117,10 @@ def find_chain(layers: Sequence[nn.Module], dtype: torch.dtype = torch.float32, 
 
 
 def is_faster(links: Sequence["Link"], dtype: torch.dtype) -> bool:
-    """Whether a chain without a norm is worth it: not pointwise convolutions alone, nor one that is strided in fp32."""
+    """Whether a chain is worth it: without a norm, not pointwise convolutions alone, nor a strided one alone in fp32.
+
+    The strided one took longer than by torch (benchmarks/cpu_layers-threads-2-6e425f6.json: depthwise, stride 2).
+    """
     if any(link.norm for link in links):
         return True
     depthwise = [link.conv for link in links if link.conv is not None and link.conv.groups > 1]

@@ -55,7 +55,8 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
 
     What the same command found before it was stopped is kept, where the code is the same.
 
-    Raises InputError for an unknown claim, data that are not there, or a folder that cannot be written.
+    Raises InputError for an unknown claim, data that are not there, or a folder that cannot be written; and, once the
+    others are tested, for a claim that cannot be.
     """
     names = config.only or list(CLAIMS)
     sentences = {name: sentence(test) for name, test in CLAIMS.items()}
@@ -77,6 +78,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
         "what is finished is kept, and the same command goes on from there" if lab.code_hash
         else "the same command begins anew, as this code is not committed"
     )  # fmt: skip
+    failed: dict[str, str] = {}  # and why
     with stoppable(lambda: kept_or_not):
         for name in track(names, "claims: claim"):
             CONSOLE.print(Text(name, "bold"), sentences[name], soft_wrap=True)
@@ -84,7 +86,12 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
                 CONSOLE.print("  found before the stop", soft_wrap=True)
                 continue
             started, lab.used = time.time(), {}
-            finding = CLAIMS[name](lab)
+            try:
+                finding = CLAIMS[name](lab)
+            except InputError as error:  # the other claims are not lost
+                failed[name] = str(error)
+                CONSOLE.print("  not tested", soft_wrap=True)
+                continue
             seconds = time.time() - started
             records[name] = make_record(finding, lab, seconds, overrides)
             begun["claims"].append(name)
@@ -101,6 +108,8 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     files.write(folder / "claims.md", claims_page(folder, sentences))
     marker.unlink(missing_ok=True)
     CONSOLE.print(f"report in {folder.resolve()}/claims.md", soft_wrap=True)
+    if failed:
+        raise InputError("; ".join(failed.values()))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ class Finding:
 def read_cell(cell: Any) -> Cell:
     """A cell, from what a JSON file has of it."""
     if isinstance(cell, dict):
-        kind: Any = Number if "format" in cell else Losses if len(cell) == 1 else Paired
+        kind: Any = Number if "format" in cell else Paired if "values" in cell else Losses
         made: Cell = kind(**cell)
         return made
     plain: str | int | list[float] = cell

@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from sepconv import InputError, terminal
-from sepconv.data.datasets import load
+from sepconv.data.datasets import Dataset, load
 from sepconv.networks.lowrank import Decomposition, find_separable
 from sepconv.networks.separable import TABLE
 from sepconv.study.claims.finding import Cell, Finding, Losses, Number, Paired
 from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.compare import Run
-from sepconv.study.frontier import report as frontier
+from sepconv.study.frontier.record import Record
+from sepconv.study.frontier.report import call, sentence
 from sepconv.study.plots import finish, make_panel
 from sepconv.study.statistics import Estimate
 from sepconv.training.classifier import ImageClassifier
@@ -39,19 +40,20 @@ def depth_at_equal_cost(lab: Lab) -> Finding:
     command = f"python scripts/frontier.py data={lab.config.data.name}"
     if not path.exists():
         raise InputError(f"C7 is read off the frontier, and {path} is not there: make it by {command}, or give only=")
-    record = frontier.Record.read(path)
+    record = Record.read(path)
     networks = [network for kind in DEEP for network in record.of_kind(kind)]
     if not record.is_complete(*networks):
         raise InputError(f"C7 is read off the frontier, and {path} is not complete: go on by {command}, or give only=")
     rows: list[list[Cell]] = []
     for network in networks:
         accuracies = [row.test_accuracy for row in record.reported(network) if row.test_accuracy is not None]
-        rows.append([frontier.call(network.kind), network.parameters, network.macs, accuracies])
-    costs = (f"at equal {name}, {frontier.sentence(record, *DEEP, cost)}"
+        rows.append([call(network.kind), network.parameters, network.macs, accuracies])
+    sizes = [network.size for network in networks]
+    costs = (f"at equal {name}, {sentence(record, *DEEP, cost)}"
              for cost, name in (("parameters", "parameters"), ("macs", "MACs")))  # fmt: skip
     return Finding(
         "The separable network with each block of the table twice, and residuals, against the dense one with each "
-        f"once, at sizes from 3,000 to 300,000 parameters, {terminal.epochs(record.epochs)} each, "
+        f"once, at sizes from {min(sizes):,} to {max(sizes):,} parameters, {terminal.epochs(record.epochs)} each, "
         f"n = {len(record.settings.seeds)}: the frontier ({path.parent.name}/{path.stem}.md), which says how, with "
         "its own intervals and corrections.",
         ["network", "parameters", "MACs", "test accuracy"], rows, "; ".join(costs),
@@ -127,11 +129,15 @@ def overfitting_and_storage(lab: Lab) -> Finding:
         for conv, model in models.items():
             part = None if size == everything else size
             trainings = [lab.train(model, seed, size=part, plain=True) for seed in lab.seeds(model)]
-            tests[conv] = [measure_test(best_classifier(run), lab.dataset, lab.config.trainer) for run in trainings]
-            trained = [measure_training(lab, run) for run in trainings]
-            gaps[conv][width, size] = [test[1] - train[1] for test, train in zip(tests[conv], trained, strict=True)]
+            tests[conv], gaps[conv][width, size] = [], []
+            for run in trainings:
+                classifier = best_classifier(run)
+                test, train = (measure_test(classifier, images, lab.config.trainer)
+                               for images in (lab.dataset, trained_images(run)))  # fmt: skip
+                tests[conv].append(test)
+                gaps[conv][width, size].append(test[1] - train[1])
             if width == 1:
-                storage[conv] = sum(weight.nbytes for weight in best_classifier(trainings[0]).state_dict().values())
+                storage[conv] = sum(weight.nbytes for weight in classifier.state_dict().values())
         costs = [lab.cost(model).parameters for model in models.values()]
         last = [gaps[conv][width, size] for conv in gaps]
         many = f"there are {size:,} training images and {costs[1]:,} for {costs[0]:,} parameters"
@@ -177,10 +183,10 @@ def best_classifier(run: Run) -> ImageClassifier:
     return load_classifier(run.path, "best", run.config)
 
 
-def measure_training(lab: Lab, run: Run) -> tuple[float, float]:
-    """Accuracy and loss of a run's best checkpoint on the images that it was trained on, as they are."""
+def trained_images(run: Run) -> Dataset:
+    """The images that a run was trained on, as those of a test."""
     dataset = load(run.config.data)
-    return measure_test(best_classifier(run), replace(dataset, test=dataset.train), lab.config.trainer)
+    return replace(dataset, test=dataset.train)
 
 
 def rank_one_kernels(lab: Lab) -> Finding:
