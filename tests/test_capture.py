@@ -82,8 +82,11 @@ def _exact_rates(monkeypatch: pytest.MonkeyPatch) -> None:
             "recipe.augment.flip=true",
             "recipe.augment.alternate=true",
         ],
-        ["recipe=keras", "+recipe.optimizer.fused=true"],  # Adam
-        ["recipe.optimizer.name=SGD", "+recipe.optimizer.momentum=0.9", "~recipe.optimizer.betas"],
+        pytest.param(["recipe=keras", "+recipe.optimizer.fused=true"], marks=pytest.mark.slow),  # Adam
+        pytest.param(
+            ["recipe.optimizer.name=SGD", "+recipe.optimizer.momentum=0.9", "~recipe.optimizer.betas"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_replayed_steps_train_to_the_weights_of_eager_ones(

@@ -181,7 +181,7 @@ def test_impossible_where_torch_fails(sides: tuple[int, int], geometry: dict[str
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 48)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 48), pytest.param((3, 32, 32), marks=pytest.mark.slow)])
 def test_networks_against_torch(name: str, shape: tuple[int, int, int]) -> None:
     net = build(name, shape, 10)
     rows = layers(net, shape)
@@ -400,7 +400,9 @@ def test_pairs_in_inverted_residuals() -> None:
     assert closed_form([]) is None
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * (each == "xception")) for each in names()]
+)
 def test_networks_beside_their_dense_twins(name: str) -> None:
     shape = (3, 32, 32)
     found = twin_record({"name": name}, build(name, shape, 10), shape, 10)

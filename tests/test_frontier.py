@@ -39,7 +39,7 @@ def configuration(*overrides: str) -> FrontierConfig:
         return read(FrontierConfig, compose("frontier", list(overrides)))
 
 
-@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+@pytest.mark.parametrize("data", ["mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
 def test_every_kind_has_a_network_near_every_size(data: str) -> None:
     config = configuration(f"data={data}")
     plan = networks.plan(config, *image_shape(config.data))

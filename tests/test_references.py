@@ -49,7 +49,9 @@ def copy_weights(source: nn.Module, target: nn.Module, images: Tensor) -> None:
     assert copied == {id(p) for p in target.parameters()}
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * (each == "xception")) for each in REFERENCES]
+)
 @torch.no_grad()
 def test_reference(name: str) -> None:
     """As many parameters, and with the reference's weights its outputs, and its statistics after a training step."""

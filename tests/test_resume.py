@@ -70,7 +70,7 @@ def stopped(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 # groups of steps: in the first epoch and the second
-@pytest.mark.parametrize("number", [2, pytest.param(14, marks=pytest.mark.slow), 21])
+@pytest.mark.parametrize("number", [*(pytest.param(each, marks=pytest.mark.slow) for each in (2, 14)), 21])
 def test_within_an_epoch(train: Train, command: Command, stopped: Callable[..., Path], number: int) -> None:
     """The state within an epoch is enough to end with the same bits, and the same figures, as without a stop."""
     arguments = ["recipe.epochs=2", "recipe.epoch_images=3000", "recipe.batch_size=100", "trainer.checkpoint_seconds=0",
@@ -217,6 +217,7 @@ def test_pictures_that_fail_do_not_cost_the_result(
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 def test_a_run_that_a_cluster_starts(tmp_path: Path) -> None:
     """With the rank of one process of several in its environment, a run is a run: it has its curves and its result."""
     ranks = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "8", "SLURM_JOB_NAME": "grid",

@@ -112,7 +112,10 @@ def test_a_share_above_a_peak_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["separable", "mobilenet_v3_small", "resnet", "xception", "airbench", "tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["separable", "mobilenet_v3_small", "resnet", "airbench", "tiny", pytest.param("xception", marks=pytest.mark.slow)],
+)
 def test_every_call_of_a_step_runs_alone(name: str, dtype: str) -> None:
     net = build(name, (3, 32, 32), 10, **SLIM.get(name, {}))
     for training in (True, False):

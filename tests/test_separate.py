@@ -281,7 +281,9 @@ def logits(run: str | Path) -> Tensor:
         return classifier(dataset[dataset.test][0])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=[pytest.mark.slow] * (each != "depthwise")) for each in METHODS]
+)
 def test_sweep_to_full_rank(separate: Callable[..., dict[str, Any]], original: Path, method: str) -> None:
     full = {"spatial": 3, "spatial_joint": 96, "depthwise": 9}[method]
     report = separate(f"method={method}", f"rank={full}", "finetune_epochs=0", "sweep=9")
@@ -349,6 +351,7 @@ def test_from_separation_to_further_training(
     assert outcome.status == 0, outcome.err
 
 
+@pytest.mark.slow
 def test_targets(separate: Callable[..., dict[str, Any]]) -> None:
     report = separate("method=spatial_joint", "macs=0.3", "sweep=4", "finetune_epochs=0")
     total, chosen = report["networks"][0], report["networks"][report["chosen"]]
@@ -378,9 +381,9 @@ def test_greedy_ranks_beat_uniform_ones(separate: Callable[..., dict[str, Any]])
 @pytest.mark.parametrize(
     ("target", "owner", "method", "calls"),
     [
-        ("accuracy_drop=0.1", Original, "measure", 2),
+        pytest.param("accuracy_drop=0.1", Original, "measure", 2, marks=pytest.mark.slow),
         ("rank=2", ImageClassifier, "on_train_epoch_end", 0),
-        ("rank=2", Original, "finetune", 1),
+        pytest.param("rank=2", Original, "finetune", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_separation_goes_on(

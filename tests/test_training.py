@@ -27,6 +27,7 @@ from sepconv.training.step import TrainingStep
 
 Train = Callable[..., Path]
 SHORT = ["recipe.epochs=2", "trainer.limit_batches=4"]
+LONG = ("airbench", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "xception")  # networks
 
 
 def result(run: Path) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def test_experiments_of_a_size_keep_to_it(
     ("model", "recipe"),
     [
         ("separable", "muon"),
-        *((model, "fast") for model in names()),
+        *(pytest.param(model, "fast", marks=[pytest.mark.slow] * (model in LONG)) for model in names()),
         *(pytest.param(model, "keras", marks=[pytest.mark.slow] * (model != "baseline")) for model in names()),
     ],
 )
@@ -377,7 +378,14 @@ def test_interrupt_says_how_to_go_on(
     assert command("train", f"resume={run}").status == 0
 
 
-@pytest.mark.parametrize(("data", "model"), [("mnist", "baseline"), ("mnist", "separable"), ("cifar10", "separable")])
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        ("mnist", "separable"),
+        pytest.param("mnist", "baseline", marks=pytest.mark.slow),
+        pytest.param("cifar10", "separable", marks=pytest.mark.slow),
+    ],
+)
 def test_real_data_for_some_steps(train: Train, data: str, model: str) -> None:
     config = real(data)
     run = train(

@@ -168,13 +168,16 @@ def draw_mistakes(probabilities: Tensor, images: Tensor, labels: Tensor, classes
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero().flatten()
     order = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
+    columns, rows, wide, high = MISTAKES // 4, 4, 1.3, 1.5  # of a place, in sides of an image
     figure = Figure(figsize=(9, 7), dpi=90)
-    room = {"left": 0.04, "bottom": 0.02, "right": 0.96, "top": 0.87, "hspace": 0.45}
-    for axes in figure.subplots(4, MISTAKES // 4, gridspec_kw=room).flatten():
-        axes.axis("off")
-    for axes, row in zip(figure.axes, order.tolist(), strict=False):
-        axes.imshow(images[row].squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        title = f"{classes[int(labels[row])]}, taken for {classes[int(predicted[row])]}"
-        axes.set_title(f"{title}\n{confidence[row]:.0%}", fontsize="small", parse_math=False)
+    # one panel for all, in half the time of one for each
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.92))
+    axes.axis("off")
+    for place, row in enumerate(order.tolist()):
+        left, top = place % columns * wide, place // columns * high
+        axes.imshow(images[row].squeeze(-1).numpy(), "gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
+        title = f"{classes[int(labels[row])]}, taken\nfor {classes[int(predicted[row])]}, {confidence[row]:.0%}"
+        axes.text(left + 0.5, top - 0.05, title, ha="center", va="bottom", fontsize="small", parse_math=False)
+    axes.set(xlim=(1 - wide, columns * wide), ylim=(rows * high - 0.4, -0.4))
     figure.suptitle(f"the surest of {len(wrong):,} mistakes on {len(labels):,} test images")
     return figure
