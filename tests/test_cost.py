@@ -489,6 +489,8 @@ def test_command_csv_and_markdown(command: Command) -> None:
         (["classes=0"], ["classes=0"]),
         (["data=folder", "data.root=/d"], ["data=folder", "shape=[3,32,32] classes=10"]),
         (["plot=/tmp/a.png"], ["plot=", "device=cpu"]),
+        (["dtype=int8", "device=cpu"], ["dtype=int8", "not measured", "leave device= out", "fp32 or bf16"]),
+        (["dtype=int8", "device=cpu", "sweep=true"], ["dtype=int8", "not measured"]),
         (["device=cpu", "plot=/tmp/a.txt"], ["plot=/tmp/a.txt", ".png"]),
         (["receptive_field=/nowhere/a.png"], ["receptive_field=/nowhere/a.png", "folder"]),
         (["receptive_field=a.png", "shape=[3,1,1]"], ["receptive_field=", "larger images"]),

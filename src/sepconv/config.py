@@ -482,7 +482,7 @@ class CostConfig:
     shape: list[int] | None = checked(check_shape, None)  # channels, height, width of other images; null: the data's
     classes: int | None = number(None, least=1, most=MOST)  # null: those of the data
     batch: int = number(1, least=1, below=2**31)  # images at once, for which weights are read once; figures are its
-    dtype: str = one_of("fp32", "bf16")  # of maps and weights
+    dtype: str = one_of("fp32", "bf16", "int8")  # of maps and weights; int8 is counted, not measured
     format: str = one_of("table", "json", "csv", "markdown")  # csv: the layers alone
     device: str | None = one_of("cpu", "cuda", default=None)  # measure its roofline, layers and steps; null: none
     plot: str | None = path(None, check_picture)  # file of a picture of the roofline; needs device
@@ -493,6 +493,8 @@ class CostConfig:
     def __post_init__(self) -> None:
         if self.plot is not None and self.device is None:
             raise InputError("plot= draws what device= measures: give device=cpu or device=cuda too")
+        if self.dtype == "int8" and self.device is not None:
+            raise InputError("dtype=int8 is counted, not measured: leave device= out, or choose dtype=fp32 or bf16")
 
 
 SCHEMAS = (TrainConfig, EvaluateConfig, SeparateConfig, *SUITES.values(), CompareConfig, ClaimsConfig, FrontierConfig,

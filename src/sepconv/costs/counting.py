@@ -19,12 +19,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sepconv import InputError
-from sepconv.costs.receptive_field import IMAGE, PER_POSITION, Field, output_field, sliding_windows
+from sepconv.costs.receptive_field import ELEMENTWISE, IMAGE, PER_POSITION, Field, output_field, sliding_windows
 
 aten = torch.ops.aten
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}  # of one element
+# of one element; int8, in which networks are deployed, is counted and not computed in, and all weights as such, though
+# a deployment holds biases in 32 bits
+BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"int8": 1}
+IMAGES = -1  # the images' place before the list of layers
 
 
 @dataclass
@@ -52,6 +55,8 @@ class Layer:
     sees: Field = IMAGE  # what a position of its output sees of the image
     # places in the list of the convolutions before it, with nothing but per-position layers between
     fed_by: frozenset[int] = frozenset()
+    inputs: frozenset[int] = frozenset()  # places in the list of the layers whose maps it reads; IMAGES for the images
+    elementwise: bool = True  # whether each element of its output is made of one of each map that it reads
     call: Any = field(default=None, repr=False)  # the operation; None for a module
     arguments: tuple[Any, ...] = field(default=(), repr=False)  # positional and by name, on the meta device
 
@@ -140,6 +145,7 @@ class _State:
     field: Field | None  # None: it does not depend on the image
     learns: bool  # whether a gradient must reach it
     fed_by: frozenset[int] = frozenset()  # as of a layer
+    made_by: int = IMAGES  # place in the list of the layer whose map it is, or is a view of
     weight: Tensor | None = None  # the parameter or buffer that it is a view of
 
 
@@ -218,22 +224,27 @@ class _Recorder(TorchDispatchMode):
         arguments = defaults | dict(zip(defaults, args, strict=False)) | kwargs
         operation = func.overloadpacket
         pointwise = torch.Tag.pointwise in func.tags
+        place = len(self.layers)  # the open layer's
         between_modules = self.open is None and not func.is_view
         if between_modules:
             weights = [state.weight for state in before if state.weight is not None]
             name = operation.__name__.strip("_")
             self.begin(f"{self.path[-1]}.{name}".lstrip("."), name, func, (args, kwargs), weights)
-        if self.open is not None:
-            self.moves |= not func.is_view
+        if self.open is not None and not func.is_view:
+            self.moves = True
+            self.open.inputs |= {state.made_by for state in before if state.field is not None} - {place}
+            # a copy is made to have the elements in another order
+            self.open.elementwise &= operation in ELEMENTWISE or (pointwise and operation is not aten.clone)
             self.count(operation, arguments, out)
         if operation is aten.convolution:
-            fed_by = frozenset([len(self.layers)])  # the open layer's place
+            fed_by = frozenset([place])
         else:
             keeps_positions = pointwise or func.is_view or operation in PER_POSITION
             fed_by = frozenset().union(*(state.fed_by for state in before if keeps_positions))
+        made_by = self.state(maps[0][0]).made_by if func.is_view else place
         for tensor in tensors_in(out):
             field = output_field(operation, pointwise, arguments, maps, tensor)
-            self.states[tensor] = _State(field, any(state.learns for state in before), fed_by)
+            self.states[tensor] = _State(field, any(state.learns for state in before), fed_by, made_by)
         if between_modules:
             self.end(out)
         return out

@@ -12,13 +12,15 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
-# Operations that take each position of the map by itself, beside those that torch tags as pointwise: which activations
-# it tags depends on its version.
-PER_POSITION = {
-    aten.native_batch_norm, aten.cat, aten.split, aten.channel_shuffle, aten.native_channel_shuffle, aten.hardtanh_,
-    aten.hardswish, aten.hardswish_, aten.hardsigmoid_, aten.elu_, aten.celu_, aten.selu_, aten.leaky_relu,
-    aten.leaky_relu_, aten.gelu_, aten.mish_, aten.threshold_, aten._prelu_kernel, aten.log_sigmoid_forward,
+# Operations that take each element of the map by itself, in evaluation, beside those that torch tags as pointwise:
+# which activations it tags depends on its version.
+ELEMENTWISE = {
+    aten.native_batch_norm, aten.hardtanh_, aten.hardswish, aten.hardswish_, aten.hardsigmoid_, aten.elu_, aten.celu_,
+    aten.selu_, aten.leaky_relu, aten.leaky_relu_, aten.gelu_, aten.mish_, aten.threshold_, aten._prelu_kernel,
+    aten.log_sigmoid_forward,
 }  # fmt: skip
+# those that take each position by itself
+PER_POSITION = {*ELEMENTWISE, aten.cat, aten.split, aten.channel_shuffle, aten.native_channel_shuffle}
 VIEWS = {aten.view, aten._unsafe_view, aten.reshape, aten.slice, aten.alias, aten.detach}
 POOLS = {aten.max_pool2d_with_indices, aten.avg_pool2d}
 BILINEAR = {aten.upsample_bilinear2d, aten._upsample_bilinear2d_aa}

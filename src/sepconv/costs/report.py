@@ -12,9 +12,10 @@ from torch import nn
 
 from sepconv import InputError, networks
 from sepconv.config import CostConfig
-from sepconv.costs import counting, roofline, twin
+from sepconv.costs import counting, peak_memory, roofline, twin
 from sepconv.costs.counting import Layer
 from sepconv.costs.effective_receptive_field import effective_side, gradient_maps, spatial_layers
+from sepconv.costs.peak_memory import Map, live_bytes
 from sepconv.data.datasets import image_shape
 from sepconv.devices import describe_device, keep_freed_memory
 from sepconv.tables import Column, Table, as_csv
@@ -67,7 +68,8 @@ def count_costs(config: CostConfig) -> tuple[Record, Drawings]:
     torch.manual_seed(0)  # of the weights that the gradients of the effective receptive field go through
     net = networks.build(shape=shape, classes=classes, **config.model)
     layers = counting.layers(net, shape, config.batch)
-    rows = [layer_record(layer, shape, config.dtype) for layer in layers]
+    live = peak_memory.live_maps(layers, (config.batch, *shape))
+    *rows, total = layer_records(layers, live, shape, config.dtype)
     result: Record = {
         "model": config.model["name"],
         "shape": list(shape),
@@ -75,7 +77,8 @@ def count_costs(config: CostConfig) -> tuple[Record, Drawings]:
         "batch": config.batch,
         "dtype": config.dtype,
         "layers": rows,
-        "total": layer_record(counting.total(layers), shape, config.dtype),
+        "total": total,
+        "peak": peak_record(layers, live, config.dtype),
         **twin_record(config.model, net, shape, classes),
     }
     drawings: Drawings = {}
@@ -87,8 +90,15 @@ def count_costs(config: CostConfig) -> tuple[Record, Drawings]:
     return result, drawings
 
 
-def layer_record(layer: Layer, shape: Shape, dtype: str) -> Record:
-    """A layer's figures as plain values."""
+def layer_records(layers: list[Layer], live: list[list[Map]], shape: Shape, dtype: str) -> list[Record]:
+    """The figures of each layer, and of their total, which has the peak of the live maps."""
+    sizes = [live_bytes(maps, dtype) for maps in live]
+    rows = zip([*layers, counting.total(layers)], [*sizes, max(sizes)], strict=True)
+    return [layer_record(layer, size, shape, dtype) for layer, size in rows]
+
+
+def layer_record(layer: Layer, size: int, shape: Shape, dtype: str) -> Record:
+    """A layer's figures as plain values; `size` is its live maps', in bytes."""
     return {
         "name": layer.name,
         "kind": layer.kind,
@@ -98,10 +108,23 @@ def layer_record(layer: Layer, shape: Shape, dtype: str) -> Record:
         "output": list(layer.output[1:]),
         **{key: getattr(layer, key) for key in COUNTS},
         "activation_bytes": layer.activation_bytes(dtype),
+        "live_bytes": size,
         "weight_bytes": layer.weight_bytes(dtype),
         "flop_per_byte": layer.intensity(dtype),
         "receptive_field": list(layer.receptive_field(shape)),
         "jump": [extent.jump for extent in layer.sees],
+    }
+
+
+def peak_record(layers: list[Layer], live: list[list[Map]], dtype: str) -> Record:
+    """The peak of the live maps, the first layer that reaches it, and the maps that are alive there."""
+    maps = max(live, key=lambda maps: live_bytes(maps, dtype))
+    return {
+        "bytes": live_bytes(maps, dtype),
+        "layer": layers[live.index(maps)].name,
+        "maps": [
+            {"layer": each.layer, "shape": list(each.shape[1:]), "bytes": live_bytes([each], dtype)} for each in maps
+        ],
     }
 
 
@@ -180,6 +203,9 @@ def show(result: Record, form: str) -> None:
             print(as_markdown(table))
         else:
             table.show(CONSOLE)
+    if peak := result.get("peak"):
+        maps = ", ".join(f"{each['layer']} ({' x '.join(map(str, each['shape']))})" for each in peak["maps"])
+        print(f"Peak of live maps: {peak['bytes']:,} bytes, in {peak['layer']}: {maps}.")
     if "no_comparison" in result:
         print(f"No comparison: {result['no_comparison']}.")
     elif "comparison" in result:
@@ -222,7 +248,7 @@ def as_markdown(table: Table) -> str:
 def layer_markdown(net: nn.Module, shape: Shape) -> str:
     """What each layer of a network costs, for one image in fp32, as a table in Markdown."""
     layers = counting.layers(net, shape)
-    rows = [layer_record(layer, shape, "fp32") for layer in [*layers, counting.total(layers)]]
+    rows = layer_records(layers, peak_memory.live_maps(layers, (1, *shape)), shape, "fp32")
     return as_markdown(Table("Cost by layer, an image in fp32", LAYER_COLUMNS, rows).filled())
 
 
@@ -265,6 +291,7 @@ LAYER_COLUMNS = [
     column("MACs", "macs", count),
     column("MACs backward", "macs_backward", count),
     column("maps KiB", "activation_bytes", kib),
+    column("live maps KiB", "live_bytes", kib),
     column("weights KiB", "weight_bytes", kib),
     column("FLOP/byte", "flop_per_byte", decimal),
     column("receptive field", "receptive_field", side),
