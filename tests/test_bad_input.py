@@ -207,7 +207,7 @@ def test_folder(command: Command, tmp_path: Path) -> None:
 def test_no_run(command: Command, tmp_path: Path) -> None:
     refused(command("evaluate", f"run={tmp_path}/none"), f"{tmp_path}/none is no run")
     refused(command("evaluate", f"run={tmp_path}"), "is no run", "config.yaml")
-    refused(command("evaluate"), "run is missing")
+    refused(command("evaluate"), "give run=")
     (tmp_path / "config.yaml").write_text("nonsense")
     refused(command("evaluate", f"run={tmp_path}"), "is not a run's configuration")
 

@@ -28,6 +28,7 @@ MADE = "runs.txt"  # in a multirun's folder: the runs that it made, relative to 
 MOST = 10**6  # classes, units of a layer, pixels of a side: more is a slip of the finger
 PICTURES = (".png", ".pdf", ".svg")
 PARTS = ("train", "validation", "test")  # of a data set
+EXPORTED = {"onnx": ".onnx", "torch_export": ".pt2"}  # formats of exported networks, and how their files' names end
 
 # what a CPU trains networks by: auto (the fused kernels, where they can be compiled), torch's own, or fused (as auto,
 # and an error where they cannot)
@@ -294,13 +295,37 @@ class SourceConfig:
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """One run of `scripts/evaluate.py`."""
+    """One run of `scripts/evaluate.py`, of `run` or `file`."""
 
-    run: str = path()  # its directory
+    run: str | None = path(None)  # its directory
+    file: str | None = path(None)  # one that scripts/export.py wrote; it is tested on the CPU
     checkpoint: str = one_of("best", "last")  # best: on the validation images
     other_images: bool = False  # also where the test images are not those of the run, such as a new test set
     data: SourceConfig
     trainer: TrainerConfig
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.file is None):
+            raise InputError("give run=, a run's directory, or file=, a file that scripts/export.py wrote")
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """One run of `scripts/export.py`."""
+
+    run: str = path()  # directory of the trained run
+    twin: str | None = path(None)  # that of another run on the same images, such as its dense twin, to set beside it
+    format: str = one_of(*EXPORTED)
+    int8: bool = False  # in 8 bits too
+    # most that int8 may cost in accuracy on the validation images (0.002: 0.2 points); above it no file is written
+    int8_drop: float = number(0.002, least=0, below=1, unit="a share, such as 0.002")
+    calibration_images: int = number(500, least=1)  # training images that tell the ranges of int8's maps
+    data: SourceConfig
+    output: str = path(f"{REPOSITORY}/exported")  # folder of the files
+
+    def __post_init__(self) -> None:
+        if self.int8 and self.format != "onnx":
+            raise InputError(f"int8=true is for format=onnx, not format={self.format}")
 
 
 @dataclass(kw_only=True)
@@ -497,8 +522,8 @@ class CostConfig:
             raise InputError("dtype=int8 is counted, not measured: leave device= out, or choose dtype=fp32 or bf16")
 
 
-SCHEMAS = (TrainConfig, EvaluateConfig, SeparateConfig, *SUITES.values(), CompareConfig, ClaimsConfig, FrontierConfig,
-           RecordsConfig, CostConfig)  # fmt: skip
+SCHEMAS = (TrainConfig, EvaluateConfig, ExportConfig, SeparateConfig, *SUITES.values(), CompareConfig, ClaimsConfig,
+           FrontierConfig, RecordsConfig, CostConfig)  # fmt: skip
 
 
 @cache

@@ -2,7 +2,8 @@
 
 A network here is one configuration, whatever the seed; its runs are one a seed. Accuracies are of the test images,
 but for the time to a target, which training's own validation tells. Where runs kept what they predicted, intervals
-know of seeds and of images, and it is told on which images networks differ.
+know of seeds and of images, and it is told on which images networks differ. A file of scripts/export.py is a network
+too, of the seed of its run; it has the accuracy of the file, and no times.
 """
 
 import glob
@@ -11,22 +12,25 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sepconv import InputError
-from sepconv.config import MADE, PARTS, CompareConfig, TrainConfig, flatten
+from sepconv.config import EXPORTED, MADE, PARTS, CompareConfig, TrainConfig, flatten
 from sepconv.reading import read_text, read_yaml
 from sepconv.study.statistics import Difference, Estimate
 from sepconv.terminal import track
 from sepconv.text import tell_apart
 from sepconv.training import runs
 from sepconv.training.runs import Result
+
+if TYPE_CHECKING:
+    from sepconv.deployment.formats import ExportedFile
 
 # what a network costs, and whether less of it is better: an accuracy is set against each
 COSTS = {"parameters": True, "macs": True, "train_images_per_second": False, "fit_seconds": True}
@@ -40,11 +44,23 @@ MOST_LISTED = 2**20  # bytes of a multirun's list of runs
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """A finished run, or an exported file of one."""
 
-    path: Path
+    path: Path  # its directory; the file
     config: TrainConfig
     result: Result
+    file: "ExportedFile | None" = None  # that it is
+
+    @property
+    def model(self) -> str:
+        """The name of its network, with the form of the file."""
+        name: str = self.config.model["name"]
+        return f"{name}, {self.file.record.name}" if self.file else name
+
+    def settings(self) -> dict[str, Any]:
+        """What makes it a run of its network, as it recorded that."""
+        config = asdict(self.config) if self.file else read_yaml(self.path / "config.yaml")
+        return configuration(config)
 
 
 @dataclass(frozen=True)
@@ -172,6 +188,8 @@ def compare(config: CompareConfig) -> Comparison:
 def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path], list[Path]]:
     """The finished runs at or under paths or patterns of them; directories of unfinished runs, and of missing ones.
 
+    An exported file is taken where it is named.
+
     A multirun's folder stands for the runs that it made, wherever both were moved to. Raises InputError for a path that
     is not there, and for a wrong record.
     """
@@ -182,11 +200,15 @@ def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path], list[Path
         if not paths:
             raise InputError(f"{pattern} is not there: give run directories, a folder of them, or a pattern")
         for path in map(Path, paths):
-            folder = path if os.path.isdir(path) else path.parent
-            directories |= dict.fromkeys(Path(os.path.realpath(each)) for each in list_runs(folder))
+            found = (
+                [path] if path.suffix in EXPORTED.values() else list_runs(path if os.path.isdir(path) else path.parent)
+            )
+            directories |= dict.fromkeys(Path(os.path.realpath(each)) for each in found)
     finished, unfinished, missing = [], [], []
     for directory in track(directories, "reading: run"):
-        if not os.path.lexists(directory / "config.yaml"):
+        if directory.suffix in EXPORTED.values():
+            finished.append(read_exported(directory))
+        elif not os.path.lexists(directory / "config.yaml"):
             missing.append(directory)
         elif os.path.lexists(directory / "result.json"):
             finished.append(read_run(directory))
@@ -220,6 +242,19 @@ def read_run(directory: Path) -> Run:
     return Run(path, config, result)
 
 
+def read_exported(path: Path) -> Run:
+    """An exported file as a run. Raises InputError where it is none."""
+    from sepconv.deployment.formats import read_file  # here: runs alone do not wait for torch
+
+    file = read_file(path)
+    record = file.record
+    result = replace(
+        record.result, test_accuracy=record.test_accuracy, val_accuracy=record.val_accuracy, test_accuracy_tta=None,
+        precision=record.name, history=[], fit_seconds=0.0, train_images_per_second=None, eval_images_per_second=None,
+    )  # fmt: skip
+    return Run(path, record.config, result, file)
+
+
 def check_split(data: str, finished: list[Run]) -> None:
     """Raises InputError unless all runs had the same classes, and the same images in the same parts."""
     first, *others = finished
@@ -243,7 +278,8 @@ def group(finished: list[Run]) -> tuple[list[Network], list[Path]]:
     by_configuration: dict[str, dict[int, Run]] = {}
     older = []
     for run in sorted(finished, key=lambda run: run.path.name):
-        seeds = by_configuration.setdefault(repr(sorted(configuration(asdict(run.config)).items())), {})
+        settings = configuration(asdict(run.config)) | {"name": run.model}
+        seeds = by_configuration.setdefault(repr(sorted(settings.items())), {})
         if run.config.seed in seeds:
             older.append(seeds[run.config.seed].path)
         seeds[run.config.seed] = run
@@ -265,13 +301,13 @@ def make_labels(examples: list[Run]) -> list[str]:
     That is its command's arguments, or, where those are the same, up to NAMED of the settings that differ. All are as
     the runs recorded them: an option that came later is not named.
     """
-    models = [run.config.model["name"] for run in examples]
+    models = [run.model for run in examples]
     names = []
     for model, run in zip(models, examples, strict=True):
         overrides = [o for o in run.result.overrides if o.lstrip("+~").partition("=")[0] not in NEUTRAL]
         overrides = [f"weights={Path(o).name}" if o.startswith("weights=") else o for o in overrides]
         names.append(f"{model} ({', '.join(overrides) or 'defaults'})" if models.count(model) > 1 else model)
-    settings = [configuration(read_yaml(run.path / "config.yaml")) for run in examples]
+    settings = [run.settings() for run in examples]
     labels = []
     for name, values in zip(names, settings, strict=True):
         namesakes = [other for label, other in zip(names, settings, strict=True) if label == name]
@@ -326,6 +362,9 @@ def read_predictions(networks: list[Network]) -> NDArray[np.integer[Any]] | None
     for network in networks:
         right = {}
         for seed, run in network.runs.items():
+            if run.file:
+                right[seed] = run.file.right
+                continue
             if (predictions := runs.read_predictions(run.path, run.result)) is None:
                 continue
             predicted, known = predictions
@@ -368,7 +407,7 @@ def find_reference(networks: list[Network], name: str | None) -> Network:
 
 
 def is_called(network: Network, name: str) -> bool:
-    return name in (network.label, network.config.model["name"])
+    return name in (network.label, next(iter(network.runs.values())).model)
 
 
 def name_hardware(device: dict[str, Any]) -> str:

@@ -235,7 +235,7 @@ def run_records(comparison: Comparison) -> list[dict[str, Any]]:
             "data": section.data,
             "network": network.label,
             "seed": run.config.seed,
-            "run": "/".join(run.path.resolve().parts[-3:]),
+            "run": "/".join([run.file.record.run, run.path.name] if run.file else run.path.resolve().parts[-3:]),
             "overrides": json.dumps([o for o in run.result.overrides if not o.startswith(PLACES)], ensure_ascii=False),
             "configuration": run.result.configuration,
             **{key: getattr(run.result, key) for key in keys},

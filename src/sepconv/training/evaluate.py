@@ -1,4 +1,4 @@
-"""A recorded run's network, loaded and evaluated again."""
+"""A recorded run's network, or the file of one, loaded and evaluated again."""
 
 import math
 from collections.abc import Sequence
@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sepconv import InputError, terminal
-from sepconv.config import PARTS, EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, complete
+from sepconv.config import PARTS, REPOSITORY, EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, complete
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, evaluation_batch
+from sepconv.deployment.formats import ExportedFile, read_file
 from sepconv.devices import find_device, resolve_precision
 from sepconv.tables import Column, Table
 from sepconv.text import printable
@@ -19,25 +22,46 @@ from sepconv.training.trainer import make_trainer
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """Evaluates a run's checkpoint on the test set again: `accuracy` and `recorded`, shares of 1.
+    """Evaluates a run's checkpoint, or a file, on the test set again: `accuracy` and `recorded`, shares of 1.
 
-    Raises InputError for a path that is no run, or whose data are not there.
+    Raises InputError for a path that is no run or no exported file, or whose data are not there.
     """
     parts = () if config.other_images else ("test",)
-    run, _, classifier, dataset = load_run(config.run, config.checkpoint, config.data, parts)
-    recorded = runs.read_result(run).test_accuracy if (run / "result.json").exists() else float("nan")
-    accuracy = measure_accuracy(classifier, dataset, config.trainer)
-    images, limit = len(dataset.test), config.trainer.limit_batches
-    if limit is not None:
-        images = min(images, limit * evaluation_batch(find_device(config.trainer)))
-    terminal.CONSOLE.print(f"{run}, {config.checkpoint} checkpoint", soft_wrap=True)
+    if config.file is not None:
+        file = read_file(config.file)
+        dataset = load_images(file, config.data, parts)
+        name, recorded, whose = f"{file.path}, {file.record.name}", file.record.test_accuracy, "of the file"
+        limit, batch = config.trainer.limit_batches, evaluation_batch(torch.device("cpu"))
+        images, labels = dataset[dataset.test[: limit and limit * batch]]
+        accuracy, count = float((file.classify(images).argmax(1) == labels).double().mean()), len(labels)
+    else:
+        assert config.run is not None
+        run, _, classifier, dataset = load_run(config.run, config.checkpoint, config.data, parts)
+        name, whose = f"{run}, {config.checkpoint} checkpoint", "best checkpoint"
+        recorded = runs.read_result(run).test_accuracy if (run / "result.json").exists() else float("nan")
+        accuracy, count = measure_accuracy(classifier, dataset, config.trainer), len(dataset.test)
+        if config.trainer.limit_batches is not None:
+            count = min(count, config.trainer.limit_batches * evaluation_batch(find_device(config.trainer)))
+    terminal.CONSOLE.print(name, soft_wrap=True)
     columns = [
         Column("test accuracy", lambda figure: f"{figure:.2%}"),
-        Column("recorded (best checkpoint)", lambda _: "-" if math.isnan(recorded) else f"{recorded:.2%}"),
-        Column("test images", lambda _: f"{images:,}"),
+        Column(f"recorded ({whose})", lambda _: "-" if math.isnan(recorded) else f"{recorded:.2%}"),
+        Column("test images", lambda _: f"{count:,}"),
     ]
     Table("", columns, [accuracy]).show(terminal.CONSOLE)
     return {"accuracy": accuracy, "recorded": recorded}
+
+
+def load_images(file: ExportedFile, source: SourceConfig, parts: Sequence[str]) -> Dataset:
+    """The data set that an exported file's run was trained on, from `source.root`, by default where data lie.
+
+    Raises InputError where its files are not there, or `parts` of it are not the run's.
+    """
+    data = file.record.config.data
+    dataset = load(replace(data, root=str(REPOSITORY / "data") if source.root is None else source.root))
+    recorded = {"shape": file.record.shape, "classes": file.record.classes, "digests": file.record.result.digests}
+    check_images(file.path, recorded, dataset, source.root or data.root, parts)
+    return dataset
 
 
 def measure_accuracy(classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig) -> float:
@@ -71,15 +95,20 @@ def load_run(
     if source.root is not None:
         recorded = replace(recorded, data=replace(recorded.data, root=source.root))
     dataset = load(recorded.data)
-    check_images(run, classifier, dataset, recorded.data.root, parts)
+    check_images(run, classifier.hparams["images"], dataset, recorded.data.root, parts)
     return run, recorded, classifier, dataset
 
 
 def check_images(
-    run: Path, classifier: ImageClassifier, dataset: Dataset, root: str, parts: Sequence[str] = PARTS
+    run: Path, recorded: dict[str, Any], dataset: Dataset, root: str, parts: Sequence[str] = PARTS
 ) -> None:
-    """Raises InputError unless `parts` of `dataset`, from `root`, have the classes and images that the run had."""
-    if difference := explain_difference(classifier.hparams["images"], describe_images(dataset), parts):
+    """Raises InputError unless `parts` of `dataset`, from `root`, have the classes and images that `run` had.
+
+    Args:
+        run: a run's directory or an exported file, for the error.
+        recorded: its images, as `describe_images` gives them.
+    """
+    if difference := explain_difference(recorded, describe_images(dataset), parts):
         raise InputError(f"{root} does not hold the images of {run}: {difference}; give data.root=, where they are")
 
 

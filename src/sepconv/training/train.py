@@ -237,7 +237,7 @@ def resume(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -
     # not made anew: it may know its images from the run that its weights came from
     classifier = load_classifier(run, "last", recorded)
     dataset = dataset or load(recorded.data)
-    check_images(run, classifier, dataset, recorded.data.root)
+    check_images(run, classifier.hparams["images"], dataset, recorded.data.root)
     return Beginning(recorded, first_overrides, dataset, classifier, run=run, checkpoint=checkpoint)
 
 

@@ -1,0 +1,286 @@
+"""A run's network as a file that runs elsewhere, written once it is shown to do the same, and what it costs there."""
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sepconv import InputError, files
+from sepconv.config import EXPORTED, ExportConfig, SourceConfig, TrainConfig
+from sepconv.costs.counting import layers
+from sepconv.costs.peak_memory import live_bytes, live_maps
+from sepconv.data.datasets import Dataset, sample
+from sepconv.deployment.formats import (
+    BATCH,
+    CONVERT,
+    RUN,
+    WRITE,
+    ExportedFile,
+    FileRecord,
+    classify,
+    pack,
+    read_file,
+)
+from sepconv.deployment.quantization import Quantizer
+from sepconv.deployment.speed import Speed, measure, time_layers
+from sepconv.devices import describe_device
+from sepconv.study.compare import Run, make_labels, name_hardware, read_run
+from sepconv.tables import Column, Table
+from sepconv.terminal import CONSOLE, track
+from sepconv.training import runs
+from sepconv.training.classifier import ImageClassifier, explain_difference
+from sepconv.training.evaluate import load_run
+
+SLOWER = 1.05  # times as long, from which int8 is said to be slower in a layer
+NAMED = 5  # such layers that are named
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run, and what its network gives in PyTorch, in fp32."""
+
+    run: Run
+    classifier: ImageClassifier
+    dataset: Dataset
+    test: Tensor  # logits (N, classes) of the test images
+    validation: Tensor
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.run.result.model}-{self.run.result.data}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file, and what it costs."""
+
+    label: str  # of the network
+    source: Source
+    file: ExportedFile
+    speed: Speed
+
+    @property
+    def record(self) -> FileRecord:
+        return self.file.record
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the maps that are alive at once, at most, for one image."""
+        net, shape = self.source.classifier.net, self.source.dataset.shape
+        return max(live_bytes(maps, self.record.precision) for maps in live_maps(layers(net, shape), (1, *shape)))
+
+
+def export(config: ExportConfig, overrides: list[str]) -> None:
+    """Writes the files that `config` asks for, then prints and writes what they cost.
+
+    Raises InputError for what is no run, images that are not those of the run, a network that the format does not
+    have, a file that would not do the same as the network, and a folder that cannot be written.
+    """
+    folder = Path(config.output).expanduser()
+    source = read_source(config.run, config.data)
+    twin = read_source(config.twin, config.data) if config.twin else None
+    if twin and (reason := explain_difference(describe(source), describe(twin))):
+        raise InputError(f"twin={config.twin} is of other images than run={config.run}: {reason}")
+    command = runs.command_line("export", overrides)
+    paths = {precision: folder / f"{source.name}{end}" for precision, end in ends(config).items()}
+    check_folder(folder, paths, source)
+    made, refused = make_files(source, config, command)
+    for file in made:
+        files.write(paths[file.record.precision], file.content)
+        CONSOLE.print(f"{file.record.name} in {paths[file.record.precision].resolve()}", soft_wrap=True)
+    owners = [source] * len(made)
+    sources = [source, twin] if twin else [source]
+    labels = dict(zip(map(id, sources), make_labels([each.run for each in sources]), strict=True))
+    if twin:
+        others, lost = make_files(twin, config, command)
+        made, owners = made + others, owners + [twin] * len(others)
+        if lost:
+            CONSOLE.print(f"{labels[id(twin)]}: {lost}", soft_wrap=True)
+    speeds = measure(made)
+    rows = [Row(labels[id(owner)], owner, file, speed) for owner, file, speed in zip(owners, made, speeds, strict=True)]
+    device = describe_device(torch.device("cpu"))
+    title = f"{source.run.result.data}, {name_hardware(device)}"
+    Table(title, COLUMNS, rows).show(CONSOLE)
+    slower = list(explain_speeds(rows))
+    for line in slower:
+        CONSOLE.print(line, soft_wrap=True)
+    record = {
+        "date": time.strftime("%Y-%m-%d"), "command": command, "git": runs.current_code(), "device": device,
+        "versions": runs.versions() | library_versions(config.format), "refused": refused, "slower": slower,
+        "files": [describe_row(row) for row in rows],
+    }  # fmt: skip
+    files.write(folder / f"{source.name}.json", json.dumps(record, indent=2) + "\n")
+    CONSOLE.print(f"figures in {(folder / f'{source.name}.json').resolve()}", soft_wrap=True)
+    if refused:
+        raise InputError(f"no int8 file is written: {refused}")
+
+
+def ends(config: ExportConfig) -> dict[str, str]:
+    """How the name of each file ends, by its precision."""
+    suffix = EXPORTED[config.format]
+    return {"fp32": suffix} | ({"int8": f"-int8{suffix}"} if config.int8 else {})
+
+
+def check_folder(folder: Path, paths: dict[str, Path], source: Source) -> None:
+    """Raises InputError where files cannot be written to `folder`, or one there is of another run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
+    for path in paths.values():
+        if path.exists() and (other := read_file(path).record.run) != source.run.path.name:
+            raise InputError(f"{path} is of another run, {other}: choose another output=, or remove it")
+
+
+def read_source(run: str, data: SourceConfig) -> Source:
+    """A run, its images and its network's logits. Raises InputError for what is none, or has other images."""
+    path, _, classifier, dataset = load_run(run, "best", data)
+    classifier.eval()
+    with torch.no_grad():
+        logits = [torch.cat([classifier(images.contiguous()) for images in dataset[rows][0].split(BATCH)])
+                  for rows in (dataset.test, dataset.validation)]  # fmt: skip
+    return Source(read_run(path), classifier, dataset, *logits)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    described: dict[str, Any] = source.classifier.hparams["images"]
+    return described
+
+
+def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list[ExportedFile], str]:
+    """The files of a network, fp32 and, where it is asked for, int8; and why there is none in int8, else nothing.
+
+    Raises InputError where the file in fp32 does not classify as the network does.
+    """
+    images, _ = source.dataset[source.dataset.test]
+    network = CONVERT[config.format](source.classifier)
+    logits = run_network(network, config.format, images)
+    if differing := int((logits.argmax(1) != source.test.argmax(1)).sum()):
+        largest = float((logits - source.test).abs().max())
+        raise InputError(
+            f"no file is written: it classifies {differing} of {len(images):,} test images otherwise than the network "
+            f"does in PyTorch (logits differ by up to {largest:.1g})"
+        )
+    fp32 = make_file(source, config.format, "fp32", command, network, logits, source.validation)
+    if not config.int8:
+        return [fp32], ""
+    part = sample(source.dataset.train, config.calibration_images)
+    quantizer = Quantizer(network, source.dataset[part][0])
+    network = quantizer.quantize()
+    validation = run_network(network, config.format, source.dataset[source.dataset.validation][0])
+    int8 = make_file(source, config.format, "int8", command, network, run_network(network, config.format, images),
+                     validation)  # fmt: skip
+    drop = round(fp32.record.val_accuracy - int8.record.val_accuracy, 6)
+    if drop <= config.int8_drop:
+        return [fp32, int8], ""
+    layer, left = find_costliest(quantizer, source, fp32.record.val_accuracy)
+    return [fp32], (
+        f"int8 costs {100 * drop:.2f} points on the validation images, more than int8_drop={config.int8_drop:g}; "
+        f"{layer} costs most: {100 * left:.2f} points with that layer in fp32"
+    )
+
+
+def run_network(network: Any, form: str, images: Tensor) -> Tensor:
+    """Logits (N, classes) of images (N, C, H, W) by a network in the library's form."""
+    return classify(RUN[form](WRITE[form](network, None), None), images)
+
+
+def make_file(
+    source: Source, form: str, precision: str, command: str, network: Any, test: Tensor, validation: Tensor
+) -> ExportedFile:
+    """The file of a network in the library's form, which gives these logits."""
+    dataset = source.dataset
+    record = FileRecord(
+        format=form, precision=precision, shape=list(dataset.shape), classes=list(dataset.classes),
+        test_accuracy=share(test, dataset, dataset.test), val_accuracy=share(validation, dataset, dataset.validation),
+        right=pack((test.argmax(1) == dataset.labels[dataset.test]).numpy()), run=source.run.path.name,
+        date=time.strftime("%Y-%m-%d"), git=runs.current_code(), command=command,
+        config=portable(source.run.config), result=source.run.result,
+    )  # fmt: skip
+    return ExportedFile(Path(f"{source.name}{EXPORTED[form]}"), record, WRITE[form](network, record))
+
+
+def portable(config: TrainConfig) -> TrainConfig:
+    """A run's configuration without the places of this machine."""
+    weights = config.weights and Path(config.weights).name
+    return replace(config, data=replace(config.data, root="data"), runs="runs", resume=None, weights=weights)
+
+
+def share(logits: Tensor, dataset: Dataset, rows: Tensor) -> float:
+    """The accuracy of logits (N, classes) of the images `rows` (N,), to six digits."""
+    return round(float((logits.argmax(1) == dataset.labels[rows]).double().mean()), 6)
+
+
+def find_costliest(quantizer: Quantizer, source: Source, accuracy: float) -> tuple[str, float]:
+    """The layer whose quantisation costs most, and what the others' costs without it, in validation accuracy.
+
+    It is the one that, left in fp32, gives the least validation loss.
+    """
+    dataset = source.dataset
+    images, labels = dataset[dataset.validation]
+    found: list[tuple[float, str, float]] = []
+    for layer in track(quantizer.layers, "int8: without layer"):
+        logits = run_network(quantizer.quantize([layer]), "onnx", images)
+        loss = float(F.cross_entropy(logits, labels))
+        found.append((loss, layer, accuracy - share(logits, dataset, dataset.validation)))
+    _, layer, left = min(found)
+    return layer, left
+
+
+def explain_speeds(rows: Sequence[Row]) -> Iterator[str]:
+    """Of each network that int8 does not make faster on one thread: by how much, and in which layers."""
+    for fp32, int8 in pairwise(rows):
+        if fp32.source is not int8.source or fp32.speed.one_thread > int8.speed.one_thread:
+            continue
+        before, after = time_layers(fp32.file), time_layers(int8.file)
+        layers = [layer for layer in after if layer in before]
+        slower = sorted(
+            (before[layer] - after[layer], layer) for layer in layers if after[layer] > SLOWER * before[layer]
+        )
+        named = ", ".join(f"{layer} ({after[layer] / before[layer]:.1f} times as long)" for _, layer in slower[:NAMED])
+        more = f" and {len(slower) - NAMED} more" if slower[NAMED:] else ""
+        others = sum(after.values()) - sum(after[layer] for layer in layers)
+        yield (
+            f"{fp32.label}: int8 is not faster than fp32 at a batch of one image on one thread; longer take "
+            f"{named or 'no layers'}{more}, and what is not a layer takes {others * 1e6:.0f} us"
+        )
+
+
+def describe_row(row: Row) -> dict[str, Any]:
+    """A row's figures as plain values."""
+    record, result = row.record, row.record.result
+    return {
+        "network": row.label, "run": record.run, "format": record.format, "precision": record.precision,
+        "test_accuracy": record.test_accuracy, "val_accuracy": record.val_accuracy,
+        "test_images": result.images["test"], "parameters": result.parameters, "macs": result.macs,
+        "file_bytes": len(row.file.content), "peak_bytes": row.peak, **asdict(row.speed),
+    }  # fmt: skip
+
+
+def library_versions(form: str) -> dict[str, str]:
+    """Versions of what writes and runs files of a format, beside torch."""
+    return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime") if form == "onnx"}
+
+
+COLUMNS = [
+    Column("network", lambda row: row.label),
+    Column("precision", lambda row: row.record.precision, left=True),
+    Column("test accuracy", lambda row: f"{row.record.test_accuracy:.2%}"),
+    Column("validation", lambda row: f"{row.record.val_accuracy:.2%}"),
+    Column("parameters", lambda row: f"{row.record.result.parameters:,}"),
+    Column("MACs", lambda row: f"{row.record.result.macs:,}"),
+    Column("file bytes", lambda row: f"{len(row.file.content):,}"),
+    Column("peak bytes of maps", lambda row: f"{row.peak:,}"),
+    Column("ms, 1 thread", lambda row: f"{1e3 * row.speed.one_thread:.3f}"),
+    Column("ms, all threads", lambda row: f"{1e3 * row.speed.all_threads:.3f}"),
+    Column("images/s at 128", lambda row: f"{row.speed.images_per_second:,.0f}"),
+]
