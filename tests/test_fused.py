@@ -231,10 +231,10 @@ def test_same_bits_each_time(threads: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_evaluation_folds_the_norms() -> None:
-    net = nn.Sequential(depthwise(16, 16), ConvNormActivation(16, 8, activation_layer=nn.Hardswish)).to(
-        memory_format=LAST
-    )
+@pytest.mark.parametrize("bias", [None, True])
+def test_evaluation_folds_the_norms(bias: bool | None) -> None:
+    standard = ConvNormActivation(16, 8, activation_layer=nn.Hardswish, bias=bias)
+    net = nn.Sequential(depthwise(16, 16, bias=bias), standard).to(memory_format=LAST)
     maps = torch.randn(3, 16, 6, 6).contiguous(memory_format=LAST)
     for _ in range(3):
         net(maps)
@@ -242,6 +242,26 @@ def test_evaluation_folds_the_norms() -> None:
     with torch.no_grad():
         folded, plain = (set_kernels(net, kernels)(maps) for kernels in ("auto", "torch"))
     torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("conv", ["dense", "separable"])
+def test_a_bias_before_a_norm(conv: str) -> None:
+    """Its convolution is torch's, the norm after it fused: the same step, and the same network in evaluation."""
+    torch.manual_seed(0)
+    net = build("resnet", (3, 16, 16), 10, depth=8, form="mlperf_tiny", conv=conv).to(memory_format=LAST)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.normal_(layer.bias)
+    images = torch.randn(8, 3, 16, 16).contiguous(memory_format=LAST)
+    results, trained = [], [set_kernels(net, kernels) for kernels in ("auto", "torch")]
+    for each in trained:
+        output = each(images)
+        F.cross_entropy(output, torch.arange(8)).backward()
+        gradients = {name: p.grad for name, p in each.named_parameters() if not name.endswith("conv.bias")}
+        results.append((output, gradients, dict(each.named_buffers())))
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(*(each.eval()(images) for each in trained), atol=1e-4, rtol=1e-3)
 
 
 def test_both_kernels_have_the_same_network(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

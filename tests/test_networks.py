@@ -17,7 +17,7 @@ from sepconv.config import complete, defaults
 from sepconv.costs import counting
 from sepconv.networks import build, names
 from sepconv.networks.baseline import Crop
-from sepconv.networks.blocks import KINDS, Residual
+from sepconv.networks.blocks import KINDS, ConvNormActivation, Residual
 from sepconv.networks.cpu import GlobalAvgPool
 from sepconv.training.recipe import initialize
 
@@ -25,11 +25,13 @@ IMAGENET: dict[str, dict[str, Any]] = {
     name: {**SLIM[name], "form": "imagenet"}
     for name in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "xception")
 } | {"resnet": {"depth": 18, "width": 0.25, "form": "imagenet"}}
+MLPERF_TINY = {"depth": 8, "form": "mlperf_tiny"}
 CASES = [
     *((name, {"conv": conv, **SLIM.get(name, {})}) for name in names() for conv in KINDS),
     *IMAGENET.items(),
     ("separable", {"width": 0.5, "resolution": 0.75}),
     *(("tiny", {"form": "unpadded", "conv": conv}) for conv in KINDS),
+    *(("resnet", {**MLPERF_TINY, "conv": conv}) for conv in KINDS),
 ]
 
 
@@ -137,6 +139,24 @@ def test_widened_airbench() -> None:
         build("airbench", (3, 32, 32), 10, widen=True)
 
 
+def test_mlperf_tiny_counts() -> None:
+    """By hand, and as Keras counts the reference's: with the running means and variances of its norms."""
+    net = build("resnet", (3, 32, 32), 10, **MLPERF_TINY)
+    # filters, outputs, side of the map: stem, then of each stack two 3 x 3 convolutions, and a 1 x 1 one around
+    normed = [(9 * 3, 16, 32), (9 * 16, 16, 32), (9 * 16, 16, 32), (9 * 16, 32, 16), (9 * 32, 32, 16), (9 * 32, 64, 8),
+              (9 * 64, 64, 8)]  # fmt: skip
+    around = [(16, 32, 16), (32, 64, 8)]
+    learned = sum((seen + 1) * outs for seen, outs, _ in normed + around) + 2 * sum(outs for _, outs, _ in normed)
+    assert counting.parameters(net) == learned + 64 * 10 + 10 == 78_186
+    macs = sum(side**2 * seen * outs for seen, outs, side in normed + around)
+    assert counting.macs(net, (3, 32, 32)) == macs + 64 * 10 == 12_501_632
+    statistics = sum(buffer.numel() for name, buffer in net.named_buffers() if "running" in name)
+    assert counting.parameters(net) + statistics == 78_186 + 480 == 78_666
+    convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 9
+    assert all(layer.bias is not None for layer in convolutions)
+
+
 def test_separable_counts() -> None:
     net = build("separable", (1, 28, 28), 10)
     assert counting.parameters(net) <= 35_000
@@ -160,9 +180,14 @@ def test_separable_counts() -> None:
     ],
 )
 def test_learns(name: str, options: dict[str, Any], shape: tuple[int, int, int], classes: int) -> None:
-    """Every parameter gets a gradient, and steps on a fixed batch lower its loss."""
+    """Every parameter gets a gradient, and steps on a fixed batch lower its loss.
+
+    That of a convolution's bias is zero but for rounding where a norm takes the mean away.
+    """
     torch.manual_seed(0)
     net = build(name, shape, classes, **options)
+    blocks = [(path, block) for path, block in net.named_modules() if isinstance(block, ConvNormActivation)]
+    without_effect = {f"{path}.conv.bias" for path, block in blocks if hasattr(block, "norm")}
     images, labels = torch.randn(16, *shape), torch.arange(16) % classes
     losses = []
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
@@ -174,13 +199,16 @@ def test_learns(name: str, options: dict[str, Any], shape: tuple[int, int, int],
         loss.backward()
         for parameter_name, parameter in net.named_parameters():
             assert parameter.grad is not None, parameter_name
-            assert parameter.grad.abs().max() > 0, parameter_name
+            assert parameter.grad.abs().max() > 0 or parameter_name in without_effect, parameter_name
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, SLIM.get(name, {})) for name in names()] + [*IMAGENET.items()])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, SLIM.get(name, {})) for name in names()), *IMAGENET.items(), ("resnet", MLPERF_TINY)],
+)
 def test_twins_differ_in_the_convolution_alone(name: str, options: dict[str, Any]) -> None:
     """Kinds of convolution share depth and widths; after the stem, each has only its own kernels."""
     shape = (3, 33, 33)
@@ -329,6 +357,8 @@ def test_glorot_is_keras_distribution() -> None:
         ("resnet", {"depth": 21}, "model.depth=21 is out of range: 6n + 2, such as 20"),
         ("resnet", {"depth": 2}, "model.depth=2 "),
         ("resnet", {"form": "imagenet"}, "model.depth=20 is out of range: 18 or 34"),
+        ("resnet", {"form": "mlperf_tiny"}, "model.depth=20 is out of range: 8 with model.form=mlperf_tiny"),
+        ("resnet", {"form": "large"}, "unknown model.form=large: choose from imagenet, small, mlperf_tiny"),
     ],
 )
 def test_option_errors(name: str, options: dict[str, Any], message: str) -> None:

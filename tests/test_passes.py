@@ -1,6 +1,7 @@
 """The passes of a step: by hand for blocks, and against what networks really call."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -52,13 +53,20 @@ def test_what_no_gradient_is_needed_of() -> None:
     assert passes(depthwise(16, 16), True, "fused", image_gradient=False) == pytest.approx(9)  # dx is not written
 
 
-@pytest.mark.parametrize("name", ["separable", "mobilenet_v2", "mobilenet_v3_small", "xception", "resnet", "tiny"])
+NETWORKS: list[tuple[str, dict[str, Any]]] = [
+    *((name, SLIM.get(name, {})) for name in ("separable", "mobilenet_v2", "mobilenet_v3_small", "xception", "resnet",
+                                              "tiny")),
+    ("resnet", {"depth": 8, "form": "mlperf_tiny"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), NETWORKS)
 @pytest.mark.parametrize("conv", ["separable", "dense"])
 @pytest.mark.parametrize("training", [True, False])
 def test_fused_calls_are_those_that_a_network_makes(
-    name: str, conv: str, training: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, options: dict[str, Any], conv: str, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = build(name, (3, 32, 32), 10, **SLIM.get(name, {}) | {"conv": conv}).to(memory_format=torch.channels_last)
+    net = build(name, (3, 32, 32), 10, **options | {"conv": conv}).to(memory_format=torch.channels_last)
     made: list[tuple[list[str], bool]] = []
     compute = fused.chain
 

@@ -89,7 +89,11 @@ def simulated_peak(net: nn.Module, shape: Shape) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [(name, {"conv": conv, **SLIM.get(name, {})}) for name in names() for conv in KINDS]
+    ("name", "options"),
+    [
+        *((name, {"conv": conv, **SLIM.get(name, {})}) for name in names() for conv in KINDS),
+        ("resnet", {"depth": 8, "form": "mlperf_tiny"}),
+    ],
 )
 def test_networks_against_an_allocator(name: str, options: dict[str, Any]) -> None:
     net = build(name, (3, 32, 32), 10, kernels="torch", **options)
@@ -203,6 +207,15 @@ def test_views_by_hand() -> None:
 
 def test_of_one_layer() -> None:
     assert live(GlobalAvgPool(), (4, 6, 6)) == {"": 4 * 6 * 6 + 4}
+
+
+def test_mlperf_tiny_by_hand() -> None:
+    """Its image classification network: three maps of 16 x 32 x 32 in the first block; 32 x 16 x 16 are half of one."""
+    sizes = live(build("resnet", (3, 32, 32), 10, depth=8, form="mlperf_tiny"), (3, 32, 32))
+    one = 16 * 32 * 32
+    assert max(sizes.values()) == sizes["blocks.0.conv2.conv"] == sizes["blocks.0.add"] == 3 * one == 49_152
+    assert sizes["blocks.1.conv2.conv"] == sizes["blocks.1.shortcut.conv"] == 2 * one
+    assert sizes["blocks.2.shortcut.conv"] == one
 
 
 # The command

@@ -1,10 +1,12 @@
 """The networks against other people's implementations: the same sizes, and the same outputs with the same weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision.models as tv
 from torch import Tensor, nn
 
@@ -12,13 +14,43 @@ from sepconv.costs import counting
 from sepconv.networks import build
 
 WEIGHTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
-REFERENCES: dict[str, tuple[str, dict[str, int], Callable[[], nn.Module]]] = {
+
+
+class MLPerfTiny(nn.Module):
+    """MLPerf Tiny's image classification reference, layer by layer in the order of its Keras code."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        wide = (3, 16, 16, 16, 32, 32, 64, 64)
+        strides = (1, 1, 1, 2, 1, 2, 1)
+        sizes = zip(wide[:-1], wide[1:], strides, strict=True)
+        self.convs = nn.ModuleList(nn.Conv2d(ins, outs, 3, stride, padding=1) for ins, outs, stride in sizes)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outs) for outs in wide[1:])
+        self.around2, self.around3 = nn.Conv2d(16, 32, 1, 2), nn.Conv2d(32, 64, 1, 2)
+        self.dense = nn.Linear(64, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        def normed(place: int, maps: Tensor) -> Tensor:
+            return self.norms[place](self.convs[place](maps))
+
+        x = F.relu(normed(0, images))
+        x = F.relu(x + normed(2, F.relu(normed(1, x))))
+        y = normed(4, F.relu(normed(3, x)))
+        x = F.relu(self.around2(x) + y)
+        y = normed(6, F.relu(normed(5, x)))
+        x = F.relu(self.around3(x) + y)
+        return self.dense(x.mean((2, 3)))
+
+
+# our network, its options (form: imagenet unless given), the other implementation
+REFERENCES: dict[str, tuple[str, dict[str, Any], Callable[[], nn.Module]]] = {
     "mobilenet_v1": ("mobilenet_v1", {}, lambda: timm.create_model("mobilenetv1_100")),
     "mobilenet_v2": ("mobilenet_v2", {}, lambda: tv.mobilenet_v2(dropout=0)),
     "mobilenet_v3_small": ("mobilenet_v3_small", {}, lambda: tv.mobilenet_v3_small(dropout=0)),
     "xception": ("xception", {}, lambda: timm.create_model("legacy_xception")),
     "resnet18": ("resnet", {"depth": 18}, tv.resnet18),
     "resnet34": ("resnet", {"depth": 34}, tv.resnet34),
+    "mlperf_tiny": ("resnet", {"depth": 8, "form": "mlperf_tiny"}, lambda: MLPerfTiny(1000)),
 }
 
 
@@ -58,7 +90,7 @@ def test_reference(name: str) -> None:
     torch.manual_seed(0)
     ours, options, make = REFERENCES[name]
     reference = make().double()
-    net = build(ours, (3, 96, 96), 1000, form="imagenet", **options).double()
+    net = build(ours, (3, 96, 96), 1000, **{"form": "imagenet"} | options).double()
     assert counting.parameters(net) == sum(p.numel() for p in reference.parameters())
     for layer in reference.modules():
         if isinstance(layer, nn.BatchNorm2d):  # at their initial values they would prove little

@@ -48,9 +48,10 @@ OPTIMIZER = [f"recipe.optimizer.{name}" for name in ("name", "lr", "betas", "wei
 KEYS = [*leaves(TrainConfig), *OPTIONS, *OPTIMIZER, "nonsense", "data.nonsense", "hydra.run.dir", "hydra"]
 
 words = st.sampled_from(
-    ["cpu", "gpu", "auto", "fp32", "bf16", "separable", "dense", "spatial", "small", "imagenet", "torch", "dirac",
-     "unit", "moments", "constant", "linear", "one_cycle", "mirror", "translate", "none", "eager", "compile", "graph",
-     "SGD", "Adam", "AdamW", "Muon", "LBFGS", "SparseAdam", "RMSprop", "muon", "standard", "padded", "unpadded", "94"]
+    ["cpu", "gpu", "auto", "fp32", "bf16", "separable", "dense", "spatial", "small", "imagenet", "mlperf_tiny", "torch",
+     "dirac", "unit", "moments", "constant", "linear", "one_cycle", "mirror", "translate", "none", "eager", "compile",
+     "graph", "SGD", "Adam", "AdamW", "Muon", "LBFGS", "SparseAdam", "RMSprop", "muon", "standard", "padded",
+     "unpadded", "94"]
 )  # fmt: skip
 numbers = st.one_of(
     st.integers(-3, 40).map(str),
