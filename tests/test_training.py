@@ -75,6 +75,7 @@ def test_every_experiment_composes_and_says_how_to_run_it(command: Callable[...,
     [
         ("small_mnist", (1, 28, 28), 5_000, 2_528_000),  # no more arithmetic than the baseline
         ("smallest_mnist", (1, 28, 28), 697, 2_528_000),
+        ("mlperf_tiny_cifar10", (3, 32, 32), 78_186, 12_501_632),  # MLPerf Tiny's own network
     ],
 )
 def test_experiments_of_a_size_keep_to_it(
