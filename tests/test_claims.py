@@ -112,6 +112,28 @@ def test_depth_and_stem_claims_from_trained_networks(
     assert f"| {write_cell(accuracies['standard'])} | {difference.points()} |" in text
 
 
+@pytest.mark.slow
+def test_loss_in_int8(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Of networks of equal widths and of equal parameters, with both kinds of scales; what is lost adds up."""
+    pytest.importorskip("onnxruntime")
+    arguments = [f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu", "recipe.epochs=2", "seeds=[0,1]"]
+    outcome = command("claims", "only=[C15]", *arguments)
+    assert outcome.status == 0, outcome.err
+    found = json.loads((tmp_path / "claims/digits.json").read_text())["C15"]
+    names, parameters, scales, fp32, int8, lost, more = zip(*found["rows"], strict=True)
+    assert names == ("separable", "dense, as wide", "dense, of as many parameters") * 2
+    assert parameters[:3] == (29_738, 223_530, pytest.approx(29_738, rel=0.05))
+    assert scales == ("for each layer",) * 3 + ("for each channel",) * 3
+    assert fp32[:3] == fp32[3:]
+    assert [(pair["values"], pair["references"]) for pair in lost] == list(zip(fp32, int8, strict=True))
+    for place, pair in enumerate(more):
+        if place % 3:
+            own, other = ([a - b for a, b in zip(fp32[i], int8[i], strict=True)] for i in (place - place % 3, place))
+            assert (pair["values"], pair["references"]) == (pytest.approx(own), pytest.approx(other))
+    trained = [run["test_accuracy"] for run in found["runs"]]
+    assert trained == pytest.approx([*fp32[0], *fp32[1], *fp32[2]], abs=0.02)  # those are in bf16, where there is it
+
+
 def test_depth_is_read_off_the_frontier(command: Callable[..., Outcome], tmp_path: Path) -> None:
     """Of a record that has all of both kinds; its accuracies are kept as they are there."""
     arguments = ["only=[C7]", f"output={tmp_path}", f"runs={tmp_path}/runs", f"frontier={tmp_path}", "trainer=cpu"]
@@ -350,7 +372,7 @@ def test_page_is_written_from_the_findings_alone() -> None:
 
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:
     refused(command("claims", "scale=huge"), "unknown scale=huge", "quick")
-    refused(command("claims", "only=[C15]", f"output={tmp_path}"), "unknown only=C15", "C14")
+    refused(command("claims", "only=[C16]", f"output={tmp_path}"), "unknown only=C16", "C15")
     refused(command("claims", "seeds=[0]"), "seeds=[0]", "two or more")
     refused(command("claims", "only=[C1]", "output=/dev/null/x"), "cannot write", "output=")
     refused(command("train", "data.train=5000"), "data.train=5000")

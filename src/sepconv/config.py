@@ -29,6 +29,7 @@ MOST = 10**6  # classes, units of a layer, pixels of a side: more is a slip of t
 PICTURES = (".png", ".pdf", ".svg")
 PARTS = ("train", "validation", "test")  # of a data set
 EXPORTED = {"onnx": ".onnx", "torch_export": ".pt2"}  # formats of exported networks, and how their files' names end
+CALIBRATION_IMAGES = 500
 
 # what a CPU trains networks by: auto (the fused kernels, where they can be compiled), torch's own, or fused (as auto,
 # and an error where they cannot)
@@ -319,7 +320,7 @@ class ExportConfig:
     int8: bool = False  # in 8 bits too
     # most that int8 may cost in accuracy on the validation images (0.002: 0.2 points); above it no file is written
     int8_drop: float = number(0.002, least=0, below=1, unit="a share, such as 0.002")
-    calibration_images: int = number(500, least=1)  # training images that tell the ranges of int8's maps
+    calibration_images: int = number(CALIBRATION_IMAGES, least=1)  # training images that tell the ranges of int8's maps
     data: SourceConfig
     output: str = path(f"{REPOSITORY}/exported")  # folder of the files
 

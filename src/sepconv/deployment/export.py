@@ -90,7 +90,7 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     twin = read_source(config.twin, config.data) if config.twin else None
     if twin and (reason := explain_difference(describe(source), describe(twin))):
         raise InputError(f"twin={config.twin} is of other images than run={config.run}: {reason}")
-    command = runs.command_line("export", overrides)
+    command = name_command(overrides)
     paths = {precision: folder / f"{source.name}{end}" for precision, end in ends(config).items()}
     check_folder(folder, paths, source)
     made, refused = make_files(source, config, command)
@@ -182,10 +182,10 @@ def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list
     drop = round(fp32.record.val_accuracy - int8.record.val_accuracy, 6)
     if drop <= config.int8_drop:
         return [fp32, int8], ""
-    layer, left = find_costliest(quantizer, source, fp32.record.val_accuracy)
+    layer, cost = find_costliest(quantizer, source, fp32.record.val_accuracy)
     return [fp32], (
         f"int8 costs {100 * drop:.2f} points on the validation images, more than int8_drop={config.int8_drop:g}; "
-        f"{layer} costs most: {100 * left:.2f} points with that layer in fp32"
+        f"{layer} costs most, {100 * cost:.2f} points alone"
     )
 
 
@@ -198,15 +198,24 @@ def make_file(
     source: Source, form: str, precision: str, command: str, network: Any, test: Tensor, validation: Tensor
 ) -> ExportedFile:
     """The file of a network in the library's form, which gives these logits."""
-    dataset = source.dataset
+    dataset, result = source.dataset, source.run.result
+    result = replace(result, overrides=[each for each in result.overrides if not each.startswith(runs.PLACES)])
     record = FileRecord(
         format=form, precision=precision, shape=list(dataset.shape), classes=list(dataset.classes),
         test_accuracy=share(test, dataset, dataset.test), val_accuracy=share(validation, dataset, dataset.validation),
         right=pack((test.argmax(1) == dataset.labels[dataset.test]).numpy()), run=source.run.path.name,
         date=time.strftime("%Y-%m-%d"), git=runs.current_code(), command=command,
-        config=portable(source.run.config), result=source.run.result,
+        config=portable(source.run.config), result=result,
     )  # fmt: skip
     return ExportedFile(Path(f"{source.name}{EXPORTED[form]}"), record, WRITE[form](network, record))
+
+
+def name_command(overrides: list[str]) -> str:
+    """The command without the places of this machine: runs by their directories' names."""
+    named = [f"{key}={Path(value).name}" if key in ("run", "twin") else override
+             for override in overrides for key, _, value in [override.partition("=")]
+             if key not in ("output", "data.root")]  # fmt: skip
+    return runs.command_line("export", named)
 
 
 def portable(config: TrainConfig) -> TrainConfig:
@@ -221,19 +230,19 @@ def share(logits: Tensor, dataset: Dataset, rows: Tensor) -> float:
 
 
 def find_costliest(quantizer: Quantizer, source: Source, accuracy: float) -> tuple[str, float]:
-    """The layer whose quantisation costs most, and what the others' costs without it, in validation accuracy.
+    """The layer whose quantisation costs most, and what it costs alone, in validation accuracy.
 
-    It is the one that, left in fp32, gives the least validation loss.
+    It is the one that, alone in int8, gives the largest validation loss.
     """
     dataset = source.dataset
     images, labels = dataset[dataset.validation]
     found: list[tuple[float, str, float]] = []
-    for layer in track(quantizer.layers, "int8: without layer"):
+    for layer in track(quantizer.layers, "int8: layer"):
         logits = run_network(quantizer.quantize([layer]), "onnx", images)
         loss = float(F.cross_entropy(logits, labels))
         found.append((loss, layer, accuracy - share(logits, dataset, dataset.validation)))
-    _, layer, left = min(found)
-    return layer, left
+    _, layer, cost = max(found)
+    return layer, cost
 
 
 def explain_speeds(rows: Sequence[Row]) -> Iterator[str]:

@@ -10,7 +10,8 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -33,6 +34,7 @@ from sepconv.training.runs import Code, Result
 
 RECORD = "sepconv"  # the key of what a file says of itself
 MOST = 2**31  # bytes of a file: ONNX's own limit
+LAYERS = ("Conv", "Gemm", "MatMul")  # what has weights, in ONNX
 BATCH = 500  # images that a file classifies at once, where it is asked for many
 MISSING = "ONNX files need onnx, onnxscript and onnxruntime: python -m pip install 'sepconv[deploy]'"
 
@@ -195,20 +197,30 @@ def to_onnx(classifier: ImageClassifier) -> Any:
 
 
 def name_layers(model: Any) -> None:
-    """Names the nodes that have weights after their modules, and the batch's size; removes notes of the exporter.
+    """Names layers after their modules, and the batch's size; removes notes of the exporter.
 
-    The notes have paths of the machine, and take half of a small file.
+    The notes have paths of the machine, and take half of a small file. A layer that is used again has a number.
     """
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
-    weights = {each.name for each in graph.initializer}
+    uses: dict[str, int] = defaultdict(int)
     for node in graph.node:
-        module = [name.removesuffix(".weight") for name in node.input if name in weights and name.endswith(".weight")]
-        if module:
-            node.name = module[0].removeprefix("net.")
+        if node.op_type in LAYERS and (layer := find_layer(node.input)):
+            uses[layer] += 1
+            node.name = layer if uses[layer] == 1 else f"{layer}_{uses[layer]}"
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def find_layer(inputs: Iterable[str]) -> str | None:
+    """The module whose weights or bias are among the inputs of a node, by their names; None for none."""
+    for name in inputs:
+        for part in (".weight", ".bias"):
+            module, found, _ = name.partition(part)
+            if found and module.startswith("net."):
+                return module.removeprefix("net.")
+    return None
 
 
 def write_onnx(model: Any, record: FileRecord | None = None) -> bytes:

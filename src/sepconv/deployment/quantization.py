@@ -15,15 +15,14 @@ import numpy as np
 from torch import Tensor
 
 from sepconv import InputError
-from sepconv.deployment.formats import MISSING, quiet
+from sepconv.deployment.formats import LAYERS, MISSING, quiet
 from sepconv.devices import read_processor
 
-LAYERS = ("Conv", "Gemm", "MatMul")  # what has weights, in ONNX
 BATCH = 100  # images that are calibrated on at once
 
 
 class Quantizer:
-    """An ONNX network, prepared once, and quantised with or without single layers.
+    """An ONNX network, prepared once, and quantised whole or a layer at a time.
 
     Args:
         model: an onnx.ModelProto in fp32, as `to_onnx` gives it.
@@ -47,8 +46,8 @@ class Quantizer:
             self.prepared = onnx.load(prepared)
         self.layers = [node.name for node in self.prepared.graph.node if node.op_type in LAYERS]
 
-    def quantize(self, without: Sequence[str] = ()) -> Any:
-        """The network in int8 as an onnx.ModelProto, but for the layers `without`, which stay in fp32."""
+    def quantize(self, layers: Sequence[str] | None = None) -> Any:
+        """The network in int8 as an onnx.ModelProto; where `layers` are given, those alone, the others in fp32."""
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -66,7 +65,7 @@ class Quantizer:
             quantize_static(
                 str(source), str(target), Reader(self.images), quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=self.per_channel,
-                reduce_range=needs_reduced_range(), nodes_to_exclude=[*self.before_layers(), *without],
+                reduce_range=needs_reduced_range(), nodes_to_quantize=layers, nodes_to_exclude=self.before_layers(),
             )  # fmt: skip
             return onnx.load(target)
 

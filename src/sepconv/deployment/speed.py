@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sepconv.deployment.formats import ExportedFile, Pixels, Run, session_options
+from sepconv.deployment.formats import ExportedFile, Pixels, Run, find_layer, session_options
 from sepconv.terminal import track
 
 LATENCY_BATCH, THROUGHPUT_BATCH = 1, 128  # images at once
@@ -79,7 +79,7 @@ def time_layers(file: ExportedFile, runs: int = 300) -> dict[str, float]:
             session.run(["logits"], {"pixels": pixels})
         events = json.loads(Path(session.end_profiling()).read_text())
         optimized = onnx.load(f"{folder}/optimized.onnx", load_external_data=False)
-    layers = {node.name: layer for node in optimized.graph.node if (layer := find_layer(list(node.input)))}
+    layers = {node.name: layer for node in optimized.graph.node if (layer := find_layer(node.input))}
     kernels: dict[tuple[str, str], list[float]] = defaultdict(list)  # by name and kind: seconds of each run
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -88,13 +88,3 @@ def time_layers(file: ExportedFile, runs: int = 300) -> dict[str, float]:
     for (name, kind), seconds in kernels.items():
         totals[layers.get(name, kind)] += statistics.mean(sorted(seconds)[: runs // 2])
     return dict(totals)
-
-
-def find_layer(inputs: Sequence[str]) -> str | None:
-    """The layer whose weights or bias are among a node's inputs, by their names; None for none."""
-    for name in inputs:
-        for part in (".weight", ".bias"):
-            module, found, _ = name.partition(part)
-            if found and module.startswith("net."):
-                return module.removeprefix("net.")
-    return None

@@ -1,4 +1,4 @@
-"""Fourteen claims about depthwise separable convolution, each put to the test by measurement.
+"""Fifteen claims about depthwise separable convolution, each put to the test by measurement.
 
 A claim's test is a function of a Lab, which trains networks (or finds runs already made) on one data set with paired
 seeds; what comes of it is a Finding.
@@ -17,7 +17,7 @@ from sepconv import InputError, files
 from sepconv.config import ClaimsConfig, check_choice
 from sepconv.data.datasets import load
 from sepconv.reading import read_json
-from sepconv.study.claims import arithmetic, layers, trained
+from sepconv.study.claims import arithmetic, deployed, layers, trained
 from sepconv.study.claims.finding import Finding
 from sepconv.study.claims.lab import Lab
 from sepconv.study.claims.report import claims_page, make_record, write_findings
@@ -42,6 +42,7 @@ CLAIMS: dict[str, Callable[[Lab], Finding]] = {
     "C12": layers.speed_in_training,
     "C13": trained.rank_one_kernels,
     "C14": trained.first_layer,
+    "C15": deployed.loss_in_int8,
 }
 
 

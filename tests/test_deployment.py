@@ -1,0 +1,247 @@
+"""Exported networks: files that do as their runs do, what they say of themselves, and what is refused."""
+
+import csv
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, SLIM, Outcome, data_config, refused
+from torch import nn
+
+from sepconv import InputError
+from sepconv.config import ExportConfig, SourceConfig, read
+from sepconv.data.datasets import load
+from sepconv.deployment import export, speed
+from sepconv.deployment.formats import ExportedFile, classify, read_file, run_onnx, to_onnx, write_onnx
+from sepconv.deployment.quantization import Quantizer
+from sepconv.deployment.speed import time_layers
+from sepconv.networks import names
+from sepconv.training.classifier import ImageClassifier, describe_images
+from sepconv.training.runs import read_result
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+Command = Callable[..., Outcome]
+
+
+def script(name: str, *arguments: str) -> None:
+    path = str(REPOSITORY / f"scripts/{name}.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *arguments])
+        patch.setattr(speed, "ROUNDS", 1)
+        patch.setattr(speed, "TURN", 0.02)
+        runpy.run_path(path, run_name="__main__")
+
+
+def make_run(folder: Path, *arguments: str) -> Path:
+    script("train", "trainer=cpu", "recipe.epochs=8", f"runs={folder}", *arguments)
+    (run,) = folder.glob("digits/*/*")
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a trained run."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of its dense twin."""
+    return make_run(tmp_path_factory.mktemp("twin"), "model.conv=dense")
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run's files in fp32 and int8, with the figures of its twin."""
+    folder = tmp_path_factory.mktemp("exported")
+    script("export", f"run={run}", f"twin={twin}", "int8=true", f"output={folder}")
+    return folder
+
+
+def test_files_do_as_their_run(command: Command, exported: Path, run: Path, twin: Path, tmp_path: Path) -> None:
+    """Their logits, their record and their figures; evaluate.py and compare.py take them."""
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "separable-digits-int8.onnx", "separable-digits.json", "separable-digits.onnx",
+    ]  # fmt: skip
+    fp32, int8 = (read_file(exported / f"separable-digits{end}.onnx") for end in ("", "-int8"))
+    source = export.read_source(str(run), SourceConfig())
+    images, labels = source.dataset[source.dataset.test]
+    assert (fp32.classify(images) - source.test).abs().max() < 1e-4
+    portable = replace(read_result(run), overrides=["trainer=cpu", "recipe.epochs=8"])
+    assert fp32.record.result == int8.record.result == portable
+    for file, precision in ((fp32, "fp32"), (int8, "int8")):
+        hits = file.classify(images).argmax(1) == labels
+        assert file.record.precision == precision
+        assert file.record.test_accuracy == pytest.approx(float(hits.double().mean()), abs=1e-6)
+        assert file.right.tolist() == hits.tolist()
+        assert file.record.run == run.name
+        assert file.record.config.model == source.run.config.model
+        facts = {each.key: each.value for each in onnx.load_model_from_string(file.content).metadata_props}
+        assert json.loads(facts["classes"]) == list("0123456789")
+        assert json.loads(facts["image_shape"]) == list(source.dataset.shape)
+        assert facts["commit"] == str(file.record.git["sha"])
+        assert facts["command"] == f"python scripts/export.py run={run.name} twin={twin.name} int8=true"
+        assert not [place for place in (run.parents[2], REPOSITORY) if str(place).encode() in file.content]
+    assert int8.record.test_accuracy > 0.8
+    assert len(int8.content) < 0.6 * len(fp32.content)
+    rows = json.loads((exported / "separable-digits.json").read_text())["files"]
+    assert [(row["run"], row["precision"]) for row in rows] == [
+        (each.name, precision) for each in (run, twin) for precision in ("fp32", "int8")
+    ]
+    assert ["model.conv=dense" in row["network"] for row in rows] == [False, False, True, True]
+    assert rows[0]["peak_bytes"] == 4 * rows[1]["peak_bytes"] > 0
+    assert all(row["one_thread"] > 0 < row["images_per_second"] for row in rows)
+    outcome = command("evaluate", f"file={int8.path}", "trainer=cpu")
+    assert outcome.out.count(f"{int8.record.test_accuracy:.2%}") == 2, outcome.out
+    outcome = command("compare", str(run.parent), str(fp32.path), str(int8.path), f"output={tmp_path}/comparison")
+    assert outcome.status == 0, outcome.err
+    with (tmp_path / "comparison/networks.csv").open() as table:
+        networks = {row["network"]: row for row in csv.DictReader(table)}
+    assert set(networks) == {"separable", "separable, fp32 ONNX", "separable, int8 ONNX"}
+    accuracy = float(networks["separable, int8 ONNX"]["test_accuracy"])
+    assert accuracy == pytest.approx(int8.record.test_accuracy, abs=1e-6)
+    assert networks["separable, int8 ONNX"]["eval_images_per_second"] == ""
+
+
+def test_any_number_of_images(exported: Path) -> None:
+    file = read_file(exported / "separable-digits.onnx")
+    dataset = load(data_config("digits", image_size=file.record.shape[1]))
+    images, _ = dataset[dataset.test[:7]]
+    singly = torch.cat([file.classify(image[None]) for image in images])
+    assert torch.allclose(file.classify(images), singly, atol=1e-5)
+
+
+def test_layers_have_times(exported: Path) -> None:
+    """In both precisions each convolution is known by its module, and what is none by its kind."""
+    fp32, int8 = (time_layers(read_file(exported / f"separable-digits{end}.onnx"), 20) for end in ("", "-int8"))
+    layers = {"stem.conv", "classifier"} | {
+        f"blocks.{block}.{step}.conv" for block in range(4) for step in ("depthwise", "pointwise")
+    }
+    assert layers <= fp32.keys()
+    assert layers <= int8.keys()
+    assert "QuantizeLinear" in int8
+    assert min(*fp32.values(), *int8.values()) > 0
+
+
+def test_torch_export(command: Command, run: Path, tmp_path: Path) -> None:
+    outcome = command("export", f"run={run}", "format=torch_export", f"output={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    file = read_file(tmp_path / "separable-digits.pt2")
+    assert (file.record.name, file.record.run) == ("fp32 torch_export", run.name)
+    outcome = command("evaluate", f"file={file.path}", "trainer=cpu", "trainer.limit_batches=1")
+    assert f"{file.record.test_accuracy:.2%}" in outcome.out
+
+
+def classifier_of(model: dict[str, Any], normalize: str = "standardize") -> ImageClassifier:
+    """A classifier of digits with new weights."""
+    recipe = {"epochs": 1, "batch_size": 8, "optimizer": {"name": "SGD", "lr": 0.1}, "normalize": normalize}
+    images = describe_images(load(data_config("digits", image_size=32)))
+    torch.manual_seed(0)
+    return ImageClassifier(model, recipe, images).eval()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * (each not in ("baseline", "resnet"))) for each in names()]
+)
+def test_every_network_has_a_form_in_onnx(name: str) -> None:
+    """Also in int8: with layers that have the names of modules."""
+    classifier = classifier_of({"name": name, **SLIM.get(name, {})})
+    model = to_onnx(classifier)
+    images = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = classifier(images)
+    assert (classify(run_onnx(write_onnx(model), 1), images) - expected).abs().max() < 1e-4 * expected.abs().max()
+    quantizer = Quantizer(model, images)
+    modules = {name for name, each in classifier.net.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
+    assert set(quantizer.layers) == modules
+    assert classify(run_onnx(write_onnx(quantizer.quantize()), 1), images).isfinite().all()
+
+
+def test_moments_have_a_form_in_onnx() -> None:
+    classifier = classifier_of({"name": "tiny"}, "moments")
+    dataset = load(data_config("digits", image_size=32))
+    images, _ = dataset[dataset.test[:20]]
+    with torch.no_grad():
+        expected = classifier(images)
+    assert (classify(run_onnx(write_onnx(to_onnx(classifier)), 1), images) - expected).abs().max() < 1e-3
+
+
+def test_int8_that_costs_too_much_is_refused(run: Path) -> None:
+    """A channel far larger than the others of its map, though the network computes the same, is lost in 8 bits."""
+    source = export.read_source(str(run), SourceConfig())
+    blocks: Any = source.classifier.net.blocks
+    with torch.no_grad():
+        norm, after = blocks[1].depthwise.norm, blocks[1].pointwise.conv
+        norm.weight[0] *= 1e5
+        norm.bias[0] *= 1e5
+        after.weight[:, 0] /= 1e5
+    config = ExportConfig(run=str(run), data=SourceConfig(), int8=True)
+    (fp32,), refusal = export.make_files(source, config, "")
+    assert fp32.record.precision == "fp32"
+    assert "points on the validation images, more than int8_drop=0.002" in refusal
+    assert "blocks.1.depthwise.conv costs most" in refusal or "blocks.1.pointwise.conv costs most" in refusal, refusal
+    assert len(export.make_files(source, replace(config, int8_drop=0.99), "")[0]) == 2
+
+
+def test_a_file_that_differs_is_not_written(
+    command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export.run_network
+
+    def wrong(*arguments: Any) -> torch.Tensor:
+        logits = real(*arguments)
+        logits[3] = -logits[3]
+        return logits
+
+    monkeypatch.setattr(export, "run_network", wrong)
+    refused(command("export", f"run={run}", f"output={tmp_path}"), "no file is written", "1 of 359 test images")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input(command: Command, run: Path, twin: Path, exported: Path, tmp_path: Path) -> None:
+    refused(command("export", f"run={tmp_path}"), "is no run")
+    refused(command("export"), "run is missing")
+    refused(command("export", f"run={run}", "int8=true", "format=torch_export"), "int8=true is for format=onnx")
+    refused(command("export", f"run={run}", "int8_drop=2"), "int8_drop=2")
+    refused(command("export", f"run={run}", "output=/dev/null/x"), "cannot write", "output=")
+    refused(command("export", f"run={twin}", f"output={exported}"), "is of another run", run.name)
+    refused(command("evaluate", f"run={run}", f"file={exported}/separable-digits.onnx"), "give run=", "file=")
+    refused(command("evaluate", f"file={tmp_path}/x.h5"), "is no exported network", ".onnx")
+    refused(command("evaluate", f"file={tmp_path}/x.onnx"), "x.onnx cannot be read")
+    path = exported / "separable-digits.onnx"
+    content = path.read_bytes()
+    for wrong in (b"", content[:1000], content.replace(b'"precision": "fp32"', b'"precision": "fp64"')):
+        (tmp_path / "wrong.onnx").write_bytes(wrong)
+        refused(command("evaluate", f"file={tmp_path}/wrong.onnx"), "wrong.onnx is not as scripts/export.py writes it")
+    (tmp_path / "wrong.pt2").write_bytes(content)
+    refused(command("compare", str(tmp_path / "wrong.pt2")), "wrong.pt2 is not as scripts/export.py writes it")
+    other = make_run(tmp_path / "other", "data.split_seed=1")
+    refused(command("export", f"run={run}", f"twin={other}", f"output={tmp_path}/new"), "is of other images")
+
+
+def test_libraries_that_are_missing(
+    command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    refused(command("export", f"run={run}", f"output={tmp_path}"), "pip install 'sepconv[deploy]'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_run_is_one_line(exported: Path) -> None:
+    file = read_file(exported / "separable-digits.onnx")
+    broken = ExportedFile(file.path, file.record, b"no network")
+    with pytest.raises(InputError, match="does not run"):
+        broken.run()
+    right = np.ones(359, bool)
+    with pytest.raises(InputError, match="tells of other test images"):
+        _ = replace(broken, record=replace(file.record, right=export.pack(right))).right
+    assert read(ExportConfig, {"run": "x", "data": {}}).int8 is False
