@@ -71,7 +71,16 @@ class Checkpoint(ModelCheckpoint):
 
 
 class BestCheckpoint(Checkpoint):
-    """Keeps the epoch of the best validation accuracy: of equal ones the latest, which has trained longest."""
+    """Keeps the weights of the best validation accuracy's epoch: of equal ones the latest, which has trained longest.
+
+    They are without the optimizer's state, which takes up to twice as much: from here nothing is resumed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder, "best", monitor="accuracy/validation", mode="max", enable_version_counter=False,
+            save_weights_only=True,
+        )  # fmt: skip
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         return current == self.best_model_score or super().check_monitor_top_k(trainer, current)
@@ -99,5 +108,4 @@ class LastCheckpoint(Checkpoint):
 
 def make_checkpoints(folder: Path, interval: float) -> tuple[BestCheckpoint, LastCheckpoint]:
     """What writes best.ckpt and last.ckpt; in this order, so that the last knows the best."""
-    best = BestCheckpoint(folder, "best", monitor="accuracy/validation", mode="max", enable_version_counter=False)
-    return best, LastCheckpoint(folder, interval)
+    return BestCheckpoint(folder), LastCheckpoint(folder, interval)
