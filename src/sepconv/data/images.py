@@ -31,10 +31,7 @@ WHITE_IS_ZERO, UNSIGNED, SIGNED = 0, 1, 2
 
 
 def read_image(path: str | Path, side: int, channels: int) -> tuple[np.ndarray, list[str]]:
-    """The square in the middle of an image file, resized (bilinear, antialiased).
-
-    It is turned upright as its EXIF orientation says, and laid on white where it is transparent. Of several frames, it
-    is the first. Integers of more than 8 bits are scaled by the range of their type, floats from 0 to 1.
+    """The square in the middle of an image file, resized (bilinear, antialiased); raises what `decode` raises.
 
     Args:
         side: height and width of the result, in pixels.
@@ -42,6 +39,18 @@ def read_image(path: str | Path, side: int, channels: int) -> tuple[np.ndarray, 
 
     Returns:
         uint8 (side, side, channels), and what the user should know of the image, if anything.
+    """
+    picture, remarks = decode(path)
+    picture = square(picture, side)
+    pixels = np.array(picture.convert("L") if channels == 1 else picture)
+    return pixels.reshape(side, side, channels), remarks
+
+
+def decode(path: str | Path) -> tuple[Image.Image, list[str]]:
+    """An image file in RGB, and what the user should know of it, if anything.
+
+    It is turned upright as its EXIF orientation says, and laid on white where it is transparent. Of several frames, it
+    is the first. Integers of more than 8 bits are scaled by the range of their type, floats from 0 to 1.
 
     Raises:
         InputError: the file cannot be read, is damaged, too large or no image of FORMATS, or has values that have no
@@ -59,13 +68,12 @@ def read_image(path: str | Path, side: int, channels: int) -> tuple[np.ndarray, 
                     image.load()
                     picture = grey(image)
                     ImageOps.exif_transpose(picture, in_place=True)
-                    picture = square(rgb(picture), side)
+                    picture = rgb(picture)
     except Exception as error:  # Pillow raises whatever its parsers do
         raise InputError(
             f"{printable(path)} cannot be read as an image ({explain(error)}): repair or remove it"
         ) from error
-    pixels = np.array(picture.convert("L") if channels == 1 else picture)
-    return pixels.reshape(side, side, channels), [printable(warning.message) for warning in caught]
+    return picture, [printable(warning.message) for warning in caught]
 
 
 def explain(error: Exception) -> str:
