@@ -179,6 +179,18 @@ def check_runs(key: str, paths: list[str]) -> None:
         raise InputError("give runs to compare: python scripts/compare.py runs/mnist")
 
 
+def check_images(key: str, paths: list[str]) -> None:
+    """Raises InputError unless there are images to classify."""
+    if not paths:
+        raise InputError("give images to classify: python scripts/predict.py run=RUN pictures")
+
+
+def check_network(run: str | None, file: str | None) -> None:
+    """Raises InputError unless there is one network: that of a run, or that of a file."""
+    if (run is None) == (file is None):
+        raise InputError("give run=, a run's directory, or file=, a file that scripts/export.py wrote")
+
+
 @dataclass(kw_only=True)
 class Augment:
     """Random changes to a training image, drawn per sample; 0 or false leaves one out."""
@@ -306,8 +318,26 @@ class EvaluateConfig:
     trainer: TrainerConfig
 
     def __post_init__(self) -> None:
-        if (self.run is None) == (self.file is None):
-            raise InputError("give run=, a run's directory, or file=, a file that scripts/export.py wrote")
+        check_network(self.run, self.file)
+
+
+@dataclass(kw_only=True)
+class PredictConfig:
+    """One run of `scripts/predict.py`, by `run` or `file`; its arguments that are no key=value are `images`."""
+
+    images: list[str] = path([], check_images)  # image files, folders of them, or patterns
+    run: str | None = path(None)  # directory of the run, whose best checkpoint classifies
+    file: str | None = path(None)  # one that scripts/export.py wrote
+    top: int = number(2, least=1)  # classes of each image in a table or csv, from the most probable; json has all
+    format: str = one_of("table", "json", "csv")
+    # middle (the largest square in the middle, as data=folder reads images) | none (all of it, padded to a square) |
+    # auto: around what is drawn for a network of digits or mnist, none for fashion_mnist, middle for others
+    crop: str = one_of("auto", "middle", "none")
+    # auto: a picture on a light ground is inverted for a network of digits, mnist or fashion_mnist
+    polarity: str = one_of("auto", "keep", "invert")
+
+    def __post_init__(self) -> None:
+        check_network(self.run, self.file)
 
 
 @dataclass(kw_only=True)
@@ -523,8 +553,8 @@ class CostConfig:
             raise InputError("dtype=int8 is counted, not measured: leave device= out, or choose dtype=fp32 or bf16")
 
 
-SCHEMAS = (TrainConfig, EvaluateConfig, ExportConfig, SeparateConfig, *SUITES.values(), CompareConfig, ClaimsConfig,
-           FrontierConfig, RecordsConfig, CostConfig)  # fmt: skip
+SCHEMAS = (TrainConfig, EvaluateConfig, PredictConfig, ExportConfig, SeparateConfig, *SUITES.values(), CompareConfig,
+           ClaimsConfig, FrontierConfig, RecordsConfig, CostConfig)  # fmt: skip
 
 
 @cache
