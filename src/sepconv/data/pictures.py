@@ -33,7 +33,7 @@ class Preparation:
     """Makes pictures like the images that a network was trained on.
 
     A picture becomes grey where those have one channel. Where they are light on black, one of a light ground is
-    inverted. One that has not their size is resized (bilinear, antialiased), in one of three ways:
+    inverted. One that has not their size is brought to it (bilinear, antialiased) in one of three ways:
 
     - `ink`: the box around what is drawn gets the size and place that it has in DRAWINGS, its ground becomes black and
       its strongest ink white. A blank picture is taken whole.
@@ -73,6 +73,8 @@ class Preparation:
         """The picture of a file, uint8 (C, H, W), and what was changed of it. Raises InputError as `decode` does."""
         picture, changes = decode(path)
         before = f"{picture.height} x {picture.width} x {1 if is_grey(picture) else 3}"
+        if self.crop == "middle":
+            picture = square(picture, self.side)
         if self.channels == 1:
             picture = picture.convert("L")
         if self.polarity == "invert" or (self.polarity == "auto" and self.drawing and border(picture)[0] >= LIGHT):
@@ -82,12 +84,7 @@ class Preparation:
             box = find_ink(picture) if self.crop == "ink" else None
             if self.crop == "ink":
                 changes.append("cropped to the ink" if box else "blank")
-            if box:
-                picture = self.place(picture, box)
-            elif self.crop == "middle":
-                picture = square(picture, self.side)
-            else:
-                picture = pad(picture, self.side)
+            picture = self.place(picture, box) if box else pad(picture, self.side)
         pixels = np.array(picture).reshape(self.side, self.side, self.channels).transpose(2, 0, 1)
         after = f"{self.side} x {self.side} x {self.channels}"
         return pixels, [*changes, *([f"{before} to {after}"] if before != after else [])]
