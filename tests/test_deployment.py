@@ -24,7 +24,7 @@ from sepconv.deployment.quantization import Quantizer
 from sepconv.deployment.speed import time_layers
 from sepconv.networks import names
 from sepconv.training.classifier import ImageClassifier, describe_images
-from sepconv.training.runs import read_result
+from sepconv.training.runs import fingerprint, read_config, read_result
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -130,6 +130,25 @@ def test_layers_have_times(exported: Path) -> None:
     assert layers <= int8.keys()
     assert "QuantizeLinear" in int8
     assert min(*fp32.values(), *int8.values()) > 0
+
+
+def test_a_run_is_copied_to_be_shared(command: Command, run: Path, tmp_path: Path) -> None:
+    """With all that evaluates it and tells of it, and nothing of this machine."""
+    outcome = command("export", f"run={run}", "format=run", f"output={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    copy = tmp_path / run.name
+    assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} == {
+        "checkpoints/best.ckpt", "code.yaml", "config.yaml", "overrides.yaml", "predictions.npy", "result.json",
+    }  # fmt: skip
+    places = (str(run.parents[2]).encode(), str(REPOSITORY).encode())
+    assert not [path for path in copy.rglob("*.*") if path.is_file() and any(p in path.read_bytes() for p in places)]
+    result = read_result(copy)
+    assert result == replace(read_result(run), overrides=["trainer=cpu", "recipe.epochs=8"])
+    assert result.configuration == fingerprint(read_config(copy)[1])
+    assert command("evaluate", f"run={copy}", "trainer=cpu").out.count(f"{result.test_accuracy:.2%}") == 2
+    refused(command("export", f"run={run}", "format=run", f"output={tmp_path}"), "cannot make", "File exists")
+    refused(command("export", f"run={run}", "format=run", f"twin={run}"), "twin= is for files")
+    refused(command("export", f"run={run}", "format=run", "int8=true"), "int8=true is for format=onnx")
 
 
 def test_torch_export(command: Command, run: Path, tmp_path: Path) -> None:

@@ -346,7 +346,7 @@ class ExportConfig:
 
     run: str = path()  # directory of the trained run
     twin: str | None = path(None)  # that of another run on the same images, such as its dense twin, to set beside it
-    format: str = one_of(*EXPORTED)
+    format: str = one_of(*EXPORTED, "run")  # run: a copy of its directory without what is of one machine, to be shared
     int8: bool = False  # in 8 bits too
     # most that int8 may cost in accuracy on the validation images (0.002: 0.2 points); above it no file is written
     int8_drop: float = number(0.002, least=0, below=1, unit="a share, such as 0.002")
@@ -357,6 +357,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.int8 and self.format != "onnx":
             raise InputError(f"int8=true is for format=onnx, not format={self.format}")
+        if self.twin and self.format == "run":
+            raise InputError("twin= is for files, not for format=run")
 
 
 @dataclass(kw_only=True)

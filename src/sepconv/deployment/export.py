@@ -32,12 +32,13 @@ from sepconv.deployment.formats import (
 from sepconv.deployment.quantization import Quantizer
 from sepconv.deployment.speed import Speed, measure, time_layers
 from sepconv.devices import describe_device
+from sepconv.reading import write_yaml
 from sepconv.study.compare import Run, make_labels, name_hardware, read_run
 from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, track
 from sepconv.training import runs
 from sepconv.training.classifier import ImageClassifier, explain_difference
-from sepconv.training.evaluate import load_run
+from sepconv.training.evaluate import load_classifier, load_run
 
 SLOWER = 1.05  # times as long, from which int8 is said to be slower in a layer
 NAMED = 5  # such layers that are named
@@ -80,12 +81,15 @@ class Row:
 
 
 def export(config: ExportConfig, overrides: list[str]) -> None:
-    """Writes the files that `config` asks for, then prints and writes what they cost.
+    """Writes the files that `config` asks for, then prints and writes what they cost; or copies the run.
 
     Raises InputError for what is no run, images that are not those of the run, a network that the format does not
     have, a file that would not do the same as the network, and a folder that cannot be written.
     """
     folder = Path(config.output).expanduser()
+    if config.format == "run":
+        copy_run(config.run, folder)
+        return
     source = read_source(config.run, config.data)
     twin = read_source(config.twin, config.data) if config.twin else None
     if twin and (reason := explain_difference(describe(source), describe(twin))):
@@ -122,6 +126,35 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     CONSOLE.print(f"figures in {(folder / f'{source.name}.json').resolve()}", soft_wrap=True)
     if refused:
         raise InputError(f"no int8 file is written: {refused}")
+
+
+def copy_run(run: str, folder: Path) -> None:
+    """Copies a finished run into `folder`, by the name of its directory: what evaluates it, and its record.
+
+    Where files lie on this machine is left out of the configuration and of the overrides.
+
+    Raises InputError for what is no run or not finished, and where the copy cannot be written or something is there.
+    """
+    source = read_run(Path(run))
+    load_classifier(source.path, "best", source.config)
+    target = folder / source.path.name
+    result = replace(source.result, overrides=without_places(source.result.overrides))
+    try:
+        (target / "checkpoints").mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot make {target} ({error.strerror}): choose another output=") from error
+    for name in ("checkpoints/best.ckpt", "code.yaml", runs.PREDICTIONS):
+        if (source.path / name).exists():
+            files.write(target / name, (source.path / name).read_bytes())
+    files.write(target / "config.yaml", write_yaml(asdict(portable(source.config))))
+    files.write(target / "overrides.yaml", write_yaml(result.overrides))
+    runs.write_result(target, result)  # last: without it the copy is no finished run
+    CONSOLE.print(f"run in {target.resolve()}", soft_wrap=True)
+
+
+def without_places(overrides: list[str]) -> list[str]:
+    """A run's overrides but for those that say where files lie on one machine."""
+    return [override for override in overrides if not override.startswith(runs.PLACES)]
 
 
 def ends(config: ExportConfig) -> dict[str, str]:
@@ -199,7 +232,7 @@ def make_file(
 ) -> ExportedFile:
     """The file of a network in the library's form, which gives these logits."""
     dataset, result = source.dataset, source.run.result
-    result = replace(result, overrides=[each for each in result.overrides if not each.startswith(runs.PLACES)])
+    result = replace(result, overrides=without_places(result.overrides))
     record = FileRecord(
         format=form, precision=precision, shape=list(dataset.shape), classes=list(dataset.classes),
         test_accuracy=share(test, dataset, dataset.test), val_accuracy=share(validation, dataset, dataset.validation),
