@@ -52,7 +52,6 @@ class Source:
     classifier: ImageClassifier
     dataset: Dataset
     test: Tensor  # logits (N, classes) of the test images
-    validation: Tensor
 
     @property
     def name(self) -> str:
@@ -97,20 +96,19 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     command = name_command(overrides)
     paths = {precision: folder / f"{source.name}{end}" for precision, end in ends(config).items()}
     check_folder(folder, paths, source)
-    made, refused = make_files(source, config, command)
-    for file in made:
-        files.write(paths[file.record.precision], file.content)
-        CONSOLE.print(f"{file.record.name} in {paths[file.record.precision].resolve()}", soft_wrap=True)
-    owners = [source] * len(made)
     sources = [source, twin] if twin else [source]
-    labels = dict(zip(map(id, sources), make_labels([each.run for each in sources]), strict=True))
-    if twin:
-        others, lost = make_files(twin, config, command)
-        made, owners = made + others, owners + [twin] * len(others)
-        if lost:
-            CONSOLE.print(f"{labels[id(twin)]}: {lost}", soft_wrap=True)
-    speeds = measure(made)
-    rows = [Row(labels[id(owner)], owner, file, speed) for owner, file, speed in zip(owners, made, speeds, strict=True)]
+    made: list[tuple[str, Source, ExportedFile]] = []
+    refused: dict[str, str] = {}  # by network: why there is no file in int8
+    for label, each in zip(make_labels([each.run for each in sources]), sources, strict=True):
+        found, reason = make_files(each, config, command)
+        made += [(label, each, file) for file in found]
+        if reason:
+            refused[label] = reason
+        for file in found if each is source else []:  # of the twin there are figures alone
+            files.write(paths[file.record.precision], file.content)
+            CONSOLE.print(f"{file.record.name} in {paths[file.record.precision].resolve()}", soft_wrap=True)
+    speeds = measure([file for _, _, file in made])
+    rows = [Row(*each, speed) for each, speed in zip(made, speeds, strict=True)]
     device = describe_device(torch.device("cpu"))
     title = f"{source.run.result.data}, {name_hardware(device)}"
     Table(title, COLUMNS, rows).show(CONSOLE)
@@ -124,8 +122,11 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     }  # fmt: skip
     files.write(folder / f"{source.name}.json", json.dumps(record, indent=2) + "\n")
     CONSOLE.print(f"figures in {(folder / f'{source.name}.json').resolve()}", soft_wrap=True)
-    if refused:
-        raise InputError(f"no int8 file is written: {refused}")
+    for label, reason in refused.items():
+        if label != rows[0].label:
+            CONSOLE.print(f"{label}: {reason}", soft_wrap=True)
+    if rows[0].label in refused:
+        raise InputError(f"no int8 file is written: {refused[rows[0].label]}")
 
 
 def copy_run(run: str, folder: Path) -> None:
@@ -179,9 +180,8 @@ def read_source(run: str, data: SourceConfig) -> Source:
     path, _, classifier, dataset = load_run(run, "best", data)
     classifier.eval()
     with torch.no_grad():
-        logits = [torch.cat([classifier(images.contiguous()) for images in dataset[rows][0].split(BATCH)])
-                  for rows in (dataset.test, dataset.validation)]  # fmt: skip
-    return Source(read_run(path), classifier, dataset, *logits)
+        logits = [classifier(images.contiguous()) for images in dataset[dataset.test][0].split(BATCH)]
+    return Source(read_run(path), classifier, dataset, torch.cat(logits))
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list
 
     Raises InputError where the file in fp32 does not classify as the network does.
     """
-    images, _ = source.dataset[source.dataset.test]
+    images, held_out = (source.dataset[rows][0] for rows in (source.dataset.test, source.dataset.validation))
     network = CONVERT[config.format](source.classifier)
     logits = run_network(network, config.format, images)
     if differing := int((logits.argmax(1) != source.test.argmax(1)).sum()):
@@ -203,15 +203,15 @@ def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list
             f"no file is written: it classifies {differing} of {len(images):,} test images otherwise than the network "
             f"does in PyTorch (logits differ by up to {largest:.1g})"
         )
-    fp32 = make_file(source, config.format, "fp32", command, network, logits, source.validation)
+    fp32 = make_file(source, config.format, "fp32", command, network, logits,
+                     run_network(network, config.format, held_out))  # fmt: skip
     if not config.int8:
         return [fp32], ""
     part = sample(source.dataset.train, config.calibration_images)
     quantizer = Quantizer(network, source.dataset[part][0])
     network = quantizer.quantize()
-    validation = run_network(network, config.format, source.dataset[source.dataset.validation][0])
     int8 = make_file(source, config.format, "int8", command, network, run_network(network, config.format, images),
-                     validation)  # fmt: skip
+                     run_network(network, config.format, held_out))  # fmt: skip
     drop = round(fp32.record.val_accuracy - int8.record.val_accuracy, 6)
     if drop <= config.int8_drop:
         return [fp32, int8], ""
