@@ -71,7 +71,13 @@ class Preparation:
 
     def __call__(self, path: str | Path) -> tuple[NDArray[np.uint8], list[str]]:
         """The picture of a file, uint8 (C, H, W), and what was changed of it. Raises InputError as `decode` does."""
-        picture, changes = decode(path)
+        picture, remarks = decode(path)
+        pixels, changes = self.apply(picture)
+        return pixels, [*remarks, *changes]
+
+    def apply(self, picture: Image.Image) -> tuple[NDArray[np.uint8], list[str]]:
+        """The same of a picture in memory, which is in RGB."""
+        changes: list[str] = []
         before = f"{picture.height} x {picture.width} x {1 if is_grey(picture) else 3}"
         if self.crop == "middle":
             picture = square(picture, self.side)

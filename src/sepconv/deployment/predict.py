@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sepconv.data.folder import entries, ignored
 from sepconv.data.images import ENDINGS
 from sepconv.data.pictures import Preparation
 from sepconv.deployment import formats
+from sepconv.deployment.formats import ExportedFile
 from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE, Progress
 from sepconv.text import printable
@@ -37,6 +39,11 @@ class Network:
     shape: Sequence[int]  # channels, height, width of an image
     classes: Sequence[str]
     classify: Callable[[Tensor], Tensor]  # images, uint8 (B, C, H, W), to logits (B, classes)
+
+    @torch.no_grad()
+    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Those of images (B, C, H, W): (B, classes)."""
+        return np.asarray(self.classify(torch.from_numpy(pixels)).double().softmax(1).numpy())
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,11 @@ def predict(config: PredictConfig) -> None:
     printed, where some pictures cannot be read, each of which has a line on standard error.
     """
     paths = find_images(config.images)
-    network = read_network(config)
+    if config.file is not None:
+        network = file_network(formats.read_file(config.file))
+    else:
+        assert config.run is not None
+        network = run_network(config.run)
     prepare = Preparation(network.data, network.shape, config.crop, config.polarity)
     predictions, errors = classify_all(network, prepare, paths)
     if predictions:
@@ -110,22 +121,25 @@ def walk(folder: str) -> Iterator[str]:
             yield entry.path
 
 
-def read_network(config: PredictConfig) -> Network:
-    """The network of a run's best checkpoint or of an exported file, on the CPU. Raises InputError for any other."""
-    if config.file is not None:
-        file = formats.read_file(config.file)
-        run, record = file.run(), file.record
-        name = f"{file.path}, {record.name}"
-        return Network(name, record.config.data.name, record.shape, record.classes,
-                       lambda images: formats.classify(run, images))  # fmt: skip
-    assert config.run is not None
-    path, recorded, _ = runs.read_config(config.run)
+def run_network(run: str | Path) -> Network:
+    """The network of a run's best checkpoint, on the CPU. Raises InputError for what is no run."""
+    path, recorded, _ = runs.read_config(run)
     classifier = load_classifier(path, "best", recorded).eval()
     images = classifier.hparams["images"]
     return Network(f"{path}, best checkpoint", recorded.data.name, images["shape"], images["classes"], classifier)
 
 
-@torch.no_grad()
+def file_network(file: ExportedFile, threads: int | None = None) -> Network:
+    """That of an exported file, on so many threads of the CPU; by default as many as there are cores.
+
+    Raises InputError for a file that does not run.
+    """
+    run, record = file.run(threads), file.record
+    name = f"{file.path}, {record.name}"
+    return Network(name, record.config.data.name, record.shape, record.classes,
+                   lambda images: formats.classify(run, images))  # fmt: skip
+
+
 def classify_all(network: Network, prepare: Preparation, paths: Sequence[str]) -> tuple[list[Prediction], list[str]]:
     """What a network says of the pictures that can be read, and, in a line each, why others cannot."""
     predictions: list[Prediction] = []
@@ -140,8 +154,7 @@ def classify_all(network: Network, prepare: Preparation, paths: Sequence[str]) -
                     errors.append(str(error))
                 progress.reach(place + 1)
             if pictures:
-                batch = torch.from_numpy(np.stack([pixels for _, pixels, _ in pictures]))
-                probabilities = network.classify(batch).double().softmax(1).numpy()
+                probabilities = network.probabilities(np.stack([pixels for _, pixels, _ in pictures]))
                 predictions += [Prediction(path, network.classes, row, changes)
                                 for (path, _, changes), row in zip(pictures, probabilities, strict=True)]  # fmt: skip
     return predictions, errors

@@ -5,14 +5,14 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sepconv.deployment.formats import ExportedFile, Pixels, Run, find_layer, session_options
+from sepconv.deployment.formats import ExportedFile, Pixels, find_layer, session_options
 from sepconv.terminal import track
 
 LATENCY_BATCH, THROUGHPUT_BATCH = 1, 128  # images at once
@@ -46,7 +46,7 @@ def measure(files: Sequence[ExportedFile]) -> list[Speed]:
     return [Speed(one, every, THROUGHPUT_BATCH / many) for one, every, many in medians]
 
 
-def time_batch(run: Run, pixels: Pixels) -> float:
+def time_batch(run: Callable[[Pixels], object], pixels: Pixels) -> float:
     """Seconds of a call, the median of those of a turn."""
     ended = time.perf_counter() + WARM
     while time.perf_counter() < ended:
