@@ -1,6 +1,6 @@
 PYTHON = .venv/bin/python
 
-.PHONY: train test test-lowest torture lint tensorboard peers lock
+.PHONY: train test test-lowest torture lint tensorboard demo peers lock
 
 train: .venv/ready
 	$(PYTHON) scripts/train.py model=separable
@@ -31,6 +31,10 @@ lint: .venv/ready
 tensorboard: .venv/ready
 	$(PYTHON) -m tensorboard.main --logdir runs
 
+# A page on which two networks classify what you draw; Gradio is installed for it.
+demo: .venv/demo
+	$(PYTHON) scripts/demo.py
+
 # Keras, for scripts/benchmark.py suite=peers: an environment of its own, 1.6 GB.
 peers: .venv-peers/ready
 
@@ -40,6 +44,11 @@ peers: .venv-peers/ready
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements.lock
 	$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The lock has all that requirements.lock has not, so that pip need not look for more.
+.venv/demo: .venv/ready requirements-demo.lock
+	$(PYTHON) -m pip install --disable-pip-version-check --quiet --require-hashes --no-deps -r requirements-demo.lock
 	touch $@
 
 .venv-peers/ready: requirements-peers.lock
@@ -52,4 +61,6 @@ peers: .venv-peers/ready
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet
 lock:
 	$(LOCK) pyproject.toml --extra dev --extra deploy --output-file requirements.lock
+	$(LOCK) pyproject.toml --extra demo --constraints requirements.lock \
+		$$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements.lock) --output-file requirements-demo.lock
 	$(LOCK) requirements-peers.in --output-file requirements-peers.lock

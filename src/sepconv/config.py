@@ -185,6 +185,11 @@ def check_images(key: str, paths: list[str]) -> None:
         raise InputError("give images to classify: python scripts/predict.py run=RUN pictures")
 
 
+def check_two_networks(key: str, paths: list[str]) -> None:
+    """Raises InputError unless there are two."""
+    check(len(paths) == 2, key, f"[{','.join(paths)}]", "two, each a run's directory or a file of scripts/export.py")
+
+
 def check_network(run: str | None, file: str | None) -> None:
     """Raises InputError unless there is one network: that of a run, or that of a file."""
     if (run is None) == (file is None):
@@ -338,6 +343,18 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check_network(self.run, self.file)
+
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """One run of `scripts/demo.py`."""
+
+    # of two networks, each a run's directory, whose best checkpoint classifies, or a file that scripts/export.py wrote
+    networks: list[str] = path(
+        [f"{REPOSITORY}/pretrained/{kind}_mnist" for kind in ("separable", "dense")], check_two_networks
+    )
+    port: int | None = number(7860, least=0, most=65535)  # of the page, on this machine alone; null or 0: a free one
+    open: bool = True  # the page in a browser
 
 
 @dataclass(kw_only=True)
@@ -555,8 +572,8 @@ class CostConfig:
             raise InputError("dtype=int8 is counted, not measured: leave device= out, or choose dtype=fp32 or bf16")
 
 
-SCHEMAS = (TrainConfig, EvaluateConfig, PredictConfig, ExportConfig, SeparateConfig, *SUITES.values(), CompareConfig,
-           ClaimsConfig, FrontierConfig, RecordsConfig, CostConfig)  # fmt: skip
+SCHEMAS = (TrainConfig, EvaluateConfig, PredictConfig, DemoConfig, ExportConfig, SeparateConfig, *SUITES.values(),
+           CompareConfig, ClaimsConfig, FrontierConfig, RecordsConfig, CostConfig)  # fmt: skip
 
 
 @cache
