@@ -12,7 +12,7 @@ import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from sepconv import InputError
 from sepconv.config import EXPORTED, DemoConfig
 from sepconv.data.images import decode
 from sepconv.data.pictures import Preparation
+from sepconv.deployment.formats import classify, run_onnx, to_onnx, write_onnx
 from sepconv.deployment.predict import Network, file_network, run_network
 from sepconv.deployment.speed import TURN, time_batch
 from sepconv.study.compare import Run, make_labels, read_exported, read_run
 from sepconv.terminal import CONSOLE
 from sepconv.text import escape_markdown
+from sepconv.training.classifier import ImageClassifier
 from sepconv.training.runs import Result
 
 HOST = "127.0.0.1"  # the only address that is served: of this machine, for this machine
@@ -128,7 +130,17 @@ def read_place(path: Path) -> tuple[Run, Network]:
         run = read_exported(path)
         assert run.file is not None
         return run, file_network(run.file, threads=1)
-    return read_run(path), run_network(path)
+    return read_run(path), compiled_network(path)
+
+
+def compiled_network(path: Path) -> Network:
+    """The network of a run as a file in ONNX would have it: PyTorch takes longer to call small layers than to compute
+    them, so that its times would not tell networks apart.
+    """
+    network = run_network(path)
+    assert isinstance(network.classify, ImageClassifier)
+    run = run_onnx(write_onnx(to_onnx(network.classify)), threads=1)
+    return replace(network, classify=lambda images: classify(run, images))
 
 
 def read_drawing(drawing: str) -> Image.Image | None:
@@ -232,8 +244,8 @@ def build(contenders: Sequence[Contender]) -> Any:
         gr.Markdown(
             "MACs: multiply-accumulates of one image. Milliseconds: of one image, from pixels to probabilities, on "
             f"one thread of the CPU, the median of the calls in {TURN} seconds, measured anew for each picture. "
-            "Bringing the picture to the size and the look of the training images is not in it. A run's network runs "
-            "in PyTorch, which takes longer to call small layers than to compute them; ONNX files are quicker."
+            "Bringing the picture to the size and the look of the training images is not in it. Networks run in "
+            "onnxruntime, those of .pt2 files in PyTorch."
         )
         options = {"show_progress": "hidden", "trigger_mode": "always_last", "concurrency_id": "networks",
                    "concurrency_limit": 1}  # fmt: skip
