@@ -326,7 +326,7 @@ def test_verdicts_are_corrected_for_all_claims_of_a_data_set() -> None:
 
     assert write_findings({"C9": write("a", BETTER)})["C9"].verdict == "true"
     both = write_findings({"C9": write("a", BETTER), "C10": write("b", *[ALIKE] * others)})
-    assert both["C9"].verdict == "not shown when a0"
+    assert both["C9"].verdict == "not shown"
 
 
 def test_conclusions() -> None:
@@ -334,6 +334,7 @@ def test_conclusions() -> None:
     assert conclude("{cases}", {"a": "true", "b": "not shown"}) == "true when a; not shown when b"
     assert conclude("{cases}", {"a": "false", "b": "equal"}) == "false when a; equal to within 0.1 point when b"
     assert conclude("{cases}", {"a": "true", "b": "false"}) == "true when a; the opposite when b"
+    assert conclude("{cases}", {"a": "not shown", "b": "not shown"}) == "not shown"
     assert conclude("true", {}) == "true"
 
 

@@ -116,5 +116,9 @@ def conclude(verdict: str, cases: Mapping[str, str]) -> str:
         by_verdict[found].append(case)
     words = {"false": "the opposite" if by_verdict["true"] else "false",
              "equal": f"equal to within {100 * MARGIN:g} point"}  # fmt: skip
-    parts = [f"{words.get(found, found)} when {', when '.join(group)}" for found, group in by_verdict.items() if group]
-    return verdict.replace("{cases}", "true" if len(by_verdict["true"]) == len(cases) else "; ".join(parts))
+    parts = []
+    for found, group in by_verdict.items():
+        if group:
+            when = "" if len(group) == len(cases) else f" when {', when '.join(group)}"
+            parts.append(f"{words.get(found, found)}{when}")
+    return verdict.replace("{cases}", "; ".join(parts))

@@ -43,8 +43,8 @@ What is known, in ten sentences:
 5. A stack of separable layers sees as much of an image as a stack of dense ones with filters of the same size: the
    mixing adds nothing to what it sees (C11).
 6. A stack of 49 layers of a separable network needs residual connections to be trained in 20 epochs (C9).
-7. A separable network has fewer weights than its dense twin, but with few training images it overfits more, not less;
-   what it saves is storage (C10).
+7. A separable network has fewer weights than its dense twin, but does not overfit less: where a difference is shown, it
+   overfits more. What it saves is storage (C10).
 8. For the same weights a separable network can be deeper; on small images no gain from that is shown, and without
    residual connections it was worse (C7).
 9. The filters that training finds are not each a column times a row, so that a trained network loses accuracy when they
