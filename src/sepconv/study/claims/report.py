@@ -45,8 +45,7 @@ What is known, in ten sentences:
 6. A stack of 49 layers of a separable network needs residual connections to be trained in 20 epochs (C9).
 7. A separable network has fewer weights than its dense twin, but does not overfit less: where a difference is shown, it
    overfits more. What it saves is storage (C10).
-8. For the same weights a separable network can be deeper; on small images no gain from that is shown, and without
-   residual connections it was worse (C7).
+8. For the same weights a separable network can be deeper; on small images no gain from that is shown (C7).
 9. The filters that training finds are not each a column times a row, so that a trained network loses accuracy when they
    are replaced by such, though a network of such filters can be trained from the beginning (C13).
 10. Which kind of layer is better depends on what is scarce, weights, multiplications or time: it is answered by
