@@ -24,7 +24,7 @@ from sepconv.data.datasets import image_shape
 from sepconv.study.frontier import networks, report, trainings
 from sepconv.study.frontier.record import Network, Record, Row, Settings, Speed, make_training, pack
 from sepconv.study.frontier.report import page, sentence
-from sepconv.study.frontier.trainings import Process, Remaining, Trainings
+from sepconv.study.frontier.trainings import Process, Remaining, Trainings, work
 from sepconv.study.frontier.verdicts import compare, orders, read_curve
 from sepconv.terminal import duration
 from sepconv.training import runs
@@ -305,8 +305,11 @@ def test_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 0.0)
     record = make_record("dense")
     assert len(record.left()) == 20
-    remaining = Remaining(record)
+    record.rows = {key: replace(row, seconds=work(row.epochs, row.macs)) for key, row in record.rows.items()}
     spent = sum(row.seconds for row in record.rows.values())
+    first = next(iter(record.rows))
+    record.rows[first] = replace(record.rows[first], seconds=10 * spent)  # it was paused
+    remaining = Remaining(record)
     assert remaining.until == pytest.approx(spent)  # dense networks have as many MACs as the separable ones
     assert "frontier: training 20 of 40" in str(remaining)
     assert remaining.left() == f"{duration(spent)} left"

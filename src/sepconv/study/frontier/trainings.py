@@ -2,6 +2,7 @@
 
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -221,7 +222,10 @@ class Trainings:
 
 
 class Remaining(Progress):
-    """How far a study is, and how long it takes by what its trainings took until now and by what is to be computed."""
+    """How far a study is, and how long it takes by what its trainings took until now and by what is to be computed.
+
+    Their pace is the median, which a training that was paused does not change.
+    """
 
     def __init__(self, record: Record) -> None:
         super().__init__("frontier: training", record.planned, record.planned - len(record.left()))
@@ -233,7 +237,7 @@ class Remaining(Progress):
         rows, left = self.record.rows.values(), self.record.left()
         self.until: float | None = None
         if rows:
-            pace = sum(row.seconds for row in rows) / sum(work(row.epochs, row.macs) for row in rows)
+            pace = statistics.median(row.seconds / work(row.epochs, row.macs) for row in rows)
             seconds = pace * sum(work(network.epochs, network.macs) for network in left)
             self.until = time.monotonic() + seconds / self.record.settings.jobs
         self.reach(self.record.planned - len(left))
