@@ -1,9 +1,11 @@
 """Exported networks: files that do as their runs do, what they say of themselves, and what is refused."""
 
 import csv
+import io
 import json
 import runpy
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +160,36 @@ def test_torch_export(command: Command, run: Path, tmp_path: Path) -> None:
     assert (file.record.name, file.record.run) == ("fp32 torch_export", run.name)
     outcome = command("evaluate", f"file={file.path}", "trainer=cpu", "trainer.limit_batches=1")
     assert f"{file.record.test_accuracy:.2%}" in outcome.out
+
+
+class Pickled:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_of_a_program_run_no_code(command: Command, run: Path, tmp_path: Path) -> None:
+    """Pickled weights are plain values, or the file is refused."""
+    assert command("export", f"run={run}", "format=torch_export", f"output={tmp_path}").status == 0
+    trap = io.BytesIO()
+    torch.save(Pickled(tmp_path / "sprung"), trap)
+    changed = 0
+    with (
+        zipfile.ZipFile(tmp_path / "separable-digits.pt2") as archive,
+        zipfile.ZipFile(tmp_path / "trap.pt2", "w") as copy,
+    ):
+        for part in archive.infolist():
+            content = archive.read(part)
+            if content.startswith(b"PK"):  # torch.save's
+                content, changed = trap.getvalue(), changed + 1
+            copy.writestr(part, content)
+    assert changed
+    refused(command("evaluate", f"file={tmp_path}/trap.pt2"), "trap.pt2 is not as scripts/export.py writes it")
+    assert not (tmp_path / "sprung").exists()
 
 
 def classifier_of(model: dict[str, Any], normalize: str = "standardize") -> ImageClassifier:

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import logging
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,7 @@ RECORD = "sepconv"  # the key of what a file says of itself
 MOST = 2**31  # bytes of a file: ONNX's own limit
 LAYERS = ("Conv", "Gemm", "MatMul")  # what has weights, in ONNX
 BATCH = 500  # images that a file classifies at once, where it is asked for many
+PLAIN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # has torch load plain values alone, wherever it loads
 MISSING = "ONNX files need onnx, onnxscript and onnxruntime: python -m pip install 'sepconv[deploy]'"
 
 Pixels = NDArray[np.uint8]  # (B, C, H, W)
@@ -287,11 +289,26 @@ def read_onnx_record(content: bytes) -> str:
     return found[RECORD]
 
 
+def load_program(content: bytes, extra_files: dict[str, Any] | None = None) -> torch.export.ExportedProgram:
+    """The program of a file's content, its weights as plain values, which run no code of the file's.
+
+    Its expressions PyTorch evaluates all the same: a .pt2 file of somebody else must be trusted.
+    """
+    before = os.environ.get(PLAIN)
+    os.environ[PLAIN] = "1"
+    try:
+        with quiet():
+            return torch.export.load(io.BytesIO(content), extra_files=extra_files)
+    finally:
+        os.environ.pop(PLAIN)
+        if before is not None:
+            os.environ[PLAIN] = before
+
+
 def read_program_record(content: bytes) -> str:
     """What a file of torch.export says of itself."""
     found = {RECORD: ""}
-    with quiet():
-        torch.export.load(io.BytesIO(content), extra_files=found)
+    load_program(content, found)
     if not found[RECORD]:
         raise InputError("it has no record of a run; it was made by another program")
     return found[RECORD]
@@ -320,8 +337,7 @@ def session_options(threads: int | None) -> Any:
 
 def run_program(content: bytes, threads: int | None) -> Run:
     """A file of torch.export in PyTorch, on the CPU."""
-    with quiet():
-        module = torch.export.load(io.BytesIO(content)).module()
+    module = load_program(content).module()
 
     def run(pixels: Pixels) -> Logits:
         before = torch.get_num_threads()
