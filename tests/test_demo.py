@@ -134,6 +134,7 @@ def test_dropped_pictures(seven: Image.Image, tmp_path: Path) -> None:
         demo.read_dropped(str(tmp_path / "y.png"))
 
 
+@pytest.mark.slow
 def test_bad_arguments(command: Command, places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "load_gradio", lambda: None)
     stopped = tmp_path / "stopped"

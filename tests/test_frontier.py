@@ -476,6 +476,7 @@ def test_settings_are_those_of_the_training(study: Study) -> None:
         assert fingerprint(replace(config, recipe=replace(config.recipe, epochs=99))) != fingerprint(config)
 
 
+@pytest.mark.slow
 def test_study_of_digits(command: Callable[..., Outcome], tmp_path: Path) -> None:
     """The command trains, in processes of one thread, writes record, page and picture, and finds all of it again."""
     arguments = ["trainer=cpu", "recipe.epochs=1", "kinds=[dense]", "sizes=[2700]", "rates=[0.006]", "seeds=[0,1]",

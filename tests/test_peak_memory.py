@@ -91,7 +91,11 @@ def simulated_peak(net: nn.Module, shape: Shape) -> int:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {"conv": conv, **SLIM.get(name, {})}) for name in names() for conv in KINDS),
+        *(
+            pytest.param(name, {"conv": conv, **SLIM.get(name, {})}, marks=[pytest.mark.slow] * (conv != "separable"))
+            for name in names()
+            for conv in KINDS
+        ),
         ("resnet", {"depth": 8, "form": "mlperf_tiny"}),
     ],
 )
@@ -100,7 +104,14 @@ def test_networks_against_an_allocator(name: str, options: dict[str, Any]) -> No
     assert max(live(net, (3, 32, 32)).values()) == simulated_peak(net, (3, 32, 32))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_large", "densenet121", "googlenet", "efficientnet_b0", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v3_large",
+        "squeezenet1_1",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("densenet121", "googlenet", "efficientnet_b0")),
+    ],
+)
 def test_torchvision_against_an_allocator(name: str) -> None:
     """Concatenations, several branches, gates."""
     arguments = {"init_weights": False} if name == "googlenet" else {}

@@ -219,7 +219,7 @@ def test_support_of_all_ones_is_the_theoretical_field(geometry: list[tuple[int, 
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 33)])
+@pytest.mark.parametrize("shape", [(3, 40, 33), pytest.param((1, 28, 28), marks=pytest.mark.slow)])
 def test_support_stays_inside_in_every_network(name: str, shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     net = build(name, shape, 10)
