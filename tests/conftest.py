@@ -33,6 +33,14 @@ class Outcome:
     err: str
 
 
+def script(name: str, *arguments: object) -> None:
+    """Runs a script of `scripts/` in this process, for fixtures of a whole module."""
+    path = str(REPOSITORY / "scripts" / f"{name}.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs a script of `scripts/` with command-line arguments, as `python scripts/<name>.py ...` would."""

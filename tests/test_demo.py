@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import os
-import runpy
 import shutil
 import socket
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import REPOSITORY, Outcome, refused
+from conftest import Outcome, refused, script
 from PIL import Image, ImageDraw
 
 from sepconv import InputError
@@ -32,11 +31,8 @@ ARGUMENTS = ("trainer=cpu", "trainer.limit_batches=2", "recipe.epochs=1", "model
 def places(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The directories of a run of a separable network and of its dense twin, hardly trained."""
     folder = tmp_path_factory.mktemp("runs")
-    script = str(REPOSITORY / "scripts/train.py")
     for kind in ("separable", "dense"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [script, *ARGUMENTS, f"model.conv={kind}", f"runs={folder / kind}"])
-            runpy.run_path(script, run_name="__main__")
+        script("train", *ARGUMENTS, f"model.conv={kind}", f"runs={folder / kind}")
     return [str(next(folder.glob(f"{kind}/digits/tiny/*"))) for kind in ("separable", "dense")]
 
 

@@ -3,10 +3,9 @@
 import csv
 import io
 import json
-import runpy
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SLIM, Outcome, data_config, refused
+from conftest import REPOSITORY, SLIM, Outcome, data_config, refused, script
 from torch import nn
 
 from sepconv import InputError
@@ -34,13 +33,13 @@ pytest.importorskip("onnxruntime")
 Command = Callable[..., Outcome]
 
 
-def script(name: str, *arguments: str) -> None:
-    path = str(REPOSITORY / f"scripts/{name}.py")
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """Speeds are measured over little."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [path, *arguments])
         patch.setattr(speed, "ROUNDS", 1)
         patch.setattr(speed, "TURN", 0.02)
-        runpy.run_path(path, run_name="__main__")
+        yield
 
 
 def make_run(folder: Path, *arguments: str) -> Path:
@@ -246,14 +245,14 @@ def test_int8_that_costs_too_much_is_refused(run: Path) -> None:
 def test_a_file_that_differs_is_not_written(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export.run_network
+    real = export.classify_with
 
     def wrong(*arguments: Any) -> torch.Tensor:
         logits = real(*arguments)
         logits[3] = -logits[3]
         return logits
 
-    monkeypatch.setattr(export, "run_network", wrong)
+    monkeypatch.setattr(export, "classify_with", wrong)
     refused(command("export", f"run={run}", f"output={tmp_path}"), "no file is written", "1 of 359 test images")
     assert list(tmp_path.iterdir()) == []
 

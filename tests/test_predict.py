@@ -3,16 +3,14 @@
 import csv
 import io
 import json
-import runpy
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Outcome, data_config, refused
+from conftest import Outcome, data_config, refused, script
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -27,13 +25,13 @@ Command = Callable[..., Outcome]
 COUNT = 100  # images of the test set that are saved as pictures
 
 
-def script(name: str, *arguments: str) -> None:
-    path = str(REPOSITORY / f"scripts/{name}.py")
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """Speeds are measured over little."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [path, *arguments])
         patch.setattr(speed, "ROUNDS", 1)
         patch.setattr(speed, "TURN", 0.02)
-        runpy.run_path(path, run_name="__main__")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 import copy
 import csv
 import json
-import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Outcome, data_config, refused
+from conftest import Outcome, data_config, refused, script
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -236,12 +234,6 @@ def test_bisection_finds_the_last_that_reaches(measured: list[int]) -> None:
 
 
 # The command, on a baseline network trained on digits
-
-
-def script(name: str, *arguments: object) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [path := str(REPOSITORY / f"scripts/{name}.py"), *map(str, arguments)])
-        runpy.run_path(path, run_name="__main__")
 
 
 @pytest.fixture(scope="module")

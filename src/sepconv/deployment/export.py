@@ -1,10 +1,11 @@
-"""A run's network as a file that runs elsewhere, written once it is shown to do the same, and what it costs there."""
+"""A run's network as a file that runs elsewhere, written once it is shown to do the same, and what it costs."""
 
 import importlib.metadata
 import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,10 @@ from sepconv.data.datasets import Dataset, sample
 from sepconv.deployment.formats import (
     BATCH,
     CONVERT,
-    RUN,
     WRITE,
     ExportedFile,
     FileRecord,
-    classify,
+    classify_with,
     pack,
     read_file,
 )
@@ -58,6 +58,12 @@ class Source:
         """Of its files."""
         return f"{self.run.result.model}-{self.run.result.data}"
 
+    @property
+    def images(self) -> dict[str, Any]:
+        """Its images, as `describe_images` gives them."""
+        described: dict[str, Any] = self.classifier.hparams["images"]
+        return described
+
 
 @dataclass(frozen=True)
 class Row:
@@ -72,7 +78,7 @@ class Row:
     def record(self) -> FileRecord:
         return self.file.record
 
-    @property
+    @cached_property
     def peak(self) -> int:
         """Bytes of the maps that are alive at once, at most, for one image."""
         net, shape = self.source.classifier.net, self.source.dataset.shape
@@ -91,7 +97,7 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
         return
     source = read_source(config.run, config.data)
     twin = read_source(config.twin, config.data) if config.twin else None
-    if twin and (reason := explain_difference(describe(source), describe(twin))):
+    if twin and (reason := explain_difference(source.images, twin.images)):
         raise InputError(f"twin={config.twin} is of other images than run={config.run}: {reason}")
     command = name_command(overrides)
     paths = {precision: folder / f"{source.name}{end}" for precision, end in ends(config).items()}
@@ -184,11 +190,6 @@ def read_source(run: str, data: SourceConfig) -> Source:
     return Source(read_run(path), classifier, dataset, torch.cat(logits))
 
 
-def describe(source: Source) -> dict[str, Any]:
-    described: dict[str, Any] = source.classifier.hparams["images"]
-    return described
-
-
 def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list[ExportedFile], str]:
     """The files of a network, fp32 and, where it is asked for, int8; and why there is none in int8, else nothing.
 
@@ -196,7 +197,7 @@ def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list
     """
     images, held_out = (source.dataset[rows][0] for rows in (source.dataset.test, source.dataset.validation))
     network = CONVERT[config.format](source.classifier)
-    logits = run_network(network, config.format, images)
+    logits = classify_with(network, config.format, images)
     if differing := int((logits.argmax(1) != source.test.argmax(1)).sum()):
         largest = float((logits - source.test).abs().max())
         raise InputError(
@@ -204,14 +205,14 @@ def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list
             f"does in PyTorch (logits differ by up to {largest:.1g})"
         )
     fp32 = make_file(source, config.format, "fp32", command, network, logits,
-                     run_network(network, config.format, held_out))  # fmt: skip
+                     classify_with(network, config.format, held_out))  # fmt: skip
     if not config.int8:
         return [fp32], ""
     part = sample(source.dataset.train, config.calibration_images)
     quantizer = Quantizer(network, source.dataset[part][0])
     network = quantizer.quantize()
-    int8 = make_file(source, config.format, "int8", command, network, run_network(network, config.format, images),
-                     run_network(network, config.format, held_out))  # fmt: skip
+    int8 = make_file(source, config.format, "int8", command, network, classify_with(network, config.format, images),
+                     classify_with(network, config.format, held_out))  # fmt: skip
     drop = round(fp32.record.val_accuracy - int8.record.val_accuracy, 6)
     if drop <= config.int8_drop:
         return [fp32, int8], ""
@@ -220,11 +221,6 @@ def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list
         f"int8 costs {100 * drop:.2f} points on the validation images, more than int8_drop={config.int8_drop:g}; "
         f"{layer} costs most, {100 * cost:.2f} points alone"
     )
-
-
-def run_network(network: Any, form: str, images: Tensor) -> Tensor:
-    """Logits (N, classes) of images (N, C, H, W) by a network in the library's form."""
-    return classify(RUN[form](WRITE[form](network, None), None), images)
 
 
 def make_file(
@@ -271,7 +267,7 @@ def find_costliest(quantizer: Quantizer, source: Source, accuracy: float) -> tup
     images, labels = dataset[dataset.validation]
     found: list[tuple[float, str, float]] = []
     for layer in track(quantizer.layers, "int8: layer"):
-        logits = run_network(quantizer.quantize([layer]), "onnx", images)
+        logits = classify_with(quantizer.quantize([layer]), "onnx", images)
         loss = float(F.cross_entropy(logits, labels))
         found.append((loss, layer, accuracy - share(logits, dataset, dataset.validation)))
     _, layer, cost = max(found)

@@ -357,3 +357,8 @@ CONVERT: dict[str, Callable[[ImageClassifier], Any]] = {"onnx": to_onnx, "torch_
 WRITE: dict[str, Callable[[Any, FileRecord | None], bytes]] = {"onnx": write_onnx, "torch_export": write_program}
 READ: dict[str, Callable[[bytes], str]] = {"onnx": read_onnx_record, "torch_export": read_program_record}
 RUN: dict[str, Callable[[bytes, int | None], Run]] = {"onnx": run_onnx, "torch_export": run_program}
+
+
+def classify_with(network: Any, form: str, images: Tensor) -> Tensor:
+    """Logits (B, classes) of images, uint8 (B, C, H, W), by a library's own object, as a file of it would give them."""
+    return classify(RUN[form](WRITE[form](network, None), None), images)

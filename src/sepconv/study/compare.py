@@ -200,9 +200,8 @@ def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path], list[Path
         if not paths:
             raise InputError(f"{pattern} is not there: give run directories, a folder of them, or a pattern")
         for path in map(Path, paths):
-            found = (
-                [path] if path.suffix in EXPORTED.values() else list_runs(path if os.path.isdir(path) else path.parent)
-            )
+            folder = path if os.path.isdir(path) else path.parent
+            found = [path] if path.suffix in EXPORTED.values() else list_runs(folder)
             directories |= dict.fromkeys(Path(os.path.realpath(each)) for each in found)
     finished, unfinished, missing = [], [], []
     for directory in track(directories, "reading: run"):

@@ -57,10 +57,10 @@ def load_images(file: ExportedFile, source: SourceConfig, parts: Sequence[str]) 
 
     Raises InputError where its files are not there, or `parts` of it are not the run's.
     """
-    data = file.record.config.data
-    dataset = load(replace(data, root=str(REPOSITORY / "data") if source.root is None else source.root))
+    root = str(REPOSITORY / "data") if source.root is None else source.root
+    dataset = load(replace(file.record.config.data, root=root))
     recorded = {"shape": file.record.shape, "classes": file.record.classes, "digests": file.record.result.digests}
-    check_images(file.path, recorded, dataset, source.root or data.root, parts)
+    check_images(file.path, recorded, dataset, root, parts)
     return dataset
 
 

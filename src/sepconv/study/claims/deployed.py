@@ -1,18 +1,16 @@
 """Claim C15, of networks as they are deployed; seeds are paired."""
 
-from bisect import bisect_left
-
 import numpy as np
 
 from sepconv.config import CALIBRATION_IMAGES
 from sepconv.data.datasets import sample
-from sepconv.deployment.formats import classify, run_onnx, to_onnx, write_onnx
+from sepconv.deployment.formats import classify_with, to_onnx
 from sepconv.deployment.quantization import Quantizer
 from sepconv.study.claims.finding import Cell, Finding, Paired
 from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.claims.trained import best_classifier
 from sepconv.study.compare import Run
-from sepconv.study.frontier.networks import WIDTHS
+from sepconv.study.frontier.networks import nearest_width
 
 SCALES = ("layer", "channel")  # what has a scale of its own among the weights
 
@@ -48,13 +46,10 @@ def loss_in_int8(lab: Lab) -> Finding:
 
 def equal_width(lab: Lab) -> float:
     """The width multiplier at which the dense network has as many parameters as the separable one, most nearly."""
-    wanted = lab.cost(separable_model()).parameters
-
-    def parameters(width: float) -> int:
-        return lab.cost(separable_model(conv="dense", width=width)).parameters
-
-    place = bisect_left(WIDTHS, wanted, key=parameters)
-    return min(WIDTHS[max(0, place - 1) : place + 1], key=lambda width: abs(parameters(width) - wanted))
+    return nearest_width(
+        lambda width: lab.cost(separable_model(conv="dense", width=width)).parameters,
+        lab.cost(separable_model()).parameters,
+    )
 
 
 def subtract(values: list[float], others: list[float]) -> list[float]:
@@ -69,5 +64,5 @@ def quantize(lab: Lab, run: Run) -> dict[str, float]:
     models = {"fp32": model}
     models |= {scale: Quantizer(model, calibration, per_channel=scale == "channel").quantize() for scale in SCALES}
     images, labels = dataset[dataset.test]
-    predicted = {key: classify(run_onnx(write_onnx(each), None), images).argmax(1) for key, each in models.items()}
+    predicted = {key: classify_with(each, "onnx", images).argmax(1) for key, each in models.items()}
     return {key: float(np.mean((classes == labels).numpy())) for key, classes in predicted.items()}

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -38,8 +39,7 @@ def plan(config: FrontierConfig, shape: tuple[int, int, int], classes: int) -> l
         return counting.parameters(build(kind, width, shape, classes))
 
     def fit(kind: str, size: int, epochs: int) -> list[Network]:
-        place = bisect_left(WIDTHS, size, key=lambda width: parameters(kind, width))
-        nearest = min(WIDTHS[max(0, place - 1) : place + 1], key=lambda w: abs(math.log(parameters(kind, w) / size)))
+        nearest = nearest_width(lambda width: parameters(kind, width), size)
         count = parameters(kind, nearest)
         if not 1 / NEAR <= count / size <= NEAR:
             return []
@@ -52,6 +52,12 @@ def plan(config: FrontierConfig, shape: tuple[int, int, int], classes: int) -> l
     for (size, _), found in fitted.items():
         check(bool(found), "sizes", size, "parameters that the network of some width has")
     return [network for found in fitted.values() for network in found]
+
+
+def nearest_width(parameters: Callable[[float], int], size: int) -> float:
+    """Of WIDTHS the one at which a network has, by ratio, most nearly `size` parameters; `parameters`: at a width."""
+    place = bisect_left(WIDTHS, size, key=parameters)
+    return min(WIDTHS[max(0, place - 1) : place + 1], key=lambda width: abs(math.log(parameters(width) / size)))
 
 
 def build(kind: str, width: float, shape: tuple[int, int, int], classes: int) -> torch.nn.Module:
