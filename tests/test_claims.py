@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, Outcome, data_config, refused
@@ -29,6 +30,7 @@ from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
 from sepconv.reading import read_json
 from sepconv.study.claims import CLAIMS, arithmetic, lab, sentence
 from sepconv.study.claims.finding import (
+    Accuracies,
     Cell,
     Losses,
     Number,
@@ -42,7 +44,7 @@ from sepconv.study.claims.finding import (
 from sepconv.study.claims.layers import CHANNELS, training_calls, training_pass
 from sepconv.study.claims.report import claims_page, write_findings
 from sepconv.study.frontier.record import make_training
-from sepconv.study.statistics import Difference
+from sepconv.study.statistics import Difference, Estimate
 from sepconv.training import runs
 from sepconv.training.classifier import ImageClassifier
 
@@ -89,16 +91,19 @@ def test_depth_and_stem_claims_from_trained_networks(
     assert len(results) == 4
     first = json.loads((tmp_path / "claims/digits.json").read_text())["C14"]
     assert {row[0]: row[1] for row in first["rows"]} == {"standard": 29_738, "separable": 29_493}
-    accuracies: dict[str, list[float]] = {}
-    for run, result in zip(first["runs"], map(read_json, results), strict=True):
+    right: dict[str, list[Any]] = {}
+    for run, path, result in zip(first["runs"], results, map(read_json, results), strict=True):
         assert {key: result[key] for key in run.keys() & result.keys() - {"model"}} == {
             key: run[key] for key in run.keys() & result.keys() - {"model"}
         }
-        accuracies.setdefault(run["model"]["stem"], []).append(run["test_accuracy"])
+        predicted, known = np.load(path.parent / runs.PREDICTIONS)
+        right.setdefault(run["model"]["stem"], []).append(predicted == known)
+        assert right[run["model"]["stem"]][-1].mean() == pytest.approx(run["test_accuracy"], abs=runs.ROUNDED)
     assert first["runs"][0]["git"] == first["git"] == code
-    assert [row[3] for row in first["rows"]] == list(accuracies.values())
+    accuracies = {stem: Accuracies.of(seeds) for stem, seeds in right.items()}
+    assert [row[3] for row in first["rows"]] == [asdict(each) for each in accuracies.values()]
     pair = first["rows"][0][4]
-    assert (pair["values"], pair["references"]) == tuple(accuracies.values())
+    assert (pair["values"], pair["references"]) == tuple(map(asdict, accuracies.values()))
     again = command("claims", "only=[C14]", *arguments)
     assert again.status == 0
     assert "4 of this code, used again; 0 of other code" in again.out
@@ -108,7 +113,8 @@ def test_depth_and_stem_claims_from_trained_networks(
     assert (found["seeds"], found["epochs"]) == (first["seeds"], first["epochs"]) == (2, 2)
     text = (tmp_path / "claims.md").read_text()
     assert "n = 2 seeds, 2 epochs" in text
-    difference = Difference.between(*accuracies.values())
+    assert "by seeds alone" not in text.partition("| [C1]")[2]
+    difference = Difference.crossed(*(each.by_image for each in accuracies.values()))
     assert f"| {write_cell(accuracies['standard'])} | {difference.points()} |" in text
 
 
@@ -128,10 +134,10 @@ def test_loss_in_int8(command: Callable[..., Outcome], tmp_path: Path) -> None:
     assert [(pair["values"], pair["references"]) for pair in lost] == list(zip(fp32, int8, strict=True))
     for place, pair in enumerate(more):
         if place % 3:
-            own, other = ([a - b for a, b in zip(fp32[i], int8[i], strict=True)] for i in (place - place % 3, place))
-            assert (pair["values"], pair["references"]) == (pytest.approx(own), pytest.approx(other))
+            assert (pair["values"], pair["references"]) == (lost[place - place % 3], lost[place])
     trained = [run["test_accuracy"] for run in found["runs"]]
-    assert trained == pytest.approx([*fp32[0], *fp32[1], *fp32[2]], abs=0.02)  # those are in bf16, where there is it
+    alike = [accuracy for each in fp32[:3] for accuracy in Accuracies(**each).values]
+    assert trained == pytest.approx(alike, abs=0.02)  # those are in bf16, where there is it
 
 
 def test_depth_is_read_off_the_frontier(command: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_depth_is_read_off_the_frontier(command: Callable[..., Outcome], tmp_pat
     found = json.loads((tmp_path / "claims/digits.json").read_text())["C7"]
     assert "at equal MACs, deeper separable is better at 1 k to 100 k parameters" in found["verdict"]
     assert [cells[0] for cells in found["rows"]] == ["deeper separable"] * 3 + ["dense"] * 3
-    assert found["rows"][3][3] == pytest.approx([0.548, 0.55, 0.552])
+    assert Accuracies(**found["rows"][3][3]).values == pytest.approx([0.548, 0.55, 0.552])
 
 
 @pytest.mark.parametrize("change", [{"sha": "1" * 40}, {"dirty": True}])
@@ -227,16 +233,42 @@ def test_a_picture_that_fails_is_a_line(
     assert ".png" not in (tmp_path / "claims.md").read_text()
 
 
+# of two networks: what each of three seeds is right about
+RIGHT = np.random.default_rng(0).random((2, 3, 400)) < np.array([0.9, 0.8])[:, None, None]
+
+
+def test_accuracies_know_their_images() -> None:
+    """What depends on which images they are counts, also in a difference of differences, which goes from -2 to 2."""
+    ours, theirs = map(Accuracies.of, RIGHT)
+    assert ours.values == pytest.approx(RIGHT[0].mean(1))
+    pair, swapped = Paired(ours, theirs), Paired(theirs, ours)
+    seeds = Difference.between(ours.values, theirs.values)
+    assert pair.difference.estimate.mean == pytest.approx(seeds.estimate.mean)
+    assert pair.difference.estimate.arms != pytest.approx(seeds.estimate.arms)
+    double = Paired(pair, swapped)
+    assert (pair.limits, double.limits) == ((-1, 1), (-2, 2))
+    assert double.difference.estimate.mean == pytest.approx(2 * seeds.estimate.mean)
+    assert read_cell(json.loads(json.dumps(asdict(double)))) == double
+    everything, nothing = (Accuracies.of(np.full((2, 9), value)) for value in (True, False))
+    most = Paired(Paired(everything, nothing), Paired(nothing, everything)).difference.estimate
+    assert most.mean == 2
+    assert most.high == 2
+    with pytest.raises(InputError):
+        _ = Paired(ours, [0.9, 0.8, 0.7]).difference
+
+
 def test_cells() -> None:
     """They are written the same once they were kept in a file."""
     cells: dict[str, Cell] = {
         "as it is": "as it is", "29,738": 29_738, "45.1%": Number(0.4512, ".1%"),
         "78.00 ± 12.71 %": [0.77, 0.79], "98.00 % (85.29 to 100.00)": [0.97, 0.99],
         "+1.00, p -": Paired([0.98], [0.97], "it is so"),
+        Estimate.crossed(RIGHT[0]).percent(): Accuracies.of(RIGHT[0]),
+        Difference.crossed(*RIGHT).points(): Paired(Accuracies.of(RIGHT[0]), Accuracies.of(RIGHT[1])),
         "0.110 ± 0.127": Losses([0.1, 0.12]), "+0.110, p -": Paired([0.21, 0.22], [0.1, 0.11], losses=True),
     }  # fmt: skip
     for text, cell in cells.items():
-        kept = asdict(cell) if isinstance(cell, Number | Losses | Paired) else cell
+        kept = asdict(cell) if isinstance(cell, Number | Losses | Accuracies | Paired) else cell
         assert write_cell(read_cell(json.loads(json.dumps(kept)))) == text
     pair, other = Paired([0.99, 0.98], [0.97, 0.961], "a"), Paired([0.9, 0.8], [0.97, 0.2])
     assert find_cases([["x", pair], [other]]) == {"a": pair}

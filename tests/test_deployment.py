@@ -24,6 +24,7 @@ from sepconv.deployment.formats import ExportedFile, classify, read_file, run_on
 from sepconv.deployment.quantization import Quantizer
 from sepconv.deployment.speed import time_layers
 from sepconv.networks import names
+from sepconv.packing import pack
 from sepconv.training.classifier import ImageClassifier, describe_images
 from sepconv.training.runs import fingerprint, read_config, read_result
 
@@ -293,5 +294,5 @@ def test_what_does_not_run_is_one_line(exported: Path) -> None:
         broken.run()
     right = np.ones(359, bool)
     with pytest.raises(InputError, match="tells of other test images"):
-        _ = replace(broken, record=replace(file.record, right=export.pack(right))).right
+        _ = replace(broken, record=replace(file.record, right=pack(right))).right
     assert read(ExportConfig, {"run": "x", "data": {}}).int8 is False

@@ -21,8 +21,9 @@ from scipy.interpolate import PchipInterpolator
 from sepconv import InputError, Stopped
 from sepconv.config import FrontierConfig, TrainConfig, read
 from sepconv.data.datasets import image_shape
+from sepconv.packing import pack
 from sepconv.study.frontier import networks, report, trainings
-from sepconv.study.frontier.record import Network, Record, Row, Settings, Speed, make_training, pack
+from sepconv.study.frontier.record import Network, Record, Row, Settings, Speed, make_training
 from sepconv.study.frontier.report import page, sentence
 from sepconv.study.frontier.trainings import Process, Remaining, Trainings, work
 from sepconv.study.frontier.verdicts import compare, orders, read_curve
@@ -410,7 +411,7 @@ def test_a_run_that_did_not_keep_its_predictions_is_made_again(study: Study, cap
     (first / "predictions.npy").unlink()
     study.make()
     assert len(study.started) == 9
-    assert f"{first} is left out: it has no predictions.npy" in caplog.messages
+    assert f"{first} is left out: {first} has no predictions.npy: train it again" in caplog.messages
 
 
 def test_runs_of_other_code_are_not_used(study: Study) -> None:

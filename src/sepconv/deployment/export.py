@@ -26,12 +26,12 @@ from sepconv.deployment.formats import (
     ExportedFile,
     FileRecord,
     classify_with,
-    pack,
     read_file,
 )
 from sepconv.deployment.quantization import Quantizer
 from sepconv.deployment.speed import Speed, measure, time_layers
 from sepconv.devices import describe_device
+from sepconv.packing import pack
 from sepconv.reading import write_yaml
 from sepconv.study.compare import Run, make_labels, name_hardware, read_run
 from sepconv.tables import Column, Table

@@ -5,7 +5,6 @@ float32 (B, classes). It has the run's configuration and figures with it, in ONN
 extra files, so that nothing else must be kept to know what it is.
 """
 
-import base64
 import io
 import json
 import logging
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from sepconv import InputError
 from sepconv.config import EXPORTED, TrainConfig, check_shape, checked, complete, number, one_of, read
 from sepconv.files import open_file
+from sepconv.packing import unpack
 from sepconv.reading import check_fields
 from sepconv.text import shorten
 from sepconv.training import runs
@@ -121,18 +121,12 @@ class ExportedFile:
         """
         count = self.record.result.images["test"]
         try:
-            bits = np.frombuffer(base64.b64decode(self.record.right, validate=True), np.uint8)
-            right = np.unpackbits(bits, count=count).astype(bool)
+            right = unpack(self.record.right, count)
         except ValueError as error:
             raise InputError(f"{self.path} does not tell which test images it classifies rightly: {error}") from error
-        if len(right) != count or abs(float(right.mean()) - self.record.test_accuracy) > runs.ROUNDED:
+        if abs(float(right.mean()) - self.record.test_accuracy) > runs.ROUNDED:
             raise InputError(f"{self.path} tells of other test images than of its accuracy: export it again")
         return right
-
-
-def pack(right: NDArray[np.bool_]) -> str:
-    """Truth values (N,) as text, a bit each."""
-    return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
 def classify(run: Run, images: Tensor) -> Tensor:

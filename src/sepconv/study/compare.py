@@ -57,6 +57,17 @@ class Run:
         name: str = self.config.model["name"]
         return f"{name}, {self.file.record.name}" if self.file else name
 
+    def right(self) -> NDArray[np.bool_]:
+        """Of each test image, whether its network classifies it rightly, (N,).
+
+        Raises InputError where that was not kept, or is not what its accuracy says.
+        """
+        if self.file:
+            return self.file.right
+        if (predictions := runs.read_predictions(self.path, self.result)) is None:
+            raise InputError(f"{self.path} has no {runs.PREDICTIONS}: train it again")
+        return np.equal(*predictions)
+
     def settings(self) -> dict[str, Any]:
         """What makes it a run of its network, as it recorded that."""
         config = asdict(self.config) if self.file else read_yaml(self.path / "config.yaml")

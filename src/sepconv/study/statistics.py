@@ -120,12 +120,12 @@ class Difference:
         return cls.of(right.astype(np.float64) - references)
 
     @classmethod
-    def of(cls, gaps: NDArray[np.float64]) -> "Difference":
-        """The mean of differences from -1 to 1, (seeds, images), by `resample`.
+    def of(cls, gaps: NDArray[np.float64], low: float = -1.0, high: float = 1.0) -> "Difference":
+        """The mean of differences from `low` to `high`, (seeds, images), by `resample`.
 
         The p-value is twice the share of resampled means on the rarer side of 0.
         """
-        means = resample(gaps, -1.0, 1.0) if len(gaps) > 1 else None
+        means = resample(gaps, low, high) if len(gaps) > 1 else None
         estimate = Estimate.by_resamples(gaps, means)
         if means is None:
             return cls(estimate, None)

@@ -101,11 +101,12 @@ class ImageClassifier(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.sums: dict[str, list[Tensor]] = {}  # by metric, over the images of each batch
         self.images = 0
-        self.scores: list[Tensor] = []  # of the test: logits of each batch, in the order of the images
+        self.scores: list[Tensor] = []  # logits of each batch, in the order of the images
 
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
         images, labels = self.data.dataset[rows]
-        self.add(metrics(self(images).float(), labels), len(rows))
+        logits = self(images).float()
+        self.add(metrics(logits, labels), logits)
 
     def on_validation_epoch_end(self) -> None:
         part = "test" if self.trainer.testing else "validation"
@@ -125,21 +126,23 @@ class ImageClassifier(L.LightningModule):
         else:
             logits, mean = classify_views(self, images, self.recipe.tta)
             views = {"accuracy_tta": metrics(mean, labels)["accuracy"]}
-        self.add(metrics(logits, labels) | views, len(rows))
-        self.scores.append(logits)
+        self.add(metrics(logits, labels) | views, logits)
 
     @property
     def predictions(self) -> Tensor:
-        """Of each image of the last test, its class as predicted and as it is: int64 (2, N) on the CPU."""
+        """Of each test image, in the last test or validation on them, its class as predicted and as it is: int64 (2, N)
+        on the CPU.
+        """
         predicted = torch.cat([logits.argmax(1) for logits in self.scores])
         dataset = self.data.dataset
         return torch.stack([predicted, dataset.labels[dataset.test[: len(predicted)]]]).cpu()
 
-    def add(self, sums: dict[str, Tensor], images: int) -> None:
+    def add(self, sums: dict[str, Tensor], logits: Tensor) -> None:
         """Adds a batch to what the epoch's end reports."""
         for name, value in sums.items():
             self.sums.setdefault(name, []).append(value)
-        self.images += images
+        self.images += len(logits)
+        self.scores.append(logits)
 
 
 def metrics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sepconv import InputError, terminal
 from sepconv.config import PARTS, REPOSITORY, EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, complete
@@ -66,18 +68,20 @@ def load_images(file: ExportedFile, source: SourceConfig, parts: Sequence[str]) 
 
 def measure_accuracy(classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig) -> float:
     """Share of the test images that are classified rightly, computed as at a run's end, but without other views."""
-    return measure_test(classifier, dataset, config)[0]
+    return float(measure_test(classifier, dataset, config)[0].mean())
 
 
-def measure_test(classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig) -> tuple[float, float]:
-    """The same, and the mean cross entropy, without label smoothing."""
+def measure_test(
+    classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig
+) -> tuple[NDArray[np.bool_], float]:
+    """Which test images are, (N,), and the mean cross entropy, without label smoothing."""
     device = find_device(config)
     precision = resolve_precision(classifier.recipe.precision, device)
     trainer = make_trainer(config, precision, [], False, epochs=1)
     tested = replace(dataset, validation=dataset.test)
     data = ImageData(tested, classifier.recipe, device, limit=config.limit_batches)
     figures = trainer.validate(classifier, data, verbose=False)[0]
-    return round(figures["accuracy/validation"], 6), figures["loss/validation"]  # Lightning keeps them in float32
+    return np.equal(*classifier.predictions.numpy()), figures["loss/validation"]
 
 
 def load_run(

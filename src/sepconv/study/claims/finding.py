@@ -4,8 +4,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from sepconv import InputError
+from sepconv.packing import pack, unpack
 from sepconv.study.statistics import CONFIDENCE, MARGIN, Difference, Estimate, holm
 
 Key = TypeVar("Key", bound=Hashable)
@@ -27,24 +31,71 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Accuracies:
+    """Test accuracies, one a seed, by the images that a network is right about."""
+
+    images: int
+    right: list[str]  # of each seed, as `pack` writes it
+
+    @classmethod
+    def of(cls, seeds: Sequence[NDArray[np.bool_]]) -> "Accuracies":
+        """Of what each seed's network is right about, (N,)."""
+        return cls(len(seeds[0]), [pack(right) for right in seeds])
+
+    @property
+    def by_image(self) -> NDArray[np.bool_]:
+        """What is right, (seeds, images)."""
+        return np.array([unpack(right, self.images) for right in self.right])
+
+    @property
+    def values(self) -> list[float]:
+        """The accuracies, shares of 1."""
+        return [float(right.mean()) for right in self.by_image]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+
+@dataclass(frozen=True)
 class Paired:
-    """Shares of 1, such as accuracies, or losses, and those that they are set against: a pair a seed.
+    """Accuracies, differences of such, or losses, and those that they are set against: a pair a seed.
 
     Where the claim says that they are larger, `case` says when, for the verdict.
     """
 
-    values: list[float]
-    references: list[float]
+    values: "list[float] | Accuracies | Paired"
+    references: "list[float] | Accuracies | Paired"
     case: str | None = None
     losses: bool = False
 
     @property
+    def by_image(self) -> NDArray[np.float64] | None:
+        """The differences, (seeds, images); None where each seed's alone is known."""
+        ours, theirs = (None if isinstance(side, list) else side.by_image for side in (self.values, self.references))
+        return None if ours is None or theirs is None else ours.astype(np.float64) - theirs
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the most that a difference can be."""
+        (low, high), (least, most) = (
+            (0.0, 1.0) if isinstance(side, list) else side.limits for side in (self.values, self.references)
+        )
+        return low - most, high - least
+
+    @property
     def difference(self) -> Difference:
-        return Difference.between(self.values, self.references)
+        """By seeds and images where it is known of them, else by seeds alone."""
+        if (gaps := self.by_image) is not None:
+            return Difference.of(gaps, *self.limits)
+        if isinstance(self.values, list) and isinstance(self.references, list):
+            return Difference.between(self.values, self.references)
+        raise InputError("accuracies whose images are known, against others")
 
 
-# of a table: text; a count; a Number; shares of 1, one a seed; losses; or such with others that they are set against
-Cell = str | int | Number | list[float] | Losses | Paired
+# of a table: text; a count; a Number; shares of 1, one a seed; losses; accuracies; or such with others that they are
+# set against
+Cell = str | int | Number | list[float] | Losses | Accuracies | Paired
 
 
 @dataclass
@@ -61,7 +112,10 @@ class Finding:
 def read_cell(cell: Any) -> Cell:
     """A cell, from what a JSON file has of it."""
     if isinstance(cell, dict):
-        kind: Any = Number if "format" in cell else Paired if "values" in cell else Losses
+        if "values" in cell:
+            sides = {name: read_cell(cell[name]) for name in ("values", "references")}
+            return Paired(**cell | sides)
+        kind: Any = Number if "format" in cell else Losses if "losses" in cell else Accuracies
         made: Cell = kind(**cell)
         return made
     plain: str | int | list[float] = cell
@@ -74,6 +128,8 @@ def write_cell(cell: Cell) -> str:
         return format(cell.value, cell.format)
     if isinstance(cell, Losses):
         return Estimate.of(cell.losses).write(".3f", factor=1)
+    if isinstance(cell, Accuracies):
+        return Estimate.crossed(cell.by_image).percent()
     if isinstance(cell, Paired):
         return cell.difference.plain() if cell.losses else cell.difference.points()
     if isinstance(cell, list):

@@ -18,6 +18,7 @@ from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import count_images
 from sepconv.devices import find_device
+from sepconv.study.claims.finding import Accuracies
 from sepconv.study.compare import Run, find_runs
 from sepconv.training import runs
 from sepconv.training.runs import Result
@@ -127,9 +128,10 @@ class Lab:
 
     def accuracies(
         self, model: dict[str, Any], epochs: int | None = None, seeds: Sequence[int] | None = None
-    ) -> list[float]:
+    ) -> Accuracies:
         """Test accuracy of `model` for each seed."""
-        return [self.train(model, seed, epochs=epochs).result.test_accuracy for seed in self.seeds(model, seeds)]
+        trainings = (self.train(model, seed, epochs=epochs) for seed in self.seeds(model, seeds))
+        return Accuracies.of([run.right() for run in trainings])
 
     def build(self, model: dict[str, Any]) -> nn.Module:
         """A network with new weights for these images."""

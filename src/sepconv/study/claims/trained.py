@@ -7,8 +7,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,7 +18,7 @@ from sepconv import InputError, terminal
 from sepconv.data.datasets import Dataset, load
 from sepconv.networks.lowrank import Decomposition, find_separable
 from sepconv.networks.separable import TABLE
-from sepconv.study.claims.finding import Cell, Finding, Losses, Number, Paired
+from sepconv.study.claims.finding import Accuracies, Cell, Finding, Losses, Number, Paired
 from sepconv.study.claims.lab import Lab, separable_model
 from sepconv.study.compare import Run
 from sepconv.study.frontier.record import Record
@@ -24,7 +26,7 @@ from sepconv.study.frontier.report import call, sentence
 from sepconv.study.plots import finish, make_panel
 from sepconv.study.statistics import Estimate
 from sepconv.training.classifier import ImageClassifier
-from sepconv.training.evaluate import load_classifier, measure_accuracy, measure_test
+from sepconv.training.evaluate import load_classifier, measure_test
 from sepconv.training.train import make_classifier
 from sepconv.training.whitening import find_stem, whiten
 
@@ -46,7 +48,7 @@ def depth_at_equal_cost(lab: Lab) -> Finding:
         raise InputError(f"C7 is read off the frontier, and {path} is not complete: go on by {command}, or give only=")
     rows: list[list[Cell]] = []
     for network in networks:
-        accuracies = [row.test_accuracy for row in record.reported(network) if row.test_accuracy is not None]
+        accuracies = Accuracies.of(list(record.right(network)))
         rows.append([call(network.kind), network.parameters, network.macs, accuracies])
     sizes = [network.size for network in networks]
     costs = (f"at equal {name}, {sentence(record, *DEEP, cost)}"
@@ -124,25 +126,27 @@ def overfitting_and_storage(lab: Lab) -> Finding:
     gaps: dict[str, dict[tuple[float, int], list[float]]] = {"dense": {}, "separable": {}}
     storage: dict[str, int] = {}
     for width, size in [*parts, *((width, everything) for width in FIT_WIDTHS)]:
-        tests: dict[str, list[tuple[float, float]]] = {}
+        accuracies: dict[str, Accuracies] = {}
+        losses: dict[str, list[float]] = {}
         models = {conv: separable_model(conv=conv, width=width) for conv in gaps}
         for conv, model in models.items():
             part = None if size == everything else size
             trainings = [lab.train(model, seed, size=part, plain=True) for seed in lab.seeds(model)]
-            tests[conv], gaps[conv][width, size] = [], []
+            rights, losses[conv], gaps[conv][width, size] = [], [], []
             for run in trainings:
                 classifier = best_classifier(run)
-                test, train = (measure_test(classifier, images, lab.config.trainer)
-                               for images in (lab.dataset, trained_images(run)))  # fmt: skip
-                tests[conv].append(test)
-                gaps[conv][width, size].append(test[1] - train[1])
+                (right, test), (_, train) = (measure_test(classifier, images, lab.config.trainer)
+                                             for images in (lab.dataset, trained_images(run)))  # fmt: skip
+                rights.append(right)
+                losses[conv].append(test)
+                gaps[conv][width, size].append(test - train)
+            accuracies[conv] = Accuracies.of(rights)
             if width == 1:
                 storage[conv] = sum(weight.nbytes for weight in classifier.state_dict().values())
         costs = [lab.cost(model).parameters for model in models.values()]
         last = [gaps[conv][width, size] for conv in gaps]
         many = f"there are {size:,} training images and {costs[1]:,} for {costs[0]:,} parameters"
-        rows.append([size, *costs, *([test[0] for test in tests[conv]] for conv in gaps),
-                     *(Losses([test[1] for test in tests[conv]]) for conv in gaps), *map(Losses, last),
+        rows.append([size, *costs, *accuracies.values(), *map(Losses, [*losses.values(), *last]),
                      Paired(last[0], last[1], many, losses=True)])  # fmt: skip
     rows.append(["bytes of the weights and running statistics, width 1", *storage.values(), *[""] * 7])
 
@@ -201,7 +205,7 @@ def rank_one_kernels(lab: Lab) -> Finding:
         ["trained dense network", "-", dense_accuracies, "-", Number(1, ".1%")],
     ]
     errors: dict[int, list[float]] = {rank: [] for rank in (3, 2, 1)}
-    accuracies: dict[int, list[float]] = {rank: [] for rank in errors}
+    rights: dict[int, list[NDArray[np.bool_]]] = {rank: [] for rank in errors}
     for seed in lab.seeds(dense):
         classifier = best_classifier(lab.train(dense, seed))
         convolutions = find_separable(classifier.net, "spatial").values()
@@ -212,10 +216,10 @@ def rank_one_kernels(lab: Lab) -> Finding:
                     layer.conv.weight.copy_(layer.weight(min(rank, layer.full)))
             lost = sum(layer.error(min(rank, layer.full)) for layer in decompositions)
             errors[rank].append((lost / sum(layer.error(0) for layer in decompositions)) ** 0.5)
-            accuracies[rank].append(measure_accuracy(classifier, lab.dataset, lab.config.trainer))
-    for rank, values in accuracies.items():
-        rows.append([f"trained dense network, rank {rank}, not trained further", errors[rank], values,
-                     Paired(values, dense_accuracies), "-"])  # fmt: skip
+            rights[rank].append(measure_test(classifier, lab.dataset, lab.config.trainer)[0])
+    for rank, accuracies in ((rank, Accuracies.of(seeds)) for rank, seeds in rights.items()):
+        rows.append([f"trained dense network, rank {rank}, not trained further", errors[rank], accuracies,
+                     Paired(accuracies, dense_accuracies), "-"])  # fmt: skip
     from_scratch = lab.accuracies(spatial)
     rows.append(["spatially separable, trained from scratch", "-", from_scratch, Paired(from_scratch, dense_accuracies),
                  Number(lab.cost(spatial).macs / lab.cost(dense).macs, ".1%")])  # fmt: skip

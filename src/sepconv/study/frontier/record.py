@@ -1,10 +1,7 @@
 """The record of a frontier: what is to be trained, and each training's figures as its run recorded them."""
 
-import base64
 import json
-import math
 import statistics
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sepconv import InputError, files
+from sepconv.packing import unpack
 from sepconv.reading import check_each, check_fields, read_json
 from sepconv.terminal import epochs
 from sepconv.training.runs import ROUNDED
@@ -129,7 +127,7 @@ class Record:
                 check_right(Row(**row))
             lists = {name: [schema(**each) for each in values[name]] for name, schema in parts.items()}
             return cls(Settings(**values["settings"]), **lists)
-        except (InputError, LookupError, TypeError, ValueError, zlib.error) as error:
+        except (InputError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a record of scripts/frontier.py: {error}") from error
 
     def write(self, path: Path) -> None:
@@ -237,22 +235,8 @@ class Record:
         return sorted({row.device for row in self.rows.values()})
 
 
-def pack(right: NDArray[np.bool_]) -> str:
-    """Of each image whether a network is right about it, (N,), in a few characters: bits, by zlib and Base64."""
-    return base64.b64encode(zlib.compress(np.packbits(right).tobytes(), 9)).decode()
-
-
-def unpack(text: str, images: int) -> NDArray[np.bool_]:
-    """What `pack` made `text` of. Raises ValueError or zlib.error where it is not of so many images."""
-    size = math.ceil(images / 8)
-    data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
-    if images < 1 or len(data) != size:
-        raise ValueError(f"right is not of {images} images")
-    return np.unpackbits(np.frombuffer(data, np.uint8), count=images).astype(bool)
-
-
 def check_right(row: Row) -> None:
-    """Raises ValueError, zlib.error or InputError unless a run is right about as many images as its accuracy says."""
+    """Raises ValueError or InputError unless a run is right about as many images as its accuracy says."""
     accuracy = None if row.right is None else float(unpack(row.right, row.images).mean())
     pair = [-1.0 if each is None else each for each in (accuracy, row.test_accuracy)]
     if abs(pair[0] - pair[1]) > ROUNDED:

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
 from sepconv import InputError
 from sepconv.config import REPOSITORY, FrontierConfig, TrainConfig, complete
+from sepconv.packing import pack
 from sepconv.study.compare import Run, list_runs, name_hardware, read_run
 from sepconv.study.frontier.networks import options
-from sepconv.study.frontier.record import Network, Record, Row, Training, pack
+from sepconv.study.frontier.record import Network, Record, Row, Training
 from sepconv.terminal import CONSOLE, Progress, duration
 from sepconv.training import runs
 
@@ -126,10 +125,7 @@ class Trainings:
                 if (path / "result.json").exists():
                     run = read_run(path)
                     self.known.add(path)
-                    predictions = runs.read_predictions(path, run.result)
-                    if predictions is None:
-                        raise InputError(f"it has no {runs.PREDICTIONS}")
-                    right = pack(np.equal(*predictions))
+                    right = pack(run.right())
                     self.finished.setdefault((runs.fingerprint(run.config), run.config.seed), (run, right))
                 else:
                     _, config, _ = runs.read_config(path)
