@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -243,6 +244,21 @@ def test_int8_that_costs_too_much_is_refused(run: Path) -> None:
     assert len(export.make_files(source, replace(config, int8_drop=0.99), "")[0]) == 2
 
 
+def test_a_refusal_says_that_an_older_file_stays(
+    command: Command, run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export.make_files
+    monkeypatch.setattr(export, "make_files", lambda *arguments: (real(*arguments)[0][:1], "it costs too much"))
+    arguments = [f"run={run}", "int8=true", f"output={tmp_path}"]
+    refusal = "no int8 file is written: it costs too much"
+    outcome = command("export", *arguments)
+    refused(outcome, refusal)
+    assert "earlier" not in outcome.err
+    older = tmp_path / "separable-digits-int8.onnx"
+    shutil.copy(exported / older.name, older)
+    refused(command("export", *arguments), refusal, f"{older} is of an earlier export")
+
+
 def test_a_file_that_differs_is_not_written(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +282,9 @@ def test_bad_input(command: Command, run: Path, twin: Path, exported: Path, tmp_
     refused(command("export", f"run={run}", "output=/dev/null/x"), "cannot write", "output=")
     refused(command("export", f"run={twin}", f"output={exported}"), "is of another run", run.name)
     refused(command("evaluate", f"run={run}", f"file={exported}/separable-digits.onnx"), "give run=", "file=")
+    file = f"file={exported}/separable-digits.onnx"
+    refused(command("evaluate", file, "checkpoint=last"), "checkpoint=last", "file=")
+    refused(command("evaluate", file, "trainer.accelerator=gpu"), "trainer.accelerator=gpu", "file=", "CPU")
     refused(command("evaluate", f"file={tmp_path}/x.h5"), "is no exported network", ".onnx")
     refused(command("evaluate", f"file={tmp_path}/x.onnx"), "x.onnx cannot be read")
     path = exported / "separable-digits.onnx"

@@ -324,6 +324,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_network(self.run, self.file)
+        if self.file is not None:
+            check(self.checkpoint == "best", "checkpoint", self.checkpoint, "not with file=, which has one network")
+            accelerator = self.trainer.accelerator
+            check(accelerator != "gpu", "trainer.accelerator", accelerator, "file= is tested on the CPU")
 
 
 @dataclass(kw_only=True)

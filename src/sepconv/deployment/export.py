@@ -132,7 +132,8 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
         if label != rows[0].label:
             CONSOLE.print(f"{label}: {reason}", soft_wrap=True)
     if rows[0].label in refused:
-        raise InputError(f"no int8 file is written: {refused[rows[0].label]}")
+        older = f"; {paths['int8']} is of an earlier export" if paths["int8"].exists() else ""
+        raise InputError(f"no int8 file is written: {refused[rows[0].label]}{older}")
 
 
 def copy_run(run: str, folder: Path) -> None:
