@@ -23,6 +23,15 @@ SLIM: dict[str, dict[str, Any]] = {
     "xception": {"width": 0.125},
     "resnet": {"depth": 14},
     "airbench": {"width": 0.125},
+    "staged": {
+        "stages": [
+            {"channels": 8},
+            {"channels": 12, "stride": 2, "blocks": 2},
+            {"channels": 12, "kernel_size": 5, "expansion": 2.5, "squeeze": True},
+        ],
+        "residual": True,
+        "activation": "hardswish",
+    },
 }
 
 

@@ -234,6 +234,21 @@ def test_twins_differ_in_the_convolution_alone(name: str, options: dict[str, Any
     assert all(height == width > 1 for height, width in dense)
 
 
+def test_staged_is_any_table() -> None:
+    """By default that of the separable network; inverted residuals where a row has an expansion."""
+    for conv in KINDS:
+        assert str(build("staged", (1, 28, 28), 10, conv=conv)) == str(build("separable", (1, 28, 28), 10, conv=conv))
+    rows = [{"channels": 16}, {"channels": 16, "blocks": 2, "expansion": 3, "kernel_size": 5, "squeeze": True}]
+    net = build("staged", (1, 28, 28), 10, stem=8, stages=rows, residual=True, activation="hardswish")
+    plain, *inverted = net.blocks
+    assert not isinstance(plain, Residual)  # it changes the number of channels
+    for block in inverted:
+        assert isinstance(block, Residual)
+        assert dict(block.named_children()).keys() == {"expansion", "depthwise", "squeeze", "projection", "shortcut"}
+        assert block.get_submodule("depthwise.conv").weight.shape == (48, 1, 5, 5)
+    assert not any(isinstance(layer, nn.ReLU) for name, layer in net.named_modules() if "squeeze" not in name)
+
+
 def test_baseline_separable_is_the_baseline_with_the_option() -> None:
     one, other = build("baseline", (1, 28, 28), 10, conv="separable"), build("baseline_separable", (1, 28, 28), 10)
     assert repr(one) == repr(other)
@@ -359,6 +374,12 @@ def test_glorot_is_keras_distribution() -> None:
         ("resnet", {"form": "imagenet"}, "model.depth=20 is out of range: 18 or 34"),
         ("resnet", {"form": "mlperf_tiny"}, "model.depth=20 is out of range: 8 with model.form=mlperf_tiny"),
         ("resnet", {"form": "large"}, "unknown model.form=large: choose from imagenet, small, mlperf_tiny"),
+        ("staged", {"stages": []}, "model.stages=[] is out of range: one or more"),
+        ("staged", {"stages": [{"channels": 8}, {}]}, "model.stages[1].channels is missing"),
+        ("staged", {"stages": [{"channels": 8, "block": 2}]}, "did you mean model.stages[0].blocks?"),
+        ("staged", {"stages": [{"channels": 8, "kernel_size": 4}]}, "model.stages[0].kernel_size=4"),
+        ("staged", {"stages": [{"channels": 8, "squeeze": True}]}, "model.stages[0].squeeze=True is out of range"),
+        ("staged", {"activation": "elu"}, "unknown model.activation=elu: choose from relu, hardswish"),
     ],
 )
 def test_option_errors(name: str, options: dict[str, Any], message: str) -> None:

@@ -584,7 +584,10 @@ SCHEMAS = (TrainConfig, EvaluateConfig, PredictConfig, DemoConfig, ExportConfig,
 def defaults(name: str) -> dict[str, Any]:
     """What configs/model/ has of the network `name`; nothing of one that is not there."""
     files = {path.stem: path for path in (CONFIGS / "model").glob("*.yaml")}
-    return dict(OmegaConf.load(files[name])) if name in files else {}
+    if name not in files:
+        return {}
+    options: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
+    return dict(options)
 
 
 def complete(model: dict[str, Any]) -> dict[str, Any]:
