@@ -22,11 +22,13 @@ from sepconv import InputError, Stopped
 from sepconv.config import FrontierConfig, TrainConfig, read
 from sepconv.data.datasets import image_shape
 from sepconv.packing import pack
-from sepconv.study.frontier import networks, report, trainings
+from sepconv.study import trainings
+from sepconv.study.frontier import networks, report
 from sepconv.study.frontier.record import Network, Record, Row, Settings, Speed, make_training
 from sepconv.study.frontier.report import page, sentence
-from sepconv.study.frontier.trainings import Process, Remaining, Trainings, work
+from sepconv.study.frontier.trainings import FrontierTrainings, Remaining, work
 from sepconv.study.frontier.verdicts import compare, orders, read_curve
+from sepconv.study.trainings import Process
 from sepconv.terminal import duration
 from sepconv.training import runs
 from sepconv.training.runs import fingerprint
@@ -346,7 +348,7 @@ class Study:
         monkeypatch.setattr(trainings, "start", self.start)
         monkeypatch.setattr(runs, "hash_code", lambda code: None if code["dirty"] else code["sha"])
         monkeypatch.setattr(runs, "current_code", lambda: {"sha": COMMIT, "dirty": False})
-        monkeypatch.setattr(trainings, "POLL", 0)
+        monkeypatch.setattr("sepconv.study.frontier.trainings.POLL", 0)
         self.errors = b""
 
     def start(self, arguments: list[str]) -> Process:
@@ -372,7 +374,7 @@ class Study:
         settings = replace(SETTINGS, data="digits", rates=config.rates, tuning_seed=1000, seeds=config.seeds)
         plan = networks.plan(config, (1, 16, 16), 10)
         made = Record(settings, plan, runs=list(record.rows.values()) if record else [])
-        self.trainings = Trainings(config, made, ["data=digits", "trainer=cpu"], lambda: None)
+        self.trainings = FrontierTrainings(config, made, ["data=digits", "trainer=cpu"], lambda: None)
         self.trainings.find()
         self.trainings.make()
         return made
@@ -389,7 +391,7 @@ def test_trainings_are_made_once(study: Study) -> None:
     assert chosen == [pytest.approx(0.906)] * 4
     assert {row.test_accuracy for row in record.rows.values() if row.seed == 1000} == {None}
     assert study.make().rows == record.rows
-    study.trainings.folder.rename(study.path / "gone")
+    study.trainings.trainings.folder.rename(study.path / "gone")
     assert study.make(record).rows == record.rows
     assert len(study.started) == 8
     more = study.make(record, seeds=[0, 1, 2])

@@ -11,7 +11,7 @@ from sepconv.study.frontier.networks import plan
 from sepconv.study.frontier.record import Record, Settings
 from sepconv.study.frontier.report import write_page
 from sepconv.study.frontier.speeds import measure
-from sepconv.study.frontier.trainings import Trainings
+from sepconv.study.frontier.trainings import FrontierTrainings
 from sepconv.terminal import CONSOLE
 from sepconv.training import runs
 from sepconv.training.trainer import stoppable
@@ -49,7 +49,7 @@ def go_on(config: FrontierConfig, overrides: list[str], path: Path, before: Reco
         record.write(path)
         write_page(record, path.parent)
 
-    trainings = Trainings(config, record, training_arguments(), keep)
+    trainings = FrontierTrainings(config, record, training_arguments(), keep)
     held = Path(config.runs).expanduser() / config.data.name
     try:
         for folder in (path.parent, held):

@@ -1,65 +1,25 @@
-"""The trainings of a frontier: found among the runs of before, or made, each in a process of its own."""
+"""The trainings of a frontier: found among the runs of before, or made."""
 
-import logging
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from sepconv import InputError
-from sepconv.config import REPOSITORY, FrontierConfig, TrainConfig, complete
+from sepconv.config import FrontierConfig, TrainConfig, complete
 from sepconv.packing import pack
-from sepconv.study.compare import Run, list_runs, name_hardware, read_run
+from sepconv.study.compare import name_hardware
 from sepconv.study.frontier.networks import options
 from sepconv.study.frontier.record import Network, Record, Row, Training
+from sepconv.study.trainings import DIVERGED, POLL, Process, Trainings
 from sepconv.terminal import CONSOLE, Progress, duration
 from sepconv.training import runs
 
-log = logging.getLogger(__name__)
-
-Key = tuple[str, int]  # of a run: the hash of its configuration, its seed
-
-POLL = 0.5  # seconds between looks at the trainings
 GROWTH = 0.6  # of a training's time with its MACs, as a power, for an estimate
-DIVERGED = "the loss became"  # is in the line of a training that diverged
 
 
-@dataclass
-class Process:
-    """A training that is under way."""
-
-    process: "subprocess.Popen[bytes]"
-    errors: IO[bytes]  # its standard error
-
-    @property
-    def ended(self) -> bool:
-        return self.process.poll() is not None
-
-    def last_line(self) -> str:
-        """The last line of what it said to standard error."""
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
-
-
-def start(arguments: list[str]) -> Process:
-    """Starts scripts/train.py on one thread, in a group of its own: a signal at the terminal is for this process."""
-    errors = tempfile.TemporaryFile()  # noqa: SIM115 - for the process; a pipe could fill
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-    )  # fmt: skip
-    return Process(process, errors)
-
-
-class Trainings:
+class FrontierTrainings:
     """Finds the trainings of a record in `config.runs`, and makes those that are not there.
 
     Args:
@@ -84,9 +44,7 @@ class Trainings:
                     "output=, train at that commit, or give jobs=0, which writes its page alone"
                 )
         # what lies in there was begun by this code
-        self.folder = Path(config.runs).expanduser() / (self.code or "uncommitted")
-        self.finished: dict[Key, tuple[Run, str]] = {}  # with the test images that it is right about
-        self.known: set[Path] = set()  # directories of runs that are not read again
+        self.trainings = Trainings(Path(config.runs).expanduser() / (self.code or "uncommitted"), self.code)
         self.failed: dict[Training, str] = {}  # and why
 
     def configuration(self, training: Training) -> str:
@@ -108,38 +66,22 @@ class Trainings:
     def describe(self, training: Training) -> list[str]:
         """The arguments that make scripts/train.py train it."""
         model = (f"model.{key}={value}" for key, value in options(self.network(training)).items())
-        return [*self.arguments, "model=separable", *model,
-                f"recipe.epochs={training.epochs}", f"recipe.optimizer.lr={training.rate}", f"seed={training.seed}",
-                f"runs={self.folder}"]  # fmt: skip
+        return [
+            *self.arguments,
+            "model=separable",
+            *model,
+            f"recipe.epochs={training.epochs}",
+            f"recipe.optimizer.lr={training.rate}",
+            f"seed={training.seed}",
+        ]
 
     def network(self, training: Training) -> Network:
         return self.networks[training.kind, training.size, training.epochs]
 
-    def scan(self) -> dict[Key, Path]:
-        """Reads the runs that have finished since the last time; gives those that were stopped."""
-        stopped: dict[Key, Path] = {}
-        for path in list_runs(self.folder) if self.folder.is_dir() else []:
-            if path in self.known:
-                continue
-            try:
-                if (path / "result.json").exists():
-                    run = read_run(path)
-                    self.known.add(path)
-                    right = pack(run.right())
-                    self.finished.setdefault((runs.fingerprint(run.config), run.config.seed), (run, right))
-                else:
-                    _, config, _ = runs.read_config(path)
-                    stopped[runs.fingerprint(config), config.seed] = path
-            except InputError as error:
-                self.known.add(path)
-                log.warning("%s is left out: %s", path, error)
-        return stopped
-
     def take(self, training: Training) -> bool:
         """Adds a training to the record, where there is a finished run of it by this code."""
-        configuration = self.configuration(training)
-        run, right = self.finished.get((configuration, training.seed), (None, None))
-        if run is None or {runs.hash_code(code) for code in (run.result.git, *run.result.git_later)} != {self.code}:
+        run = self.trainings.find(self.configure(training))
+        if run is None:
             return False
         result, chooses = run.result, training.seed == self.config.tuning_seed
         self.record.rows[training] = Row(
@@ -147,7 +89,7 @@ class Trainings:
             val_accuracy=result.val_accuracy,
             test_accuracy=None if chooses else result.test_accuracy,
             images=result.images["test"],
-            right=None if chooses else right,
+            right=None if chooses else pack(run.right()),
             parameters=result.parameters,
             macs=result.macs,
             seconds=result.fit_seconds,
@@ -157,13 +99,13 @@ class Trainings:
             commit=result.git["sha"],
             dirty=result.git["dirty"],
             code=self.code,
-            configuration=configuration,
+            configuration=self.configuration(training),
         )
         return True
 
     def find(self) -> None:
         """Takes what is finished."""
-        self.scan()
+        self.trainings.scan()
         while sum(map(self.take, list(self.record.missing()))):
             pass  # the seeds of a learning rate that is known now
         self.keep()
@@ -179,7 +121,8 @@ class Trainings:
                 while True:
                     for training in self.record.missing():
                         if len(under_way) < self.config.jobs and training not in under_way | self.failed:
-                            under_way[training] = self.begin(training)
+                            begin = self.trainings.begin
+                            under_way[training] = begin(self.configure(training), self.describe(training))
                     if not under_way:
                         break
                     time.sleep(POLL)
@@ -194,11 +137,6 @@ class Trainings:
         if self.failed:
             training, reason = next(iter(self.failed.items()))
             raise InputError(f"{len(self.failed)} trainings failed, the first ({training}) by: {reason}")
-
-    def begin(self, training: Training) -> Process:
-        """Starts a training, or continues its run that was stopped."""
-        stopped = self.scan().get((self.configuration(training), training.seed))
-        return start([f"resume={stopped}"] if stopped else self.describe(training))
 
     def end(self, training: Training, process: Process) -> None:
         """Takes a training that has ended."""

@@ -1,0 +1,95 @@
+"""Trainings by scripts/train.py, each in a process of its own, which are found again and continued by their runs."""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sepconv import InputError
+from sepconv.config import REPOSITORY, TrainConfig
+from sepconv.study.compare import Run, list_runs, read_run
+from sepconv.training import runs
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]  # of a run: the hash of its configuration, its seed
+
+POLL = 0.5  # seconds between looks at trainings that are under way
+DIVERGED = "the loss became"  # is in the line of a training that diverged
+
+
+@dataclass
+class Process:
+    """A training that is under way."""
+
+    process: "subprocess.Popen[bytes]"
+    errors: IO[bytes]  # its standard error
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def last_line(self) -> str:
+        """The last line of what it said to standard error."""
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def start(arguments: list[str]) -> Process:
+    """Starts scripts/train.py on one thread, in a group of its own: a signal at the terminal is for this process."""
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - for the process; a pipe could fill
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return Process(process, errors)
+
+
+class Trainings:
+    """The trainings whose runs lie in `folder`, by the code of this hash, from first to last."""
+
+    def __init__(self, folder: Path, code: str | None) -> None:
+        self.folder, self.code = folder, code
+        self.finished: dict[Key, Run] = {}
+        self.stopped: dict[Key, Path] = {}
+        self.known: set[Path] = set()  # directories of runs that are not read again
+
+    def scan(self) -> None:
+        """Reads the runs that have been begun or finished since the last time."""
+        self.stopped = {}
+        for path in list_runs(self.folder) if self.folder.is_dir() else []:
+            if path in self.known:
+                continue
+            try:
+                if (path / "result.json").exists():
+                    run = read_run(path)
+                    self.known.add(path)
+                    run.right()  # it must tell
+                    if {runs.hash_code(code) for code in (run.result.git, *run.result.git_later)} == {self.code}:
+                        self.finished.setdefault(find_key(run.config), run)
+                else:
+                    _, config, _ = runs.read_config(path)
+                    self.stopped[find_key(config)] = path
+            except InputError as error:
+                self.known.add(path)
+                log.warning("%s is left out: %s", path, error)
+
+    def find(self, config: TrainConfig) -> Run | None:
+        """The finished run of a configuration, as it was when the folder was last read."""
+        return self.finished.get(find_key(config))
+
+    def begin(self, config: TrainConfig, arguments: list[str]) -> Process:
+        """Starts the training that `config` describes and `arguments` make, or continues its run that was stopped."""
+        self.scan()
+        stopped = self.stopped.get(find_key(config))
+        return start([f"resume={stopped}"] if stopped else [*arguments, f"runs={self.folder}"])
+
+
+def find_key(config: TrainConfig) -> Key:
+    return runs.fingerprint(config), config.seed
