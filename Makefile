@@ -15,7 +15,7 @@ test-lowest: PYTHON = python3
 test-lowest:
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade uv 'setuptools>=77'
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct -r pyproject.toml --extra dev --extra deploy
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct -r pyproject.toml --extra dev --extra search
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --no-deps --no-build-isolation --editable .
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(TESTS)
 
@@ -60,7 +60,7 @@ peers: .venv-peers/ready
 # After a change of pyproject.toml's dependencies, or of requirements-peers.in; needs uv.
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet
 lock:
-	$(LOCK) pyproject.toml --extra dev --extra deploy --output-file requirements.lock
+	$(LOCK) pyproject.toml --extra dev --extra search --output-file requirements.lock
 	$(LOCK) pyproject.toml --extra demo --constraints requirements.lock \
 		$$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements.lock) --output-file requirements-demo.lock
 	$(LOCK) requirements-peers.in --output-file requirements-peers.lock

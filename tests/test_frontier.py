@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import signal
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -407,6 +408,27 @@ def test_an_interrupted_training_is_resumed(study: Study) -> None:
     assert study.started[8:] == [[f"resume={first}"]]
 
 
+def test_what_still_runs_is_waited_for(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training whose study was killed goes on by itself, and is taken when it has ended."""
+    study.make()
+    (first,) = study.path.glob("c*/digits/separable/1")
+    result = (first / "result.json").read_text()
+    (first / "result.json").unlink()
+    looks: list[Path] = []
+
+    def is_locked(run: Path) -> bool:
+        looks.append(run)
+        if len(looks) == 3:
+            (first / "result.json").write_text(result)
+        return len(looks) < 3
+
+    monkeypatch.setattr(trainings, "is_locked", is_locked)
+    monkeypatch.setattr(trainings, "POLL", 0)
+    assert not study.make().left()
+    assert looks == [first] * 3
+    assert len(study.started) == 8
+
+
 def test_a_run_that_did_not_keep_its_predictions_is_made_again(study: Study, caplog: pytest.LogCaptureFixture) -> None:
     study.make()
     (first,) = study.path.glob("c*/digits/separable/1")
@@ -455,8 +477,8 @@ def test_a_stop_ends_what_is_under_way(study: Study, monkeypatch: pytest.MonkeyP
         def poll(self) -> None:
             raise Stopped(status=143)
 
-        def terminate(self) -> None:
-            stopped.append("terminate")
+        def send_signal(self, number: int) -> None:
+            stopped.append(signal.Signals(number).name)
 
         def wait(self) -> None:
             stopped.append("wait")
@@ -464,7 +486,7 @@ def test_a_stop_ends_what_is_under_way(study: Study, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(trainings, "start", lambda _: Process(Running(), io.BytesIO()))  # type: ignore[arg-type]
     with pytest.raises(Stopped):
         study.make()
-    assert stopped == ["terminate", "wait"]
+    assert stopped == ["SIGTERM", "wait"]
 
 
 def test_settings_are_those_of_the_training(study: Study) -> None:

@@ -85,6 +85,17 @@ def quote(text: str, mark: Quote = Quote.single) -> str:
     return QuotedString(text, mark).with_quotes()
 
 
+def write_value(value: Any) -> str:
+    """A plain value as Hydra reads it in an override: a list, a dict, a number, a truth value, null or a string."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{write_value(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(write_value, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return quote(value) if isinstance(value, str) else str(value)
+
+
 def is_quoted(value: str) -> bool:
     """Whether `value` is one string of Hydra's, quotes and all."""
     return value[0] in "'\"" and isinstance(read_value(value), QuotedString)

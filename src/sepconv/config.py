@@ -30,6 +30,7 @@ PICTURES = (".png", ".pdf", ".svg")
 PARTS = ("train", "validation", "test")  # of a data set
 EXPORTED = {"onnx": ".onnx", "torch_export": ".pt2"}  # formats of exported networks, and how their files' names end
 CALIBRATION_IMAGES = 500
+COSTS = ("parameters", "macs", "peak_bytes", "latency_ms")  # that scripts/search.py has budgets for
 
 # what a CPU trains networks by: auto (the fused kernels, where they can be compiled), torch's own, or fused (as auto,
 # and an error where they cannot)
@@ -171,6 +172,18 @@ def check_shape(key: str, shape: list[int]) -> None:
 def check_seeds(key: str, seeds: list[int]) -> None:
     """Raises InputError unless runs with these seeds give an interval."""
     check(len(set(seeds)) == len(seeds) > 1, key, seeds, "two or more, each once")
+
+
+def check_rungs(key: str, lengths: list[int]) -> None:
+    """Raises InputError unless each training is longer than the one before."""
+    check(bool(lengths) and lengths[0] > 0 and lengths == sorted(set(lengths)), key, lengths, "epochs, in rising order")
+
+
+def check_costs(key: str, costs: list[str]) -> None:
+    """Raises InputError unless these are costs, each once."""
+    for cost in costs:
+        check_choice(key, cost, *COSTS)
+    check(len(set(costs)) == len(costs), key, costs, "each cost once")
 
 
 def check_runs(key: str, paths: list[str]) -> None:
@@ -545,6 +558,34 @@ class FrontierConfig:
 
 
 @dataclass(kw_only=True)
+class SearchConfig:
+    """One run of `scripts/search.py`."""
+
+    data: DataConfig
+    recipe: RecipeConfig
+    trainer: TrainerConfig
+    # the budget, for one image: any of these; null is no limit
+    parameters: int | None = number(None, least=1)
+    macs: float | None = number(None, least=1)
+    peak_bytes: int | None = number(None, least=1)  # of the maps that are alive at once, in int8
+    latency_ms: float | None = number(None, above=0)  # of the network's file in ONNX, on one thread of this machine
+    # costs to make small too, for a front of networks; none: the search is for the most accurate one
+    minimize: list[str] = checked(check_costs, [])
+    trials: int = number(100, least=1)  # networks that are drawn and trained
+    rungs: list[int] = checked(check_rungs, [3, 9])  # epochs: of all networks, then of the best, and so on
+    keep: float = number(0.25, above=0, most=1)  # the share of them that is trained longer each time
+    winners: int = number(3, least=1)  # networks that are trained at last for recipe.epochs
+    seed: int = number(0, least=0, below=2**32)  # of what is drawn, and of all trainings but the winners'
+    seeds: list[int] = checked(check_seeds, [1, 2, 3])  # of the winners' trainings
+    jobs: int = number(2, least=1)  # trainings at a time, each on one thread
+    storage: str | None = None  # URL of a database for the trials; null: a file of SQLite in output
+    output: str = path(f"{REPOSITORY}/runs/search")  # folder of what is found, of the trials and of their runs
+
+    def __post_init__(self) -> None:
+        check(self.seed not in self.seeds, "seed", self.seed, "a seed that is not one of seeds=")
+
+
+@dataclass(kw_only=True)
 class RecordsConfig:
     """One run of `scripts/records.py`."""
 
@@ -577,7 +618,7 @@ class CostConfig:
 
 
 SCHEMAS = (TrainConfig, EvaluateConfig, PredictConfig, DemoConfig, ExportConfig, SeparateConfig, *SUITES.values(),
-           CompareConfig, ClaimsConfig, FrontierConfig, RecordsConfig, CostConfig)  # fmt: skip
+           CompareConfig, ClaimsConfig, FrontierConfig, SearchConfig, RecordsConfig, CostConfig)  # fmt: skip
 
 
 @cache

@@ -62,18 +62,20 @@ def make(name: str, shape: tuple[int, int, int], classes: int, **options: Any) -
     values = complete({"name": name, **options})
     del values["name"], values["kernels"]
     factory = partial(builder, shape, classes, **vars(read(schema, values, prefix="model.")))
-    check_size(name, factory)
-    return factory()
+    shapes = check_size(name, factory)
+    return shapes if torch.get_default_device().type == "meta" else factory()
 
 
-def check_size(name: str, factory: Callable[[], nn.Module]) -> None:
-    """Raises InputError where the network that `factory` gives would not fit in memory: it makes it of shapes alone."""
+def check_size(name: str, factory: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `factory` gives, of shapes alone. Raises InputError where it would not fit in memory."""
     remedy = "choose a smaller model.width, other options or smaller images"
     try:
         with torch.device("meta"):
-            size = sum(weight.nbytes for weight in factory().parameters())
+            net = factory()
     except RuntimeError as error:
         if "overflow" not in str(error).lower():
             raise
         raise InputError(f"model={name} would have more weights than 64 bits count: {remedy}") from error
+    size = sum(weight.nbytes for weight in net.parameters())
     check_memory(2 * size, torch.device("cpu"), f"model={name}, its weights and their gradients,", remedy)
+    return net

@@ -75,11 +75,17 @@ def draw_section(section: Section) -> dict[str, Picture]:
 
 def render(figure: Figure) -> Picture:
     """A figure as SVG and as PNG."""
-    svg, png = BytesIO(), BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
+    png = BytesIO()
     figure.savefig(png, format="png", dpi=150)
+    return Picture(as_svg(figure), png.getvalue())
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as an SVG element."""
+    svg = BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
     text = svg.getvalue().decode()
-    return Picture(text[text.index("<svg") :], png.getvalue())
+    return text[text.index("<svg") :]
 
 
 def make_panel(width: float, height: float) -> tuple[Figure, Axes]:

@@ -1,10 +1,14 @@
 """Trainings by scripts/train.py, each in a process of its own, which are found again and continued by their runs."""
 
+import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,12 +30,22 @@ DIVERGED = "the loss became"  # is in the line of a training that diverged
 class Process:
     """A training that is under way."""
 
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | None"  # None where it has ended without us
     errors: IO[bytes]  # its standard error
 
     @property
     def ended(self) -> bool:
-        return self.process.poll() is not None
+        return self.process is None or self.process.poll() is not None
+
+    def send(self, number: int) -> None:
+        """Sends it a signal."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def wait(self) -> None:
+        """Returns when it has ended."""
+        if self.process is not None:
+            self.process.wait()
 
     def last_line(self) -> str:
         """The last line of what it said to standard error."""
@@ -85,10 +99,34 @@ class Trainings:
         return self.finished.get(find_key(config))
 
     def begin(self, config: TrainConfig, arguments: list[str]) -> Process:
-        """Starts the training that `config` describes and `arguments` make, or continues its run that was stopped."""
+        """Starts the training that `config` describes and `arguments` make, or continues its run that was stopped.
+
+        What a process of before began may still be under way: that is waited for.
+        """
         self.scan()
-        stopped = self.stopped.get(find_key(config))
-        return start([f"resume={stopped}"] if stopped else [*arguments, f"runs={self.folder}"])
+        if (stopped := self.stopped.get(find_key(config))) is None:
+            return start([*arguments, f"runs={self.folder}"])
+        while is_locked(stopped):
+            time.sleep(POLL)
+        self.scan()
+        return start([f"resume={stopped}"]) if self.find(config) is None else Process(None, io.BytesIO())
+
+
+def stop(processes: Collection[Process]) -> None:
+    """Ends trainings so that they can be continued."""
+    for each in processes:
+        each.send(signal.SIGTERM)
+    for each in processes:
+        each.wait()
+
+
+def is_locked(run: Path) -> bool:
+    """Whether another process trains a run."""
+    try:
+        with runs.lock(run):
+            return False
+    except InputError:
+        return True
 
 
 def find_key(config: TrainConfig) -> Key:

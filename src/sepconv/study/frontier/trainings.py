@@ -12,7 +12,7 @@ from sepconv.packing import pack
 from sepconv.study.compare import name_hardware
 from sepconv.study.frontier.networks import options
 from sepconv.study.frontier.record import Network, Record, Row, Training
-from sepconv.study.trainings import DIVERGED, POLL, Process, Trainings
+from sepconv.study.trainings import DIVERGED, POLL, Process, Trainings, stop
 from sepconv.terminal import CONSOLE, Progress, duration
 from sepconv.training import runs
 
@@ -130,10 +130,7 @@ class FrontierTrainings:
                         self.end(training, under_way.pop(training))
                         progress.update()
         finally:
-            for each in under_way.values():
-                each.process.terminate()
-            for each in under_way.values():
-                each.process.wait()
+            stop(under_way.values())
         if self.failed:
             training, reason = next(iter(self.failed.items()))
             raise InputError(f"{len(self.failed)} trainings failed, the first ({training}) by: {reason}")
