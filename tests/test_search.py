@@ -188,11 +188,16 @@ def test_the_best_are_trained_longer(command: Command, lab: Lab, arguments: list
     assert "The winner is " in page
     assert page.count("test accuracy") == 1
 
-    # asked again, nothing is trained; with more trials, some are
+    # asked again, nothing is trained; with more trials, some are, and what is better now is trained longer
     begun = len(lab.begun)
     assert command("search", *arguments).status == 0
     assert len(lab.begun) == begun
     assert records(folder) == found
+    assert command("search", *arguments, "trials=8").status == 0
+    more = records(folder)
+    assert [row["epochs"] for row in more].count("1") == 8
+    longer = {row["network"] for row in more if row["epochs"] == "2"}
+    assert longer >= {row["network"] for row in sorted(more[:8], key=lambda row: -float(row["validation"]))[:4]}
 
 
 def test_a_stopped_search_goes_on(command: Command, lab: Lab, arguments: list[str], tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class Search:
         networks = rank(self.findings.trained[-1], minimize)[:most]
         queue = Queue(self.storage.open(f"queue {place}", minimize), self.worker, length, minimize)
         queue.fill(networks, seeds)
-        self.perform(queue, len(networks) * len(seeds), queue.next)
+        self.perform(queue, len(queue.states("COMPLETE", "RUNNING", "WAITING")), queue.next)
 
     def ask(self, rung: Rung) -> "optuna.Trial":
         """A trial whose network is within the budget. Raises InputError where there seems to be none."""

@@ -180,7 +180,8 @@ class Findings:
         panels = figure.subplots(1, len(self.costs), sharey=True, squeeze=False)[0]
         for axes, cost in zip(panels, self.costs, strict=True):
             for kind, (color, marker) in LOOKS.items():
-                points = [each for each in self.longest if each.kind == kind]
+                if not (points := [each for each in self.longest if each.kind == kind]):
+                    continue
                 front = sorted((each for each in points if not any(betters(other, each, [cost]) for other in points)),
                                key=lambda each: each.costs[cost])  # fmt: skip
                 axes.scatter([each.costs[cost] for each in points], [100 * (1 - each.accuracy) for each in points],

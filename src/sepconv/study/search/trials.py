@@ -160,13 +160,14 @@ class Queue(Rung):
     """The trials of networks that others chose."""
 
     def fill(self, networks: Iterable[Trained], seeds: Sequence[int]) -> None:
-        """Puts networks into the queue, with each seed, unless some process did before."""
-        if self.study.get_trials(deepcopy=False):
-            return
+        """Puts networks into the queue, with each seed, but for those that were put there before."""
+        there = {(trial.user_attrs.get("of"), trial.user_attrs.get("seed"))
+                 for trial in self.states("COMPLETE", "RUNNING", "WAITING")}  # fmt: skip
         for network in networks:
             for seed in seeds:
-                facts = describe(network.model, network.costs, seed) | {"of": network.number}
-                self.study.enqueue_trial({}, user_attrs=facts)
+                if (network.number, seed) not in there:
+                    facts = describe(network.model, network.costs, seed) | {"of": network.number}
+                    self.study.enqueue_trial({}, user_attrs=facts)
 
     def next(self) -> "optuna.Trial | None":
         """A trial that nobody has begun; None where there is none."""
