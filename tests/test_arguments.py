@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from sepconv import Stopped
-from sepconv.arguments import gather, take_path
+from sepconv.arguments import gather, take_path, write_value
 from sepconv.cli import heed_signals
 from sepconv.config import TrainConfig
 
@@ -54,6 +54,26 @@ def test_what_is_hydras_stays_hydras() -> None:
     assert take_path("runs=a b=c", "runs", listed=True, grid=False) == "runs=['a b=c']"
     assert take_path("runs=[a,b]", "runs", listed=True, grid=False) == "runs=[a,b]"
     assert gather(["~/runs", "a/x=y", "refrence=x"], "runs", ["runs"]) == ["refrence=x", "runs=['~/runs','a/x=y']"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        2.5,
+        1e-7,
+        True,
+        None,
+        "relu",
+        "it's",
+        "a, b",
+        [{"channels": 8, "squeeze": False}, {"expansion": 2.5}],
+        {"a": []},
+    ],
+)
+def test_values_are_read_as_they_were_written(value: object) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"model.key={write_value(value)}"])
+    assert override.value() == value
 
 
 def test_paths_from_the_command_line(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
