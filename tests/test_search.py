@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Lab:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[tuple[TrainConfig, list[str]]] = []
-        self.errors, self.stop_at, self.draws = b"", 0, False
+        self.errors, self.stop_at, self.fails_at, self.draws = b"", 0, 0, False
         draw = Findings.draw
         monkeypatch.setattr(Findings, "draw", lambda findings: draw(findings) if self.draws else Figure())
         monkeypatch.setattr(Trainings, "begin", lambda trainings, *each: self.begin(trainings, *each))
@@ -125,7 +126,7 @@ class Lab:
         self.begun.append((config, arguments))
         if len(self.begun) == self.stop_at:
             raise Stopped(status=143)
-        if not self.errors:
+        if not self.errors and len(self.begun) != self.fails_at:
             costs = count(config.model, (1, 16, 16), 10)
             accuracy = 0.5 + costs["parameters"] / 20_000 + config.recipe.epochs / 1000 + config.seed / 1e4
             made = figures("separable", config.seed, round(accuracy, 3))
@@ -240,9 +241,9 @@ def test_several_share_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """What one has begun no other begins, unless it was its own process of before."""
     storage = Storage(f"sqlite:///{tmp_path}/shared.db", {"seed": 0})
     one, other = (Rung(storage.open("drawn"), worker, 1, []) for worker in ("one", "other"))
-    trial = one.study.ask()
+    trial = one.ask()
     one.note(trial, MODEL, {"parameters": 1}, 0)
-    one.read(trial)
+    assert one.read(trial) == (MODEL, 0)
     assert (one.begun(), other.begun()) == (1, 1)
     again = Rung(storage.open("drawn"), "other", 1, [])
     assert len(again.states("RUNNING")) == 1
@@ -250,10 +251,17 @@ def test_several_share_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not again.states("RUNNING")
     (waiting,) = again.states("WAITING")
     assert json.loads(waiting.user_attrs["model"]) == MODEL
-    resumed = other.study.ask()
+    resumed = other.ask()
     other.note(resumed, MODEL, {"parameters": 1}, 0)
     other.tell(resumed, 0.9)
     assert [each.accuracy for each in one.trained()] == [0.9]
+
+    # a process that ended before it said which trial is its own
+    lost = storage.open("lost").ask()
+    assert len(Rung(storage.open("lost"), "one", 1, []).states("RUNNING")) == 1
+    monkeypatch.setattr("sepconv.study.search.trials.UNNAMED", timedelta(0))
+    assert not Rung(storage.open("lost"), "one", 1, []).states("RUNNING")
+    assert len(storage.open("lost").trials) == lost.number + 2
 
     queues = [Queue(storage.open("queue 1"), worker, 2, []) for worker in ("one", "other")]
     for queue in queues:
@@ -279,6 +287,15 @@ def test_a_training_that_diverges_or_fails(command: Command, lab: Lab, arguments
     assert outcome.status == 0, outcome.err
     assert "diverged" in outcome.out
     assert {row["validation"] for row in records(tmp_path / "other")} == {"0.0"}
+
+
+def test_a_winner_that_fails_is_trained_again(command: Command, lab: Lab, arguments: list[str], tmp_path: Path) -> None:
+    lab.fails_at = 9
+    outcome = command("search", *arguments)
+    assert outcome.status == 2
+    assert "of each winner a training failed" in outcome.err
+    assert command("search", *arguments).status == 0
+    assert len(records(tmp_path / "found")) == 9
 
 
 def test_bad_input(command: Command, lab: Lab, arguments: list[str], tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def search(config: SearchConfig, overrides: list[str]) -> None:
     with ExitStack() as stack:
         stack.enter_context(files.lock(folder, "searched"))
         stack.enter_context(stoppable(lambda: "what is finished is kept, and the same command goes on from there"))
-        Search(config, budget, dataset, folder, runs.command_line("search", overrides)).run()
+        told = [override for override in overrides if not override.startswith(("storage=", "output=", *runs.PLACES))]
+        Search(config, budget, dataset, folder, runs.command_line("search", told)).run()
     CONSOLE.print(f"page in {folder}/search.html", soft_wrap=True)
 
 
@@ -90,7 +91,8 @@ class Search:
             drawn = self.findings.trained[-1]
             self.train(length, max(config.winners, math.ceil(config.keep * len(drawn))), [config.seed])
         self.train(config.recipe.epochs, config.winners, config.seeds)
-        winners = self.findings.winners()
+        if not (winners := self.findings.winners()):
+            raise InputError("of each winner a training failed: the same command trains it again")
         seeds = (self.configure(winners[0].model, config.recipe.epochs, seed) for seed in config.seeds)
         self.findings.right = [run.right() for each in seeds if (run := self.trainings.find(each))]
         self.findings.write()
@@ -115,7 +117,7 @@ class Search:
     def ask(self, rung: Rung) -> "optuna.Trial":
         """A trial whose network is within the budget. Raises InputError where there seems to be none."""
         for _ in range(REFUSED):
-            trial = rung.study.ask()
+            trial = rung.ask()
             model = complete(space.draw(trial, self.dataset.shape, self.share if self.budget.is_counted else None))
             costs = self.count(model)
             excess = self.budget.excess(costs)

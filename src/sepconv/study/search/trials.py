@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+UNNAMED = timedelta(minutes=1)  # after which a trial that has begun has a process
 MISSING = "a search needs Optuna: python -m pip install 'sepconv[search]'"
 
 
@@ -97,8 +99,14 @@ class Rung:
     def __init__(self, study: "optuna.Study", worker: str, epochs: int, minimize: Sequence[str]) -> None:
         self.study, self.worker, self.epochs, self.minimize = study, worker, epochs, minimize
         for trial in self.states("RUNNING"):
-            if trial.user_attrs.get("worker") == worker:
+            if trial.user_attrs.get("worker") == worker or self.is_lost(trial):
                 self.put_back(trial)
+
+    @staticmethod
+    def is_lost(trial: "FrozenTrial") -> bool:
+        """Whether a process ended before it said that the trial is its own."""
+        begun = trial.datetime_start
+        return "worker" not in trial.user_attrs and begun is not None and datetime.now() - begun > UNNAMED
 
     def states(self, *names: str) -> "list[FrozenTrial]":
         """The trials that are in any of these states."""
@@ -122,14 +130,19 @@ class Rung:
         """How many networks were trained or are, by whichever process."""
         return len(self.trained()) + len(self.states("RUNNING"))
 
+    def ask(self) -> "optuna.Trial":
+        """A trial: one that was put back, or the sampler's."""
+        trial = self.study.ask()
+        trial.set_user_attr("worker", self.worker)
+        return trial
+
     def note(self, trial: "optuna.Trial", model: dict[str, Any], costs: dict[str, float], seed: int) -> None:
         """Says what a trial trains."""
         for name, value in describe(model, costs, seed).items():
             trial.set_user_attr(name, value)
 
     def read(self, trial: "optuna.Trial") -> tuple[dict[str, Any], int]:
-        """The network and the seed of a trial that is begun here."""
-        trial.set_user_attr("worker", self.worker)
+        """The network and the seed of a trial."""
         return json.loads(trial.user_attrs["model"]), trial.user_attrs["seed"]
 
     def tell(self, trial: "optuna.Trial", accuracy: float) -> None:
@@ -172,7 +185,7 @@ class Queue(Rung):
     def next(self) -> "optuna.Trial | None":
         """A trial that nobody has begun; None where there is none."""
         while self.states("WAITING"):
-            trial = self.study.ask()
+            trial = self.ask()
             if "model" in trial.user_attrs:
                 return trial
             self.drop(trial)  # another process took the last one: this is the sampler's
