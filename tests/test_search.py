@@ -171,9 +171,11 @@ def test_the_best_are_trained_longer(command: Command, lab: Lab, arguments: list
     assert {row["network"] for row in found[7:]} == {first[0]["network"]}
 
     # the experiment trains just what the winner was trained on, and says what it came to
-    path = folder / "experiment/digits_1.yaml"
+    path = folder / "configs/experiment/digits_1.yaml"
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        composed = compose("train", [f"hydra.searchpath=[file://{folder}]", "experiment=digits_1", "trainer=cpu"])
+        composed = compose(
+            "train", [f"hydra.searchpath=[file://{folder}/configs]", "experiment=digits_1", "trainer=cpu"]
+        )
         assert fingerprint(read(TrainConfig, composed)) == fingerprint(lab.begun[-1][0])
         for config, given in lab.begun:  # and what was asked of train.py is what it is taken for
             assert fingerprint(read(TrainConfig, compose("train", given))) == fingerprint(config)
@@ -368,9 +370,9 @@ def test_a_search_by_training(command: Command, tmp_path: Path) -> None:
     outcome = command("search", "data=digits", "trainer=cpu", "macs=150000", "trials=4", "rungs=[2,6]", "winners=1",
                       "recipe.epochs=8", "seeds=[1,2]", f"output={tmp_path}")  # fmt: skip
     assert outcome.status == 0, outcome.err
-    (winner,) = tmp_path.glob("experiment/*.yaml")
+    (winner,) = tmp_path.glob("configs/experiment/*.yaml")
     assert yaml.safe_load(winner.read_text())["recipe"] == {"epochs": 8}
-    assert command("train", "--config-dir", tmp_path, f"experiment={winner.stem}", "trainer=cpu", "seed=2",
+    assert command("train", "--config-dir", tmp_path / "configs", f"experiment={winner.stem}", "trainer=cpu", "seed=2",
                    f"runs={tmp_path}/again").status == 0  # fmt: skip
     (again,) = tmp_path.glob("again/*/*/*/result.json")
     found = [row for row in records(tmp_path) if (row["epochs"], row["seed"]) == ("8", "2")]

@@ -79,6 +79,11 @@ class Findings:
     right: list[NDArray[np.bool_]] = field(default_factory=list)  # of the best winner's seeds, about which test images
 
     @property
+    def configs(self) -> Path:
+        """Where train.py finds the winners: a folder of experiments alone, as others would be choices to Hydra."""
+        return self.folder / "configs"
+
+    @property
     def costs(self) -> list[str]:
         """The costs that are known of each network."""
         return [name for name in COSTS if name != MEASURED or MEASURED in self.budget.limits]
@@ -111,11 +116,11 @@ class Findings:
         """Writes it. Raises InputError where the folder cannot be written."""
         winners = self.winners()
         try:
-            (self.folder / "experiment").mkdir(parents=True, exist_ok=True)
+            (self.configs / "experiment").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {self.folder} ({error.strerror}): choose another output=") from error
         for winner in winners:
-            files.write(self.folder / "experiment" / f"{winner.name}.yaml", self.experiment(winner))
+            files.write(self.configs / "experiment" / f"{winner.name}.yaml", self.experiment(winner))
         if records := self.records():
             files.write(self.folder / "trials.csv", as_csv(records))
         pictures: list[str] = []
@@ -143,7 +148,7 @@ class Findings:
         costs = ", ".join(f"{write_cost(winner, name)} {WORDS[name]}" for name in self.costs)
         lines = [
             "# @package _global_",
-            f"# python scripts/train.py --config-dir {self.folder} experiment={winner.name}",
+            f"# python scripts/train.py --config-dir {self.configs} experiment={winner.name}",
             f"# Found by {self.command}, {time.strftime('%Y-%m-%d')}, commit {name_code(self.code, 7)}.",
             f"# {costs}.",
             f"# {self.describe_accuracy(winner)}.",
@@ -210,7 +215,7 @@ class Findings:
         return environment.get_template("search.html").render(
             data=self.config.data.name, command=self.command, date=time.strftime("%Y-%m-%d"), limits=limits,
             sentences=self.sentences(), pictures=list(map(Markup, pictures)),
-            tables=[(title, table) for table, title in tables if table.records], folder=self.folder,
+            tables=[(title, table) for table, title in tables if table.records], configs=self.configs,
             commit=name_code(self.code, 7), rungs=self.config.rungs,
         )  # fmt: skip
 
