@@ -13,6 +13,7 @@ from sepconv.data.transforms import (
     SCALE,
     AlternatingFlip,
     Augmenter,
+    Draws,
     classify_views,
     normalize_moments,
     random_affine,
@@ -21,6 +22,7 @@ from sepconv.data.transforms import (
     random_flip,
     reflected,
 )
+from sepconv.ranks import Ranks
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def images() -> Tensor:
 
 
 def test_crop_is_a_window_of_the_padded_image(images: Tensor, generator: torch.Generator) -> None:
-    cropped = random_crop(images, 2, generator)
+    cropped = random_crop(images, 2, Draws(generator, images.device, len(images)))
     windows = F.pad(images, (2, 2, 2, 2)).unfold(2, 9, 1).unfold(3, 7, 1)  # (B, C, 5, 5, 9, 7)
     match = (windows == cropped[:, :, None, None]).all(1).flatten(3).all(3)  # (B, 5, 5): windows that it is
     assert match.flatten(1).any(1).all()
@@ -43,7 +45,7 @@ def test_crop_is_a_window_of_the_padded_image(images: Tensor, generator: torch.G
 
 
 def test_a_reflecting_crop_is_a_window_of_the_reflected_image(images: Tensor, generator: torch.Generator) -> None:
-    cropped = random_crop(images, 2, generator, reflect=True)
+    cropped = random_crop(images, 2, Draws(generator, images.device, len(images)), reflect=True)
     padded = F.pad(images.float(), (2, 2, 2, 2), mode="reflect").byte()
     match = (padded.unfold(2, 9, 1).unfold(3, 7, 1) == cropped[:, :, None, None]).all(1).flatten(3).all(3)
     assert match.flatten(1).any(1).all()
@@ -90,7 +92,7 @@ def test_views() -> None:
 
 
 def test_flip_mirrors_half_of_the_images(images: Tensor, generator: torch.Generator) -> None:
-    flipped = random_flip(images, generator)
+    flipped = random_flip(images, Draws(generator, images.device, len(images)))
     same = (flipped == images).flatten(1).all(1)
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
     assert (same ^ mirrored).all()
@@ -98,12 +100,14 @@ def test_flip_mirrors_half_of_the_images(images: Tensor, generator: torch.Genera
 
 
 def test_affine_without_amounts_is_the_identity(images: Tensor, generator: torch.Generator) -> None:
-    assert torch.allclose(random_affine(images, 0, 0, generator), images.float(), atol=1e-3)
+    assert torch.allclose(
+        random_affine(images, 0, 0, Draws(generator, images.device, len(images))), images.float(), atol=1e-3
+    )
 
 
 def test_affine_against_torchs_grid(images: Tensor, generator: torch.Generator) -> None:
     state = generator.get_state()
-    changed = random_affine(images, 20, 2, generator)
+    changed = random_affine(images, 20, 2, Draws(generator, images.device, len(images)))
     generator.set_state(state)
     angle, right, down = (torch.rand(3, len(images), generator=generator) * 2 - 1).unbind()
     cosine, sine = angle.mul(math.radians(20)).cos(), angle.mul(math.radians(20)).sin()
@@ -117,7 +121,7 @@ def test_shift_moves_rigidly(generator: torch.Generator) -> None:
     """A bright spot's centre of mass moves by up to the amount, and its mass stays."""
     images = torch.zeros(400, 1, 21, 15, dtype=torch.uint8)
     images[:, :, 10, 7] = 200
-    moved = random_affine(images, 0, 3, generator)[:, 0]
+    moved = random_affine(images, 0, 3, Draws(generator, images.device, len(images)))[:, 0]
     mass = moved.sum((1, 2))
     assert torch.allclose(mass, torch.full_like(mass, 200), rtol=1e-3)
     rows = (moved.sum(2) * torch.arange(21)).sum(1) / mass - 10
@@ -130,7 +134,7 @@ def test_shift_moves_rigidly(generator: torch.Generator) -> None:
 def test_rotation_keeps_the_distance_from_the_centre(generator: torch.Generator) -> None:
     images = torch.zeros(400, 1, 21, 15, dtype=torch.uint8)
     images[:, :, 4, 7] = 200  # 6 pixels above the centre
-    turned = random_affine(images, 30, 0, generator)[:, 0]
+    turned = random_affine(images, 30, 0, Draws(generator, images.device, len(images)))[:, 0]
     mass = turned.sum((1, 2))
     rows = (turned.sum(2) * torch.arange(21)).sum(1) / mass - 10
     columns = (turned.sum(1) * torch.arange(15)).sum(1) / mass - 7
@@ -199,7 +203,7 @@ def test_moments_of_an_empty_image_and_of_colours() -> None:
 
 def test_cutout_fills_one_square(images: Tensor, generator: torch.Generator) -> None:
     fill = torch.tensor([0.0, 100.0, 200.0])
-    cut = random_cutout(images, 3, generator, fill)
+    cut = random_cutout(images, 3, Draws(generator, images.device, len(images)), fill)
     changed = (cut != images).any(1)
     assert torch.equal(cut.permute(0, 2, 3, 1)[changed], fill.byte().expand(int(changed.sum()), 3))
     sizes = changed.flatten(1).sum(1)
@@ -223,6 +227,18 @@ def test_same_generator_state_same_images(images: Tensor, generator: torch.Gener
     assert torch.equal(augment(images, rows, torch.zeros(3)), first)
     assert first.min() >= 0
     assert first.max() <= 255
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_the_shares_of_a_batch_are_the_batch(images: Tensor, alternate: bool) -> None:
+    """Images are changed as within the whole batch, visit by visit, whichever process has them."""
+    settings = Augment(crop=2, flip=True, alternate=alternate, shift=1, rotate=10, cutout=4)
+    whole, *parts = (Augmenter(settings, 256, torch.Generator().manual_seed(2)) for _ in range(3))
+    for rows in torch.randperm(256, generator=torch.Generator().manual_seed(3)).split(101):
+        shares = [Ranks(rank, 2).share(len(rows)) for rank in range(2)]
+        changed = [augment(images[rows[share]], rows, torch.zeros(3), share)
+                   for augment, share in zip(parts, shares, strict=True)]  # fmt: skip
+        assert torch.equal(torch.cat(changed), whole(images[rows], rows, torch.zeros(3)))
 
 
 def test_no_augmentation_is_the_same_tensor(images: Tensor, generator: torch.Generator) -> None:

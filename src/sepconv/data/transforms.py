@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from sepconv.config import Augment
 
+WHOLE = slice(None)  # of a batch
+
 
 class Augmenter:
     """Changes training images as `settings` asks, each its own way: flips, a crop, a shift and rotation, a cutout.
@@ -27,28 +29,28 @@ class Augmenter:
         self.settings, self.generator = settings, generator
         self.alternation = AlternatingFlip(count, generator) if settings.alternate else None
 
-    def __call__(self, images: Tensor, rows: Tensor, fill: Tensor) -> Tensor:
-        """Augments a batch.
+    def __call__(self, images: Tensor, rows: Tensor, fill: Tensor, share: slice = WHOLE) -> Tensor:
+        """Augments a batch, or a share of it, whose images are then changed as they are within the whole.
 
         Args:
-            images: uint8 (B, C, H, W).
-            rows: (B,), their places in the data set.
+            images: uint8 (B, C, H, W), those of `rows[share]`.
+            rows: the places of the batch's images in the data set.
             fill: (C,), the colour of a cut-out square, 0 to 255.
 
         Returns:
             (B, C, H, W), uint8 where nothing interpolates, else float32.
         """
-        settings, generator = self.settings, self.generator
+        settings, draws = self.settings, Draws(self.generator, images.device, len(rows), share)
         if self.alternation is not None:
-            images = self.alternation(images, rows)
+            images = self.alternation(images, rows, share)
         if settings.crop:
-            images = random_crop(images, settings.crop, generator, settings.reflect)
+            images = random_crop(images, settings.crop, draws, settings.reflect)
         if settings.flip and self.alternation is None:
-            images = random_flip(images, generator)
+            images = random_flip(images, draws)
         if settings.shift or settings.rotate:
-            images = random_affine(images, settings.rotate, settings.shift, generator)
+            images = random_affine(images, settings.rotate, settings.shift, draws)
         if settings.cutout:
-            images = random_cutout(images, settings.cutout, generator, fill)
+            images = random_cutout(images, settings.cutout, draws, fill)
         return images
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -59,13 +61,27 @@ class Augmenter:
             self.alternation.mirrored.copy_(state_dict["mirrored"])
 
 
-def uniform(count: int, low: float, high: float, images: Tensor, generator: torch.Generator) -> Tensor:
-    """`count` draws for each image of the batch: (count, B), uniform from `low` to `high`."""
-    draws = torch.rand(count, len(images), generator=generator, device=images.device)
-    return draws * (high - low) + low
+class Draws:
+    """Random numbers for each image of a batch of `size`, or of a `share` of it: those it has within the whole.
+
+    Processes that share a batch so draw the same as one that has all of it.
+    """
+
+    def __init__(self, generator: torch.Generator, device: torch.device, size: int, share: slice = WHOLE) -> None:
+        self.generator, self.device, self.size, self.share = generator, device, size, share
+
+    def uniform(self, count: int, low: float, high: float) -> Tensor:
+        """`count` draws for each image: (count, B), uniform from `low` to `high`."""
+        draws = torch.rand(count, self.size, generator=self.generator, device=self.device)
+        return draws[:, self.share] * (high - low) + low
+
+    def integers(self, count: int, below: int) -> Tensor:
+        """`count` draws for each image: (count, B), from 0 to `below` - 1."""
+        draws = torch.randint(below, (count, self.size), generator=self.generator, device=self.device)
+        return draws[:, self.share]
 
 
-def random_crop(images: Tensor, padding: int, generator: torch.Generator, reflect: bool = False) -> Tensor:
+def random_crop(images: Tensor, padding: int, draws: Draws, reflect: bool = False) -> Tensor:
     """Pads with `padding` pixels and crops back at a random place (He et al. 2016, section 4.2).
 
     Args:
@@ -78,7 +94,7 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator, reflec
             pixels = pixels.index_select(axis, reflected(padding, side, images.device))
     else:
         pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding))
-    corner = torch.randint(2 * padding + 1, (2, batch), generator=generator, device=images.device)
+    corner = draws.integers(2, 2 * padding + 1)
     rows = corner[0, :, None] + torch.arange(height, device=images.device)
     columns = corner[1, :, None] + torch.arange(width, device=images.device)
     # One row index per output pixel into the flattened pixels: a single gather, channels together.
@@ -95,9 +111,9 @@ def reflected(padding: int, side: int, device: torch.device) -> Tensor:
     return side - 1 - (side - 1 - positions).abs()
 
 
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def random_flip(images: Tensor, draws: Draws) -> Tensor:
     """Mirrors each image left to right with probability 1/2."""
-    mirrored = uniform(1, 0, 1, images, generator)[0] < 0.5
+    mirrored = draws.uniform(1, 0, 1)[0] < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
@@ -115,23 +131,23 @@ class AlternatingFlip:
     def __init__(self, count: int, generator: torch.Generator) -> None:
         self.mirrored = torch.rand(count, generator=generator, device=generator.device) < 0.5  # at the next visit
 
-    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
-        """`images` (B, C, H, W), which have `rows` (B,) in the data set, as they are seen at this visit."""
+    def __call__(self, images: Tensor, rows: Tensor, share: slice = WHOLE) -> Tensor:
+        """`images` (B, C, H, W), the `share` of the batch of `rows`, as they are seen at this visit."""
         mirrored = self.mirrored.index_select(0, rows)
         self.mirrored[rows] = ~mirrored
-        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return torch.where(mirrored[share, None, None, None], images.flip(-1), images)
 
 
-def random_affine(images: Tensor, degrees: float, pixels: float, generator: torch.Generator) -> Tensor:
+def random_affine(images: Tensor, degrees: float, pixels: float, draws: Draws) -> Tensor:
     """Rotates by up to `degrees` and shifts by up to `pixels` each way (bilinear; zeros come in from outside)."""
-    draws = uniform(3, -1, 1, images, generator)
-    angle = draws[0] * math.radians(degrees)
+    turn, right, down_by = draws.uniform(3, -1, 1)
+    angle = turn * math.radians(degrees)
     height, width = images.shape[-2:]
     cosine, sine = angle.cos(), angle.sin()
     # the aspect keeps a rotation of a rectangle rigid
     across = torch.stack([cosine, sine * (width / height)], dim=-1)
     down = torch.stack([-sine * (height / width), cosine], dim=-1)
-    shift = torch.stack([draws[1] * (2 * pixels / width), draws[2] * (2 * pixels / height)], dim=-1)
+    shift = torch.stack([right * (2 * pixels / width), down_by * (2 * pixels / height)], dim=-1)
     return affine(images, across, down, shift)
 
 
@@ -159,13 +175,13 @@ def axes(images: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def random_cutout(images: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Tensor:
+def random_cutout(images: Tensor, side: int, draws: Draws, fill: Tensor) -> Tensor:
     """Paints a square over each image, centred at a random pixel (DeVries and Taylor, arXiv 1708.04552)."""
     height, width = images.shape[-2:]
-    centre = uniform(2, 0, 1, images, generator)
+    centre = draws.uniform(2, 0, 1)
     masks = []
-    for draws, length in zip(centre, (height, width), strict=True):
-        start = (draws * length).long() - side // 2
+    for place, length in zip(centre, (height, width), strict=True):
+        start = (place * length).long() - side // 2
         position = torch.arange(length, device=images.device)
         masks.append((position >= start[:, None]) & (position < start[:, None] + side))
     inside = masks[0][:, None, :, None] & masks[1][:, None, None, :]
