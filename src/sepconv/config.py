@@ -203,6 +203,11 @@ def check_two_networks(key: str, paths: list[str]) -> None:
     check(len(paths) == 2, key, f"[{','.join(paths)}]", "two, each a run's directory or a file of scripts/export.py")
 
 
+def check_one_device(trainer: "TrainerConfig") -> None:
+    """Raises InputError unless the command, which trains no new network, is to compute on one device."""
+    check(trainer.devices == 1, "trainer.devices", trainer.devices, "1, as only a training takes several")
+
+
 def check_network(run: str | None, file: str | None) -> None:
     """Raises InputError unless there is one network: that of a run, or that of a file."""
     if (run is None) == (file is None):
@@ -288,8 +293,10 @@ class TrainerConfig:
     """What the training runs on."""
 
     accelerator: str = one_of("auto", "cpu", "gpu")  # auto: CUDA, else Apple's MPS, else the CPU
+    # that train a network together, a process on each, which has its share of every batch; of a CPU they take cores
+    devices: int = number(1, least=1)
     # eager | compile (the network) | graph (one CUDA graph, replayed) | compiled_graph (both) | auto (graph on CUDA, if
-    # the optimizer can be captured and detect_anomaly is off, else eager)
+    # the optimizer can be captured and detect_anomaly is off, else eager); several devices take eager
     step: str = one_of("auto", "eager", "compile", "graph", "compiled_graph")
     limit_batches: int | None = number(None, least=1)  # at most so many batches of each kind an epoch; null: all
     checkpoint_seconds: float = number(180.0, least=0)  # within an epoch, the state is kept so often, to resume from
@@ -337,6 +344,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_network(self.run, self.file)
+        check_one_device(self.trainer)
         if self.file is not None:
             check(self.checkpoint == "best", "checkpoint", self.checkpoint, "not with file=, which has one network")
             accelerator = self.trainer.accelerator
@@ -413,6 +421,7 @@ class SeparateConfig:
     runs: str = path(f"{REPOSITORY}/runs")  # folder that run directories are made in
 
     def __post_init__(self) -> None:
+        check_one_device(self.trainer)
         if sum(target is not None for target in (self.rank, self.macs, self.accuracy_drop)) != 1:
             raise InputError("give one of rank=, macs= and accuracy_drop=: what the separated network must meet")
 
@@ -424,6 +433,9 @@ class BenchmarkConfig:
     suite: str
     trainer: TrainerConfig
     output: str = path(f"{REPOSITORY}/benchmarks")  # folder of the records
+
+    def __post_init__(self) -> None:
+        check_one_device(self.trainer)
 
 
 @dataclass(kw_only=True)

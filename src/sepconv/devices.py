@@ -1,6 +1,7 @@
 """What a run computes on: the device, its precision and its memory."""
 
 import ctypes
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,21 @@ def find_device(config: TrainerConfig) -> torch.device:
         if there:
             return torch.device(kind)
     raise InputError("trainer=gpu: torch finds no GPU here; choose trainer=cpu or trainer=auto")
+
+
+def name_accelerator(config: TrainerConfig) -> str:
+    """Lightning's name for what `find_device` finds."""
+    kind = find_device(config).type
+    return "gpu" if kind == "cuda" else kind
+
+
+def check_devices(config: TrainerConfig, wanted: int) -> None:
+    """Raises InputError unless this machine has as many devices as `wanted`: GPUs, or cores of a CPU."""
+    kind = find_device(config).type
+    there = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": os.cpu_count() or 1}[kind]
+    if wanted > there:
+        units = "core" if kind == "cpu" else "GPU"
+        raise InputError(f"trainer.devices={wanted} is more than this machine has: {there} {units}{'s' * (there != 1)}")
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -73,8 +89,13 @@ def check_memory(
         raise InputError(f"{what} takes {mebibytes}: {remedy}")
 
 
-def describe_device(device: torch.device) -> dict[str, Any]:
-    """The kind (cuda, mps, cpu), name and, for a CPU, number of threads of `device`."""
+def describe_device(device: torch.device, count: int = 1) -> dict[str, Any]:
+    """The kind (cuda, mps, cpu), name and, for a CPU, number of threads of `device`; how many, where they are several.
+
+    A CPU counts as a device for each process that trains on it.
+    """
+    if count > 1:
+        return describe_device(device) | {"count": count}
     if device.type == "cuda":
         return {"kind": "cuda", "name": torch.cuda.get_device_name(device)}
     if device.type == "cpu":

@@ -14,22 +14,22 @@ from sepconv.config import RecipeConfig
 from sepconv.data.datasets import Dataset
 from sepconv.data.transforms import Augmenter
 from sepconv.devices import check_memory
+from sepconv.ranks import ALONE, Ranks
 
 GROUPS = 20  # parts that an epoch's batches are handed over in
 
 
 class Batches:
-    """`count` of `rows` (all of them, unless given), in parts of `size`: int64 (size,) on their device."""
+    """`rows` in parts of `size`: int64 (size,) on their device."""
 
-    def __init__(self, rows: Tensor, size: int, count: int | None = None) -> None:
-        self.rows, self.size = rows, size
-        self.count = len(rows) if count is None else min(count, len(rows))
+    def __init__(self, rows: Tensor, size: int) -> None:
+        self.rows, self.size, self.count = rows, size, len(rows)
 
     def __len__(self) -> int:
         return math.ceil(self.count / self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        yield from self.rows[: self.count].split(self.size)
+        yield from self.rows.split(self.size)
 
 
 class ShuffledBatches(Batches):
@@ -116,17 +116,25 @@ class ImageData(L.LightningDataModule):
         recipe: says the size of the batches, the length of an epoch and the augmentation.
         seed: of the generator.
         limit: use at most so many batches of each part.
+        ranks: the processes that train on it, of whom each has all images. Each is given all rows of training, in the
+            same order, and its share of those of evaluation.
 
     Raises:
         InputError: too few images for a batch, or for the device's memory too many.
     """
 
     def __init__(
-        self, dataset: Dataset, recipe: RecipeConfig, device: torch.device, seed: int = 0, limit: int | None = None
+        self,
+        dataset: Dataset,
+        recipe: RecipeConfig,
+        device: torch.device,
+        seed: int = 0,
+        limit: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         count = count_images(dataset, recipe)
-        self.batch_size, self.limit = recipe.batch_size, limit
+        self.batch_size, self.limit, self.ranks = recipe.batch_size, limit, ranks
         self.count = count if limit is None else min(count, limit * recipe.batch_size)  # images of an epoch
         self.steps = math.ceil(self.count / recipe.batch_size)  # of an epoch
         self.check_sizes(recipe, dataset.shape, device)
@@ -146,23 +154,28 @@ class ImageData(L.LightningDataModule):
     @property
     def images(self) -> dict[str, int]:
         """Images of an epoch, of validation and of the test that are used."""
-        loaders = {"validation": self.val_dataloader(), "test": self.test_dataloader()}
         train = min(self.count, len(self.dataset.train))
-        return {"train": train, **{part: loader.count for part, loader in loaders.items()}}
+        return {"train": train, **{part: len(self.evaluated(part)) for part in ("validation", "test")}}
 
     def train_dataloader(self) -> Batches:
         size = math.ceil(self.steps / GROUPS) * self.batch_size
         return ShuffledBatches(self.dataset.train, size, self.count, self.generator)
 
     def val_dataloader(self) -> Batches:
-        return self.evaluated(self.dataset.validation)
+        return self.share("validation")
 
     def test_dataloader(self) -> Batches:
-        return self.evaluated(self.dataset.test)
+        return self.share("test")
 
-    def evaluated(self, rows: Tensor) -> Batches:
-        size = evaluation_batch(rows.device)
-        return Batches(rows, size, self.limit and self.limit * size)
+    def share(self, part: str) -> Batches:
+        """This process's share of the images that `evaluated` gives."""
+        rows = self.evaluated(part)
+        return Batches(rows[self.ranks.share(len(rows))], evaluation_batch(rows.device))
+
+    def evaluated(self, part: str) -> Tensor:
+        """The rows of `part` (validation, test) that are used."""
+        rows: Tensor = getattr(self.dataset, part)
+        return rows if self.limit is None else rows[: self.limit * evaluation_batch(rows.device)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "augment": self.augment.state_dict()}

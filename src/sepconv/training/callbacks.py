@@ -116,7 +116,7 @@ class Stopwatch(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self.mark(batch.device, len(batch))
+        self.mark(batch.device, len(batch) * trainer.world_size)  # other processes have as many
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.intervals["eval"] += self.between()  # waits for the device

@@ -100,8 +100,10 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        # the last one's follows after validation
-        if time.monotonic() - self.written >= self.interval and batch_idx + 1 < trainer.num_training_batches:
+        if batch_idx + 1 == trainer.num_training_batches:  # its state follows after validation
+            return
+        # by all processes of a training together
+        if trainer.strategy.reduce_boolean_decision(time.monotonic() - self.written >= self.interval, all=False):
             trainer.save_checkpoint(self.path)
             self.written = time.monotonic()
 

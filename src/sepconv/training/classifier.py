@@ -18,7 +18,7 @@ from sepconv.data.module import ImageData
 from sepconv.data.transforms import classify_views, make_normalization
 from sepconv.text import tell_apart
 from sepconv.training.recipe import assemble_optimizer, build_schedule, initialize
-from sepconv.training.step import TrainingStep
+from sepconv.training.step import SharedStep, TrainingStep
 
 
 class ImageClassifier(L.LightningModule):
@@ -72,9 +72,11 @@ class ImageClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        self.step = TrainingStep(
+        parts = (
             self.net, self.normalize, self.fill, self.data, self.recipe, optimizer, self.form, self.trainer.precision
-        )
+        )  # fmt: skip
+        several = self.data.ranks.count > 1
+        self.step = SharedStep(self.manual_backward, *parts) if several else TrainingStep(*parts)
 
     def on_fit_end(self) -> None:
         del self.step  # and the memory of its graph
@@ -100,8 +102,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.sums: dict[str, list[Tensor]] = {}  # by metric, over the images of each batch
-        self.images = 0
-        self.scores: list[Tensor] = []  # logits of each batch, in the order of the images
+        self.scores: list[Tensor] = []  # logits of each batch, in the order of the images; at the end of all
 
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
         images, labels = self.data.dataset[rows]
@@ -109,10 +110,11 @@ class ImageClassifier(L.LightningModule):
         self.add(metrics(logits, labels), logits)
 
     def on_validation_epoch_end(self) -> None:
-        part = "test" if self.trainer.testing else "validation"
-        means = {
-            name: float(torch.stack(values).cpu().double().sum()) / self.images for name, values in self.sums.items()
-        }
+        part, ranks = "test" if self.trainer.testing else "validation", self.data.ranks
+        images = len(self.data.evaluated(part))
+        self.scores = [ranks.join(torch.cat(self.scores), images)]
+        sums = {name: float(torch.stack(values).cpu().double().sum()) for name, values in self.sums.items()}
+        means = {name: ranks.total(value, self.device) / images for name, value in sums.items()}
         self.log_dict({f"{name}/{part}": mean for name, mean in means.items()}, prog_bar=True)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -141,7 +143,6 @@ class ImageClassifier(L.LightningModule):
         """Adds a batch to what the epoch's end reports."""
         for name, value in sums.items():
             self.sums.setdefault(name, []).append(value)
-        self.images += len(logits)
         self.scores.append(logits)
 
 

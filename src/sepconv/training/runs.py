@@ -81,6 +81,7 @@ class Device:
     kind: str
     name: str
     threads: int | None = number(None, least=1)
+    count: int = number(1, least=1)  # how many of them
 
 
 @dataclass(kw_only=True)
@@ -201,12 +202,14 @@ def fingerprint(config: TrainConfig) -> str:
     """A hash (SHA-256, its first 16 digits) of all settings that a run's figures depend on, but for its seed.
 
     Left out are `seed`, so that the runs of one network have the same, and what says where things lie or how often they
-    are kept: `runs`, `resume`, `data.root`, `data.download` and `trainer.checkpoint_seconds`. Of `weights` the name of
-    the run's directory is taken.
+    are kept: `runs`, `resume`, `data.root`, `data.download` and `trainer.checkpoint_seconds`; `trainer.devices` where
+    there is one. Of `weights` the name of the run's directory is taken.
     """
     settings = asdict(config) | {"model": complete(config.model)}
     for part, key in (("data", "root"), ("data", "download"), ("trainer", "checkpoint_seconds")):
         del settings[part][key]
+    if config.trainer.devices == 1:  # as runs of before there could be several
+        del settings["trainer"]["devices"]
     chosen = {key: settings[key] for key in ("data", "model", "recipe", "trainer")}
     chosen["weights"] = config.weights and Path(config.weights).name
     values = {key: int(value) if isinstance(value, float) and value.is_integer() else value  # 1.0 is 1

@@ -1,6 +1,8 @@
 """One training step, in the form that the trainer is asked for: op by op, compiled, or as one CUDA graph."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,14 +70,49 @@ class TrainingStep:
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
 
+class SharedStep(TrainingStep):
+    """The same step, made by several processes: each has its share of the batch.
+
+    Args:
+        backward: as Tensor.backward, for a loss whose gradients then are the mean of all processes'.
+        arguments: of TrainingStep.
+    """
+
+    def __init__(self, backward: Callable[[Tensor], None], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.backward = backward
+
+    def update(self, rows: Tensor) -> tuple[Tensor, ...]:
+        ranks = self.data.ranks
+        share = ranks.share(len(rows))
+        images, labels = self.data.dataset[rows[share]]
+        with self.autocast():
+            logits = self.network(self.normalize(self.data.augment(images, rows, self.fill, share)))
+            # shares can differ by an image: each image counts as much as within the whole batch
+            loss = self.find_loss(logits, labels) * (len(labels) / len(rows))
+        self.optimizer.zero_grad()
+        self.backward(loss * ranks.count)
+        self.optimizer.step()
+        hits = (logits.detach().argmax(1) == labels).sum()
+        loss, hits = ranks.sum(torch.stack([loss.detach().float(), hits.float()]))
+        return loss, hits
+
+
 def resolve_step(config: TrainerConfig, device: torch.device, optimizer: Optimizer) -> str:
     """The form that `config.step` means on `device`: `eager`, `compile`, `graph` or `compiled_graph`.
 
     `auto` is `graph` on CUDA, unless something asks the host in the middle of a step: `trainer.detect_anomaly`, or an
-    optimizer that reads its learning rate there. Otherwise it is `eager`.
+    optimizer that reads its learning rate there. Otherwise, and on several devices, it is `eager`.
 
-    Raises InputError for a graph where there can be none.
+    Raises InputError for a graph where there can be none, and for any other form than `eager` on several devices.
     """
+    if config.devices > 1:
+        if config.step not in ("auto", "eager"):
+            raise InputError(
+                f"trainer.step={config.step} needs one device, not trainer.devices={config.devices}: choose "
+                "trainer.step=eager"
+            )
+        return "eager"
     obstacle = None
     if device.type != "cuda":
         obstacle = f"needs CUDA, and this runs on {device.type}: choose trainer.step=eager or compile"

@@ -22,7 +22,8 @@ def introduce(config: TrainConfig, data: ImageData, cost: Cost, precision: str, 
         "data": f"{dataset.name}: {sizes}; {height} x {width} x {channels}, {len(dataset.classes)} classes",
         "recipe": f"{recipe.optimizer['name']}, {recipe.schedule}, {epochs(recipe.epochs)} of {data.steps} batches of "
         f"{recipe.batch_size}, {precision}, seed {config.seed}",
-        "device": ", ".join(str(value) for value in describe_device(dataset.pixels.device).values()),
+        "device": (f"{devices} x " if (devices := config.trainer.devices) > 1 else "")
+        + ", ".join(str(value) for value in describe_device(dataset.pixels.device).values()),
         "run": str(run),
     })  # fmt: skip
 

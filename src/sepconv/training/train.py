@@ -1,6 +1,8 @@
 """A run, from its configuration to its recorded figures."""
 
+import copy
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sepconv import InputError, terminal
-from sepconv.config import RecipeConfig, TrainConfig, flatten
+from sepconv.config import RecipeConfig, TrainConfig, TrainerConfig, flatten
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData
-from sepconv.devices import check_memory, describe_device, find_device, resolve_precision
-from sepconv.training import checkpoints, runs, summary
+from sepconv.devices import check_devices, check_memory, describe_device, find_device, resolve_precision
+from sepconv.training import checkpoints, processes, runs, summary
 from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.checkpoints import make_checkpoints
 from sepconv.training.classifier import ImageClassifier, describe_images, explain_difference, name_kind
@@ -51,6 +55,11 @@ class Beginning:
     checkpoint: Path | None = None  # and the state that it goes on from
     notes: list[str] = field(default_factory=list)  # what its reader must know
 
+    @property
+    def goes_on(self) -> str:
+        """How its run, which has a directory, goes on when it was stopped."""
+        return f"resume={self.run} continues"
+
 
 def train(
     config: TrainConfig, overrides: list[str], started: float, dataset: Dataset | None = None
@@ -69,7 +78,15 @@ def train(
         InputError: for a configuration or data that cannot be used, or a loss that diverges.
     """
     code = runs.current_code()  # before what may take hours
+    trainer = find_trainer(config, overrides)
+    group = processes.join_started(trainer)
+    if group is not None and group.ranks.rank > 0:
+        return work_together(group, *group.learn())
     with ExitStack() as held:
+        if group is not None:
+            held.enter_context(group.leading())
+        elif trainer.devices > 1:
+            check_devices(trainer, trainer.devices)
         if config.resume is not None:
             held.enter_context(runs.lock(config.resume))
             beginning = resume(config, overrides, dataset)
@@ -83,7 +100,7 @@ def train(
         precision = resolve_precision(config.recipe.precision, device)
         data = ImageData(beginning.dataset, config.recipe, device, config.seed, config.trainer.limit_batches)
         # before there is a directory: what cannot be trained leaves none behind
-        check_trainable(classifier, data)
+        check_trainable(classifier, data, config.trainer.devices)
         check_step(classifier, data, "bf16" if precision == "bf16-mixed" else "fp32")
         classifier.form = resolve_step(config.trainer, device, build_optimizer(classifier.net, config.recipe.optimizer))
         held.enter_context(resumable(beginning))
@@ -99,11 +116,50 @@ def train(
         held.enter_context(terminal.logged(beginning.run))
         for note in beginning.notes:
             log.warning(note)
-        return beginning.run, work(beginning, data, precision, started)
+        if trainer.devices == 1:
+            return beginning.run, work(beginning, data, precision, started)
+        del data
+        torch.cuda.empty_cache()
+        common = beginning, started, torch.get_rng_state()
+        if group is None:
+            return processes.launch(trainer, beginning.goes_on, work_together, *common)
+        group.tell(*common)
+        return work_together(group, *common)
 
 
-def work(beginning: Beginning, data: ImageData, precision: str, started: float) -> Result:
-    """Fits, tests and records the run of `beginning`, whose directory is there."""
+def find_trainer(config: TrainConfig, overrides: list[str]) -> TrainerConfig:
+    """What the training runs on: for a run that is resumed what it ran on, unless the command says otherwise."""
+    if config.resume is None or any(o.startswith("trainer") for o in overrides):
+        return config.trainer
+    _, recorded, _ = runs.read_config(config.resume)
+    return recorded.trainer
+
+
+def work_together(
+    group: processes.Group, beginning: Beginning, started: float, random_state: Tensor
+) -> tuple[Path, Result]:
+    """`work` in one of the processes of `group`, as one process would go on from `random_state`."""
+    run, config = beginning.run, beginning.config
+    assert run is not None
+    with ExitStack() as held:
+        held.enter_context(group.working(beginning.goes_on))
+        if group.ranks.rank == 0:
+            held.enter_context(terminal.logged(run))
+        # the weights came in memory that all processes have
+        beginning = replace(beginning, classifier=copy.deepcopy(beginning.classifier))
+        os.environ.pop("PL_GLOBAL_SEED", None)  # by which Lightning would begin anew
+        torch.set_rng_state(random_state)
+        device = find_device(config.trainer)
+        precision = resolve_precision(config.recipe.precision, device)
+        limit = config.trainer.limit_batches
+        data = ImageData(beginning.dataset, config.recipe, device, config.seed, limit, group.ranks)
+        return run, work(beginning, data, precision, started, group)
+
+
+def work(
+    beginning: Beginning, data: ImageData, precision: str, started: float, group: processes.Group | None = None
+) -> Result:
+    """Fits, tests and records the run of `beginning`, whose directory is there; by one of the processes of `group`."""
     config, classifier, run = beginning.config, beginning.classifier, beginning.run
     assert run is not None
     provenance = runs.provenance(run)  # now: what is wrong with its files must not cost a training
@@ -113,7 +169,7 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
     best, last = make_checkpoints(run / "checkpoints", config.trainer.checkpoint_seconds)
     whitening = [Whitening(beginning.fresh)] if config.recipe.whiten else []
     callbacks = [stopwatch, *whitening, Monitor(), best, last, dashboard]
-    trainer = make_trainer(config.trainer, precision, callbacks, logger, config.recipe.epochs)
+    trainer = make_trainer(config.trainer, precision, callbacks, logger, config.recipe.epochs, group)
     summary.introduce(config, data, cost, precision, run)
     log_cost(logger, cost)
     trainer.fit(classifier, data, ckpt_path=beginning.checkpoint, weights_only=True)
@@ -138,11 +194,12 @@ def work(beginning: Beginning, data: ImageData, precision: str, started: float) 
         step=classifier.form,
         **provenance,
     )
-    record(run, config, classifier, result, logger)
-    with terminal.kept("what the test shows"):
-        dashboard.show_test(trainer, classifier)
-        logger.finalize("success")  # nothing is written any more, to a folder that may be a temporary one
-    summary.conclude(result, run)
+    if trainer.is_global_zero:
+        record(run, config, classifier, result, logger)
+        with terminal.kept("what the test shows"):
+            dashboard.show_test(trainer, classifier)
+            logger.finalize("success")  # nothing is written any more, to a folder that may be a temporary one
+        summary.conclude(result, run)
     return result
 
 
@@ -154,7 +211,7 @@ def resumable(beginning: Beginning) -> Iterator[None]:
         run = beginning.run
         if run is None:
             return ""
-        return f"{run} is complete" if (run / "result.json").exists() else f"resume={run} continues"
+        return f"{run} is complete" if (run / "result.json").exists() else beginning.goes_on
 
     try:
         with stoppable(kept):
@@ -254,11 +311,23 @@ def make_classifier(
     return ImageClassifier(model, asdict(recipe), images or describe_images(dataset))
 
 
-def check_trainable(classifier: ImageClassifier, data: ImageData) -> None:
-    """Raises InputError for a first convolution that cannot be whitened, and batches of one image for batch norms."""
+def check_trainable(classifier: ImageClassifier, data: ImageData, devices: int) -> None:
+    """Raises InputError for a first convolution that cannot be whitened, and batches of one image for batch norms.
+
+    Args:
+        devices: that share a batch, and the images of evaluation, of which each needs one.
+    """
     if classifier.recipe.whiten:
         find_stem(classifier.net)
     smallest = data.count % data.batch_size or data.batch_size
+    if smallest < devices:
+        raise InputError(
+            f"recipe.batch_size={data.batch_size} makes a batch of {smallest}, fewer than trainer.devices={devices}: "
+            "give a larger one, or recipe.drop_last=true where it is the last one"
+        )
+    for part in ("validation", "test"):
+        if (count := data.images[part]) < devices:
+            raise InputError(f"trainer.devices={devices} is more than the {count} images of {part}")
     if smallest < 2 and any(isinstance(layer, _BatchNorm) for layer in classifier.net.modules()):
         raise InputError(
             f"recipe.batch_size={data.batch_size} makes a batch of one image, from which batch norms learn nothing: "
@@ -316,7 +385,7 @@ def make_result(
         seconds_to_first_step=stopwatch.seconds_to_first_step,
         eval_images_per_second=stopwatch.images_per_second("eval"),
         test_seconds=stopwatch.test_seconds,
-        device=describe_device(device),
+        device=describe_device(device, config.trainer.devices),
         versions=runs.versions(),
         **test_figures,
         **figures,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -12,12 +13,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from sepconv import InputError, Stopped, terminal
 from sepconv.config import TrainerConfig
-from sepconv.devices import find_device, keep_freed_memory
+from sepconv.devices import find_device, keep_freed_memory, name_accelerator
 from sepconv.training.callbacks import TrainingProgress
 from sepconv.training.checkpoints import CheckpointFiles
+from sepconv.training.norms import synchronize_norms
+from sepconv.training.processes import EndAtOnce, Group
 
-# A run is one process. Lightning takes a rank from the environment, where a cluster's starter gives each of the
-# processes that it starts one, and has those after the first write nothing.
+# A run on one device is one process. Lightning takes a rank from the environment, where a cluster's starter gives each
+# of the processes that it starts one, and has those after the first write nothing.
 rank_zero_only.rank = 0  # type: ignore[attr-defined]
 
 
@@ -27,23 +30,28 @@ def make_trainer(
     callbacks: list[Callback],
     logger: TensorBoardLogger | bool,
     epochs: int,
+    group: Group | None = None,
 ) -> L.Trainer:
-    """Lightning's trainer on the one device that `config` means."""
+    """Lightning's trainer on the one device that `config` means, or on that of each process of `group`."""
     terminal.quiet()
     keep_freed_memory()
     # Lightning sets it for processes that fork, which ours do not; where there is no GPU it has torch's optimizers
     # look for NVIDIA's library at every step, for 0.15 ms
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    options: dict[str, Any] = {"accelerator": name_accelerator(config), "devices": 1}
+    plugins: list[Any] = [LightningEnvironment()]
+    if group is not None:
+        options, plugins = group.options, [group.environment, synchronize_norms(group.ranks, find_device(config))]
+        callbacks = [*callbacks, EndAtOnce()]
     return L.Trainer(
-        accelerator={"cuda": "gpu"}.get(kind := find_device(config).type, kind),
-        devices=1,
+        **options,
         precision=precision,  # type: ignore[arg-type]
         max_epochs=epochs,
         deterministic=config.deterministic,
         benchmark=not config.deterministic,  # cuDNN tries its algorithms at the first of each shape
         detect_anomaly=config.detect_anomaly,
         callbacks=[*callbacks, TrainingProgress()],
-        plugins=[LightningEnvironment(), CheckpointFiles()],
+        plugins=[*plugins, CheckpointFiles()],
         logger=logger,
         enable_progress_bar=False,  # TrainingProgress is there where nobody looks at a terminal, too
         enable_model_summary=False,
