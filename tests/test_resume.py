@@ -1,10 +1,14 @@
 """Nothing is lost: what a training that is stopped, or whose disk, images or pictures fail, leaves behind."""
 
+import contextlib
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,9 @@ from conftest import REPOSITORY, Outcome, refused
 from PIL import Image
 
 from sepconv import InputError, Stopped, files
+from sepconv.config import CompareConfig
 from sepconv.data.module import restore
+from sepconv.study.compare import compare
 from sepconv.training import checkpoints, runs
 from sepconv.training.callbacks import Monitor
 from sepconv.training.checkpoints import CheckpointFiles
@@ -215,6 +221,90 @@ def test_pictures_that_fail_do_not_cost_the_result(
     assert outcome.status == 0, outcome.err
     assert "what the test shows could not be written" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+GRID = ["-m", "model=baseline,tiny", "seed=0,1", "trainer=cpu", "recipe.epochs=2", "trainer.limit_batches=4"]
+
+
+def compared(folder: Path) -> list[tuple[Any, ...]]:
+    """What compare.py says of each network of a grid, but for times."""
+    (section,) = compare(CompareConfig(runs=[str(folder)])).sections
+    return [(network.label, list(network.runs), network.accuracy, network.difference, network.median("macs"))
+            for network in section.networks]  # fmt: skip
+
+
+def grids(runs: Path) -> list[Path]:
+    """The folders of grids that made a run, from the first."""
+    return sorted(path.parent for path in runs.glob("multirun/*/runs.txt"))
+
+
+def test_a_stopped_grid_goes_on(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that are complete are kept, the one that was stopped is continued, the others are made."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command("train", *GRID, f"runs={whole}").status == 0
+    calls = 0
+    training_step = ImageClassifier.training_step
+
+    def stopping(self: ImageClassifier, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 15:  # in the second epoch of the second of four
+            raise KeyboardInterrupt
+        return training_step(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, "training_step", stopping)
+        assert command("train", *GRID, f"runs={parts}").status == 130
+    first, second = sorted(path.parent for path in parts.glob("digits/*/*/config.yaml"))
+    before = (first / "result.json").read_text()
+    assert not (second / "result.json").exists()
+    outcome = command("train", *GRID, f"runs={parts}", "resume=true")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("is complete, and kept") == 1
+    assert (first / "result.json").read_text() == before
+    latest = grids(parts)[-1]
+    listed = [(latest / line).resolve() for line in (latest / "runs.txt").read_text().split()]
+    assert listed[:2] == [first, second]
+    assert len(set(listed)) == 4
+    assert compared(latest) == compared(grids(whole)[0])
+    again = command("train", *GRID, f"runs={parts}", "resume=true")
+    assert again.out.count("is complete, and kept") == 4
+
+
+@pytest.mark.parametrize("change", ["code", "recipe.epochs=3", "seed=5"])
+def test_runs_of_other_code_settings_or_seeds_are_not_taken(
+    train: Train, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(runs, "current_code", lambda: {"sha": "aaa", "dirty": False})
+    short = ["recipe.epochs=1", "trainer.limit_batches=2"]
+    train(*short)
+    if change == "code":
+        monkeypatch.setattr(runs, "current_code", lambda: {"sha": "bbb", "dirty": False})
+    run = train(*short, *[change] * ("=" in change), "resume=true")  # a new one
+    assert not any("resume" in override for override in result(run)["overrides"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_grids_that_are_killed_go_on(command: Command, tmp_path: Path) -> None:
+    """At any moment: ten grids, each killed once, end in the table of one that was not."""
+    arguments = [arg.replace("epochs=2", "epochs=6") for arg in GRID]
+    started = time.monotonic()
+    script = [sys.executable, str(REPOSITORY / "scripts/train.py"), *arguments]
+    subprocess.run([*script, f"runs={tmp_path / 'whole'}"], check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    expected, draw, killed = compared(grids(tmp_path / "whole")[0]), random.Random(0), 0
+    for trial in range(10):
+        folder = tmp_path / str(trial)
+        process = subprocess.Popen([*script, f"runs={folder}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.2, 1) * seconds)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        assert command("train", *arguments, f"runs={folder}", "resume=true").status == 0
+        assert compared(grids(folder)[-1]) == expected
+        assert len(list(folder.glob("digits/*/*/result.json"))) == 4
+    assert killed >= 5
 
 
 @pytest.mark.slow

@@ -320,7 +320,9 @@ class TrainConfig(Training):
     """One run of `scripts/train.py`."""
 
     runs: str = path(f"{REPOSITORY}/runs")  # folder that run directories are made in
-    resume: str | None = path(None)  # a stopped run's directory, to be continued
+    # a stopped run's directory, to be continued; true: the run of these settings, seed and code among those in `runs`,
+    # which is kept where it is complete, continued where it was stopped, and begun where there is none
+    resume: str | None = path(None)
     weights: str | None = path(None)  # another run's directory: its network is trained on, from its best checkpoint
 
 

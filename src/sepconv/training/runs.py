@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import platform
 import re
@@ -38,6 +39,8 @@ from sepconv import InputError, files
 from sepconv.config import CHECKOUT, TrainConfig, check_name, checked, complete, flatten, number, read
 from sepconv.reading import check_each, check_fields, describe, fits, read_json, read_yaml, write_yaml
 from sepconv.text import shorten
+
+log = logging.getLogger(__name__)
 
 CODE = ("src", "scripts", "configs")
 PREDICTIONS = "predictions.npy"
@@ -217,6 +220,29 @@ def fingerprint(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def identity(config: TrainConfig) -> tuple[str, int]:
+    """What a run's figures depend on but for its code: the `fingerprint` of its settings, and its seed."""
+    return fingerprint(config), config.seed
+
+
+def find_run(config: TrainConfig, code: dict[str, Any]) -> Path | None:
+    """The latest run of `config` in its folder that was made by `code`, of those that are complete, if any is.
+
+    What cannot be read, or was made by other code in any part of it, is passed over.
+    """
+    parent, found = Path(config.runs).expanduser() / config.data.name / config.model["name"], []
+    for path in sorted(parent.glob(f"*-seed{config.seed}*/config.yaml"), reverse=True):
+        try:
+            run, recorded, _ = read_config(path.parent)
+            same = identity(recorded) == identity(config) and all(same_code(code, each) for each in read_code(run))
+        except InputError as error:
+            log.warning("%s is passed over: %s", path.parent, error)
+            continue
+        if same:
+            found.append(run)
+    return next((run for run in found if (run / "result.json").exists()), found[0] if found else None)
+
+
 def read_code(run: Path) -> list[dict[str, Any]]:
     """The code that a run was begun by, then each other that it was resumed by; unknown where it does not say.
 
@@ -367,8 +393,12 @@ def current_code() -> dict[str, Any]:
     the code that was imported, but may be of the configurations that are read.
     """
     first, now = first_state(), git_state()
-    same = now == first or (hash_code(now) is not None and hash_code(now) == hash_code(first))
-    return first if same else first | {"dirty": True}
+    return first if same_code(now, first) else first | {"dirty": True}
+
+
+def same_code(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states of the code are one, as far as they tell: changes that were not committed look the same."""
+    return one == other or (hash_code(one) is not None and hash_code(one) == hash_code(other))
 
 
 def versions() -> dict[str, str | None]:

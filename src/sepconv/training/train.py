@@ -78,6 +78,13 @@ def train(
         InputError: for a configuration or data that cannot be used, or a loss that diverges.
     """
     code = runs.current_code()  # before what may take hours
+    if config.resume == "true":
+        found = runs.find_run(config, code)
+        if found is not None and (found / "result.json").exists():
+            terminal.CONSOLE.print(f"{found} is complete, and kept", soft_wrap=True)
+            return found, runs.read_result(found)
+        config = replace(config, resume=None if found is None else str(found))
+        overrides = [o for o in overrides if not o.startswith("resume=")] if found is None else [f"resume={found}"]
     trainer = find_trainer(config, overrides)
     group = processes.join_started(trainer)
     if group is not None and group.ranks.rank > 0:
