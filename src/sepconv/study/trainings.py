@@ -86,17 +86,17 @@ class Trainings:
                     self.known.add(path)
                     run.right()  # it must tell
                     if {runs.hash_code(code) for code in (run.result.git, *run.result.git_later)} == {self.code}:
-                        self.finished.setdefault(find_key(run.config), run)
+                        self.finished.setdefault(runs.identity(run.config), run)
                 else:
                     _, config, _ = runs.read_config(path)
-                    self.stopped[find_key(config)] = path
+                    self.stopped[runs.identity(config)] = path
             except InputError as error:
                 self.known.add(path)
                 log.warning("%s is left out: %s", path, error)
 
     def find(self, config: TrainConfig) -> Run | None:
         """The finished run of a configuration, as it was when the folder was last read."""
-        return self.finished.get(find_key(config))
+        return self.finished.get(runs.identity(config))
 
     def begin(self, config: TrainConfig, arguments: list[str]) -> Process:
         """Starts the training that `config` describes and `arguments` make, or continues its run that was stopped.
@@ -104,7 +104,7 @@ class Trainings:
         What a process of before began may still be under way: that is waited for.
         """
         self.scan()
-        if (stopped := self.stopped.get(find_key(config))) is None:
+        if (stopped := self.stopped.get(runs.identity(config))) is None:
             return start([*arguments, f"runs={self.folder}"])
         while is_locked(stopped):
             time.sleep(POLL)
@@ -128,6 +128,3 @@ def is_locked(run: Path) -> bool:
     except InputError:
         return True
 
-
-def find_key(config: TrainConfig) -> Key:
-    return runs.fingerprint(config), config.seed

@@ -59,10 +59,10 @@ class Lab:
                 soft_wrap=True,
             )
         # by what their figures depend on
-        self.runs = {self.identity(run.config): run for run in of_this_code}
-        self.stopped = {self.identity(runs.read_config(path)[1]): path for path in unfinished
+        self.runs = {runs.identity(run.config): run for run in of_this_code}
+        self.stopped = {runs.identity(runs.read_config(path)[1]): path for path in unfinished
                         if self.same_code(runs.read_code(path))}  # fmt: skip
-        self.used: dict[str, Run] = {}  # since it was last emptied
+        self.used: dict[tuple[str, int], Run] = {}  # since it was last emptied
 
     def same_images(self, run: Run, digests: dict[str, str]) -> bool:
         """Whether a run had the images of these digests, but for a claim that trains on fewer of them."""
@@ -72,11 +72,6 @@ class Lab:
     def same_code(self, codes: list[dict[str, Any]]) -> bool:
         """Whether a run was made by this code, in all its parts."""
         return self.code_hash is not None and {runs.hash_code(code) for code in codes} == {self.code_hash}
-
-    @staticmethod
-    def identity(config: TrainConfig) -> str:
-        """What a run's figures depend on, but for its images and its code."""
-        return f"{runs.fingerprint(config)}, seed {config.seed}"
 
     def train(
         self, model: dict[str, Any], seed: int, size: int | None = None, plain: bool = False, epochs: int | None = None
@@ -99,7 +94,7 @@ class Lab:
             recipe = replace(recipe, augment=Augment(), label_smoothing=0.0, optimizer=optimizer)
         config = TrainConfig(data=data, model=model, recipe=recipe, trainer=self.config.trainer, seed=seed,
                              runs=self.config.runs)  # fmt: skip
-        key = self.identity(config)
+        key = runs.identity(config)
         if key not in self.runs:
             with terminal.hushed():
                 path, result = self.go_on(key) or train(config, [], time.time())
@@ -111,7 +106,7 @@ class Lab:
         self.used[key] = self.runs[key]
         return self.runs[key]
 
-    def go_on(self, key: str) -> tuple[Path, Result] | None:
+    def go_on(self, key: tuple[str, int]) -> tuple[Path, Result] | None:
         """The run of that identity that was stopped, continued; None where there is none that can be."""
         if (path := self.stopped.pop(key, None)) is None:
             return None
