@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import REPOSITORY, Outcome, refused
@@ -305,6 +306,44 @@ def test_grids_that_are_killed_go_on(command: Command, tmp_path: Path) -> None:
         assert compared(grids(folder)[-1]) == expected
         assert len(list(folder.glob("digits/*/*/result.json"))) == 4
     assert killed >= 5
+
+
+@pytest.mark.slow
+def test_a_job_of_a_cluster_that_is_preempted_goes_on(tmp_path: Path) -> None:
+    """Jobs that Hydra's launcher for clusters starts, on this machine; one is told to make way, and is requeued."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    arguments = ["-m", "hydra/launcher=submitit_local", "model=tiny", "seed=0,-1", "trainer=cpu", "recipe.epochs=40",
+                 "trainer.limit_batches=4", f"runs={tmp_path}", "resume=true"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "scripts/train.py"), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (begun := list(tmp_path.glob("digits/tiny/*/checkpoints/last.ckpt"))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    (run,) = [path.parents[1] for path in begun]
+    assert not (run / "result.json").exists()
+    for each in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # the other's, which has ended
+            if "submitit.core._submit" in each.cmdline():
+                each.send_signal(signal.SIGUSR2)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 2
+    heading, failure = errors.strip().splitlines()[-2:]
+    assert heading == "1 of 2 jobs failed:"
+    assert "seed=-1 is out of range" in failure
+    logs = [path.read_text() for path in tmp_path.glob("multirun/*/.submitit/**/*_log.*")]
+    assert sum(log.count("Requeued job") for log in logs) == 1
+    assert (run / "train.log").read_text().count("epoch 1: ") == 1
+    assert [path.parent for path in tmp_path.glob("digits/tiny/*/result.json")] == [run]
+    assert [epoch["epoch"] for epoch in result(run)["history"]] == list(range(1, 41))
+    (listed,) = (grids(tmp_path)[-1] / "runs.txt").read_text().split()
+    assert (grids(tmp_path)[-1] / listed).resolve() == run
+
+
+def test_a_launcher_that_there_is_not(command: Command, tmp_path: Path) -> None:
+    outcome = command("train", "-m", "hydra/launcher=nonsense", "seed=0,1", f"runs={tmp_path}")
+    refused(outcome, "unknown hydra/launcher=nonsense")
 
 
 @pytest.mark.slow

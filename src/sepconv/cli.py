@@ -12,16 +12,21 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, get_type_hints
 
 import hydra
 import psutil
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -111,7 +116,12 @@ class Command:
         overrides = self.take_paths(overrides)
         parsed = parse(overrides, self.grid)
         if self.grid:
-            self.run_grid(list_jobs(parsed), others)
+            jobs = list_jobs(parsed)
+            elsewhere = any(override.key_or_group == "hydra/launcher" for override in parsed)
+            common = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
+            self.run_grid(
+                jobs, self.submit(jobs, common, others) if elsewhere else partial(self.perform, options=others)
+            )
         else:
             self.perform(overrides, options)
 
@@ -127,14 +137,14 @@ class Command:
                 overrides = [take_path(override, key, listed, self.grid) for override in overrides]
         return overrides
 
-    def run_grid(self, jobs: list[list[str]], options: list[str]) -> None:
-        """Every job, whatever becomes of those before it. Raises SystemExit where some failed."""
+    def run_grid(self, jobs: list[list[str]], perform: Callable[[list[str]], None]) -> None:
+        """Has `perform` do every job, whatever becomes of those before it. Raises SystemExit where some failed."""
         failed: list[str] = []
         status = 2
         for number, job in enumerate(jobs, 1):
             print(f"job {number} of {len(jobs)}: {printable(' '.join(job))}", flush=True)
             try:
-                self.perform(job, options)
+                perform(job)
             except KeyboardInterrupt as stopped:
                 left = jobs[number if str(stopped) else number - 1 :]
                 lines = [shlex.join(["python", f"scripts/{self.name}.py", *each]) for each in left]
@@ -151,6 +161,38 @@ class Command:
         if failed:
             sys.stderr.write("\n  ".join([f"{len(failed)} of {len(jobs)} jobs failed:", *failed]) + "\n")
             raise SystemExit(status)
+
+    def submit(self, jobs: list[list[str]], common: list[str], options: list[str]) -> Callable[[list[str]], None]:
+        """Has the launcher of Hydra's that the overrides `common` to all jobs name do them, such as a cluster's.
+
+        Gives what takes the outcome of one job after the other. Raises InputError for what the user gave, and where the
+        launcher loses a job.
+        """
+        arguments = [begin_anew(self.name, job, options) for job in jobs]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            try:
+                loader = GlobalHydra.instance().config_loader()
+                config = loader.load_configuration(self.name, common, RunMode.MULTIRUN)
+                HydraConfig.instance().set_config(config)
+                launcher = Plugins.instance().instantiate_launcher(
+                    hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+                    task_function=Job(self.main),
+                    config=config,
+                )
+            except Exception as error:
+                raise InputError(explain_composition(error)) from error
+            try:
+                outcomes = iter(launcher.launch(arguments, initial_job_idx=0))
+            except Exception as error:
+                reason = printable(str(error).partition("\n")[0])
+                raise InputError(f"hydra/launcher lost a job: {reason}; resume=true goes on with the others") from error
+
+        def take(job: list[str]) -> None:
+            made = next(outcomes).return_value
+            if made is not None:
+                self.list_run(made)
+
+        return take
 
     def perform(self, overrides: list[str], options: list[str]) -> None:
         """One job, or what `options` ask for instead. Raises InputError for what the user gave."""
@@ -185,6 +227,18 @@ class Command:
             self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / MADE).open("a") as file:
             file.write(f"{os.path.relpath(run, self.folder.resolve())}\n")
+
+
+class Job:
+    """A job of a grid that a launcher does, in a process of its own."""
+
+    def __init__(self, main: Main) -> None:
+        self.main = main
+
+    def __call__(self, composed: DictConfig) -> Path | None:
+        schema = OmegaConf.get_type(composed)
+        assert schema is not None
+        return self.main(read(schema, composed), list(HydraConfig.get().overrides.task), time.time())
 
 
 def heed_signals() -> None:

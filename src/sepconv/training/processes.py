@@ -120,17 +120,19 @@ def join_started(config: TrainerConfig) -> Group | None:
     """
     if config.devices == 1:
         return None
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            try:
-                environment: ClusterEnvironment = kind()
-            except RuntimeError as error:  # a way of starting that Lightning does not take
-                raise InputError(printable(str(error))) from error
-            if (count := environment.world_size()) > 1:
-                right = f"{count}, as many as processes were started"
-                check(config.devices == count, "trainer.devices", config.devices, right)
-                return Group(environment, config)
-    return None
+    if TorchElasticEnvironment.detect():
+        environment: ClusterEnvironment = TorchElasticEnvironment()
+    elif SLURMEnvironment.detect():
+        try:
+            environment = SLURMEnvironment(auto_requeue=False)  # a run has its own checkpoints
+        except RuntimeError as error:  # a way of starting that Lightning does not take
+            raise InputError(printable(str(error))) from error
+    else:
+        return None
+    if (count := environment.world_size()) == 1:
+        return None
+    check(config.devices == count, "trainer.devices", config.devices, f"{count}, as many as processes were started")
+    return Group(environment, config)
 
 
 def count_machines(environment: ClusterEnvironment) -> int:
