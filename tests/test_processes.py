@@ -18,8 +18,10 @@ from conftest import REPOSITORY, Outcome, refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from sepconv.devices import describe_device
 from sepconv.networks import fused
 from sepconv.ranks import Ranks
+from sepconv.study.compare import name_hardware
 from sepconv.training.norms import CpuBatchNorms
 
 Train = Callable[..., Path]
@@ -218,6 +220,11 @@ def test_as_many_devices_as_processes_were_started(
 def test_commands_for_one_device(command: Callable[..., Outcome], name: str) -> None:
     more = ["method=spatial", "rank=1"] * (name == "separate")
     refused(command(name, "run=RUN", "trainer.devices=2", *more), "trainer.devices=2", "only a training")
+
+
+def test_times_on_several_devices_are_not_compared_with_those_on_one() -> None:
+    device = describe_device(torch.device("cpu"))
+    assert name_hardware(describe_device(torch.device("cpu"), 2)) == f"2 x {name_hardware(device)}"
 
 
 def test_shares_are_all_rows_in_order() -> None:

@@ -422,9 +422,9 @@ def is_called(network: Network, name: str) -> bool:
 
 def name_hardware(device: dict[str, Any]) -> str:
     """A device in a few words."""
-    count = device.get("threads")
+    count, devices = device.get("threads"), device.get("count", 1)
     threads = "" if count is None else f", {count} thread{'s' * (count != 1)}"
-    return f"{device['name']}{threads}"
+    return f"{f'{devices} x ' * (devices > 1)}{device['name']}{threads}"
 
 
 def make_notes(section: Section) -> Iterator[str]:
