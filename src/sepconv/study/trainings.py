@@ -127,4 +127,3 @@ def is_locked(run: Path) -> bool:
             return False
     except InputError:
         return True
-
