@@ -66,14 +66,8 @@ class FrontierTrainings:
     def describe(self, training: Training) -> list[str]:
         """The arguments that make scripts/train.py train it."""
         model = (f"model.{key}={value}" for key, value in options(self.network(training)).items())
-        return [
-            *self.arguments,
-            "model=separable",
-            *model,
-            f"recipe.epochs={training.epochs}",
-            f"recipe.optimizer.lr={training.rate}",
-            f"seed={training.seed}",
-        ]
+        return [*self.arguments, "model=separable", *model, f"recipe.epochs={training.epochs}",
+                f"recipe.optimizer.lr={training.rate}", f"seed={training.seed}"]  # fmt: skip
 
     def network(self, training: Training) -> Network:
         return self.networks[training.kind, training.size, training.epochs]
