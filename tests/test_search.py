@@ -224,11 +224,12 @@ def test_costs_to_minimize_and_latency(
     """A latency is measured of what is within the rest of the budget; one above its own is not trained."""
     measured: Iterator[float] = iter([3.0, *[1.5] * 50])
     monkeypatch.setattr("sepconv.study.search.measure_latency", lambda _: next(measured))
-    options = ["latency_ms=2", "minimize=[macs]", "winners=2", "trials=3", "rungs=[1]"]
+    options = ["latency_ms=2", "minimize=[macs]", "winners=2", "trials=3", "rungs=[1]", "kinds=[dense]"]
     outcome = command("search", *arguments, *options)
     assert outcome.status == 0, outcome.err
     found = records(tmp_path / "found")
     assert {row["latency_ms"] for row in found} == {"1.5"}
+    assert {json.loads(row["model"])["conv"] for row in found} == {"dense"}
     page = (tmp_path / "found/search.html").read_text()
     assert "at most 2 ms an image" in page
     winners = {row["network"] for row in found[3:]}
@@ -306,6 +307,8 @@ def test_bad_input(command: Command, lab: Lab, arguments: list[str], tmp_path: P
     refused(command("search", *arguments, "seeds=[0,1]"), "seed=0 is out of range: a seed that is not one of seeds=")
     refused(command("search", *arguments, "rungs=[3,2]"), "rungs=[3, 2]", "rising")
     refused(command("search", *arguments, "minimize=[weights]"), "unknown minimize=weights", "parameters")
+    refused(command("search", *arguments, "kinds=[fast]"), "unknown kinds=fast: choose from separable, dense, spatial")
+    refused(command("search", *arguments, "kinds=[dense,dense]"), "kinds=['dense', 'dense'] is out of range")
     refused(command("search", *arguments, "storage=nosql://x"), "storage=nosql://x cannot be used")
     (tmp_path / "file").write_text("")
     refused(command("search", *arguments, f"output={tmp_path}/file"), "cannot write to", "choose another output=")

@@ -179,6 +179,11 @@ def check_rungs(key: str, lengths: list[int]) -> None:
     check(bool(lengths) and lengths[0] > 0 and lengths == sorted(set(lengths)), key, lengths, "epochs, in rising order")
 
 
+def check_kinds(key: str, kinds: list[str]) -> None:
+    """Raises InputError for no kinds, or one twice."""
+    check(len(set(kinds)) == len(kinds) > 0, key, kinds, "one or more, each once")
+
+
 def check_costs(key: str, costs: list[str]) -> None:
     """Raises InputError unless these are costs, each once."""
     for cost in costs:
@@ -585,6 +590,7 @@ class SearchConfig:
     latency_ms: float | None = number(None, above=0)  # of the network's file in ONNX, on one thread of this machine
     # costs to make small too, for a front of networks; none: the search is for the most accurate one
     minimize: list[str] = checked(check_costs, [])
+    kinds: list[str] | None = checked(check_kinds, None)  # of convolutions, such as [separable]; null: all
     trials: int = number(100, least=1)  # networks that are drawn and trained
     rungs: list[int] = checked(check_rungs, [3, 9])  # epochs: of all networks, then of the best, and so on
     keep: float = number(0.25, above=0, most=1)  # the share of them that is trained longer each time

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from sepconv import InputError, files
 from sepconv.arguments import training_arguments, write_value
-from sepconv.config import MODEL, SearchConfig, TrainConfig, complete
+from sepconv.config import MODEL, SearchConfig, TrainConfig, check_choice, complete
 from sepconv.data.datasets import Dataset, load
+from sepconv.networks.blocks import KINDS
 from sepconv.study.search import space
 from sepconv.study.search.budget import MEASURED, Budget, count, measure_latency
 from sepconv.study.search.report import Findings, describe
@@ -68,6 +69,9 @@ class Search:
 
     def __init__(self, config: SearchConfig, budget: Budget, dataset: Dataset, folder: Path, command: str) -> None:
         self.config, self.budget, self.dataset = config, budget, dataset
+        self.kinds = config.kinds or list(KINDS)
+        for kind in self.kinds:
+            check_choice("kinds", kind, *KINDS)
         self.arguments = training_arguments()
         self.worker = f"{socket.gethostname()}:{folder}"
         code = runs.current_code()
@@ -77,7 +81,7 @@ class Search:
         self.storage = Storage(
             config.storage or f"sqlite:///{folder}/search.db",
             {"images": dataset.digests(), "training": runs.fingerprint(training), "budget": budget.limits,
-             "minimize": config.minimize, "rungs": config.rungs, "seed": config.seed},
+             "minimize": config.minimize, "kinds": self.kinds, "rungs": config.rungs, "seed": config.seed},
         )  # fmt: skip
         self.under_way: list[UnderWay] = []
         self.failed, self.due = 0, 0.0  # trainings; the moment from which the page is written again
@@ -118,7 +122,8 @@ class Search:
         """A trial whose network is within the budget. Raises InputError where there seems to be none."""
         for _ in range(REFUSED):
             trial = rung.ask()
-            model = complete(space.draw(trial, self.dataset.shape, self.share if self.budget.is_counted else None))
+            share = self.share if self.budget.is_counted else None
+            model = complete(space.draw(trial, self.dataset.shape, share, self.kinds))
             costs = self.count(model)
             excess = self.budget.excess(costs)
             if MEASURED in self.budget.limits and max(excess.values(), default=0) <= 0:

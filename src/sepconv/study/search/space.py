@@ -1,6 +1,6 @@
 """The networks that a search draws from: tables of `model=staged`, at the widths that a budget admits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sepconv.networks.blocks import KINDS
@@ -23,7 +23,9 @@ FILLS = (0.5, 1.0)  # how much of the budget a network may take up
 Cost = Callable[[dict[str, Any]], float]
 
 
-def draw(trial: "optuna.Trial", shape: tuple[int, int, int], share: Cost | None) -> dict[str, Any]:
+def draw(
+    trial: "optuna.Trial", shape: tuple[int, int, int], share: Cost | None, kinds: Sequence[str] = tuple(KINDS)
+) -> dict[str, Any]:
     """The options of `model=staged` that `trial` chooses, for images of `shape` (channels, height, width).
 
     Ordered choices are numbers to the sampler: it learns from neighbours, too.
@@ -32,6 +34,7 @@ def draw(trial: "optuna.Trial", shape: tuple[int, int, int], share: Cost | None)
         share: how much of the budget a network takes up, where that is known without measuring. The network is as wide
             as a part of the budget, that is drawn too, admits: few of any other widths would be within a tight budget,
             or near a loose one. None: the width itself is drawn.
+        kinds: of convolutions, that there is a choice of.
     """
 
     def choose(name: str, choices: tuple[Any, ...]) -> Any:
@@ -40,7 +43,7 @@ def draw(trial: "optuna.Trial", shape: tuple[int, int, int], share: Cost | None)
     model: dict[str, Any] = {
         "name": "staged",
         "stem_stride": choose("stem_stride", (1, 2) if max(shape[1:]) <= SMALL else (2, 4)),
-        "conv": trial.suggest_categorical("conv", list(KINDS)),
+        "conv": trial.suggest_categorical("conv", list(kinds)),
         "residual": choose("residual", (False, True)),
         "activation": choose("activation", ACTIVATIONS),
         "resolution": choose("resolution", RESOLUTIONS),
