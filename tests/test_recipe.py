@@ -83,7 +83,7 @@ def test_a_depthwise_convolution_is_not_whitened() -> None:
     classifier = ImageClassifier({"name": "separable", "stem": "separable"}, asdict(recipe), images)
     data = ImageData(load(data_config("digits")), recipe, torch.device("cpu"))
     with pytest.raises(InputError, match="needs a standard first convolution"):
-        check_trainable(classifier, data)
+        check_trainable(classifier, data, devices=1)
 
 
 def test_dirac_initialization() -> None:

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sepconv.arguments import write_value
 from sepconv.config import TrainConfig, read
 from sepconv.costs import counting
 from sepconv.data.datasets import load
@@ -98,7 +99,7 @@ def test_experiments_of_a_size_keep_to_it(
     ],
 )
 def test_run_record(train: Train, model: str, recipe: str) -> None:
-    slim = [f"model.{key}={value}" for key, value in SLIM.get(model, {}).items()]
+    slim = [f"model.{key}={write_value(value)}" for key, value in SLIM.get(model, {}).items()]
     run = train(f"model={model}", *slim, f"recipe={recipe}", "seed=7", *SHORT)
     assert run.name.endswith("-seed7")
     assert run.parts[-3:-1] == ("digits", model)

@@ -68,7 +68,7 @@ def load_images(file: ExportedFile, source: SourceConfig, parts: Sequence[str]) 
 
 def measure_accuracy(classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig) -> float:
     """Share of the test images that are classified rightly, computed as at a run's end, but without other views."""
-    return float(measure_test(classifier, dataset, config)[0].mean())
+    return round(float(measure_test(classifier, dataset, config)[0].mean()), 6)  # as a run's figures have it
 
 
 def measure_test(

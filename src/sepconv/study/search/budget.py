@@ -30,7 +30,8 @@ class Budget:
     @classmethod
     def of(cls, config: SearchConfig) -> "Budget":
         """Raises InputError where there is none."""
-        limits = {name: getattr(config, name) for name in COSTS}
+        values = (config.parameters, config.macs, config.peak_bytes, config.latency_ms)
+        limits = dict(zip(COSTS, values, strict=True))
         budget = cls({name: float(limit) for name, limit in limits.items() if limit is not None})
         if not budget.limits:
             raise InputError(f"give a budget, such as parameters=78666: one or more of {', '.join(COSTS)}")
