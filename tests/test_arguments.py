@@ -164,6 +164,17 @@ def test_an_error_of_ours_in_a_grid(command: Command, tmp_path: Path, monkeypatc
     assert len(list_.read_text().splitlines()) == 2
 
 
+def test_grids_of_one_second_have_a_folder_each(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sepconv.training.train.train", lambda _, overrides, __: (tmp_path / overrides[0], None))
+    for seeds in ("0,1", "2,3", "4"):
+        assert command("train", "-m", f"seed={seeds}", f"hydra.sweep.dir={tmp_path}/grid").status == 0
+    found = [(path.parent.name, path.read_text().split()) for path in sorted(tmp_path.glob("grid*/runs.txt"))]
+    lists = {"grid": ["../seed=0", "../seed=1"], "grid-2": ["../seed=2", "../seed=3"], "grid-3": ["../seed=4"]}
+    assert found == list(lists.items())
+
+
 @pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt("resume=X continues"), 130), (Stopped("Y", 143), 143)])
 def test_a_signal_ends_a_grid(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, status: int

@@ -236,7 +236,7 @@ def compared(folder: Path) -> list[tuple[Any, ...]]:
 
 def grids(runs: Path) -> list[Path]:
     """The folders of grids that made a run, from the first."""
-    return sorted(path.parent for path in runs.glob("multirun/*/runs.txt"))
+    return sorted((path.parent for path in runs.glob("multirun/*/runs.txt")), key=lambda path: path.stat().st_ctime)
 
 
 def test_a_stopped_grid_goes_on(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, get_type_hints
@@ -223,7 +224,10 @@ class Command:
     def list_run(self, run: Path) -> None:
         """Adds the directory `run` to those that the grid has made, as it is seen from the list."""
         if self.folder is None:
-            self.folder = Path(HydraConfig.get().sweep.dir).expanduser()
+            wanted = Path(HydraConfig.get().sweep.dir).expanduser()
+            names = (f"{wanted.name}-{number}" if number > 1 else wanted.name for number in count(1))
+            # another grid of this second has one of its own
+            self.folder = next(wanted.with_name(name) for name in names if not (wanted.with_name(name) / MADE).exists())
             self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / MADE).open("a") as file:
             file.write(f"{os.path.relpath(run, self.folder.resolve())}\n")
