@@ -140,7 +140,7 @@ def test_loss_in_int8(command: Callable[..., Outcome], tmp_path: Path) -> None:
         if place % 3:
             assert (pair["values"], pair["references"]) == (lost[place - place % 3], lost[place])
     trained = [run["test_accuracy"] for run in found["runs"]]
-    alike = [accuracy for each in fp32[:3] for accuracy in Accuracies(**each).values]
+    alike = [accuracy for each in fp32[:3] for accuracy in Accuracies(**each).by_image.mean(1)]
     assert trained == pytest.approx(alike, abs=0.02)  # those are in bf16, where there is it
 
 
@@ -161,7 +161,7 @@ def test_depth_is_read_off_the_frontier(command: Callable[..., Outcome], tmp_pat
     found = json.loads((tmp_path / "claims/digits.json").read_text())["C7"]
     assert "at equal MACs, deeper separable is better at 1 k to 100 k parameters" in found["verdict"]
     assert [cells[0] for cells in found["rows"]] == ["deeper separable"] * 3 + ["dense"] * 3
-    assert Accuracies(**found["rows"][3][3]).values == pytest.approx([0.548, 0.55, 0.552])
+    assert Accuracies(**found["rows"][3][3]).by_image.mean(1) == pytest.approx([0.548, 0.55, 0.552])
 
 
 @pytest.mark.parametrize("change", [{"sha": "1" * 40}, {"dirty": True}])
@@ -244,9 +244,9 @@ RIGHT = np.random.default_rng(0).random((2, 3, 400)) < np.array([0.9, 0.8])[:, N
 def test_accuracies_know_their_images() -> None:
     """What depends on which images they are counts, also in a difference of differences, which goes from -2 to 2."""
     ours, theirs = map(Accuracies.of, RIGHT)
-    assert ours.values == pytest.approx(RIGHT[0].mean(1))
+    assert ours.by_image.mean(1) == pytest.approx(RIGHT[0].mean(1))
     pair, swapped = Paired(ours, theirs), Paired(theirs, ours)
-    seeds = Difference.between(ours.values, theirs.values)
+    seeds = Difference.between(*(each.by_image.mean(1).tolist() for each in (ours, theirs)))
     assert pair.difference.estimate.mean == pytest.approx(seeds.estimate.mean)
     assert pair.difference.estimate.arms != pytest.approx(seeds.estimate.arms)
     double = Paired(pair, swapped)

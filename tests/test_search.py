@@ -147,8 +147,8 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     return ["data=digits", "trainer=cpu", "parameters=4000", "trials=5", "rungs=[1,2]", "keep=0.4", "winners=1",
-            "recipe.epochs=6", "recipe.optimizer.weight_decay=0.1", "+recipe.optimizer.eps=1e-7", "seeds=[1,2]",
-            "jobs=1", f"output={tmp_path}/found"]  # fmt: skip
+            "recipe/optimizer=adam", "recipe.epochs=6", "+recipe.optimizer.weight_decay=0.1",
+            "+recipe.optimizer.amsgrad=true", "seeds=[1,2]", "jobs=1", f"output={tmp_path}/found"]  # fmt: skip
 
 
 def records(folder: Path) -> list[dict[str, str]]:
@@ -309,6 +309,12 @@ def test_bad_input(command: Command, lab: Lab, arguments: list[str], tmp_path: P
     refused(command("search", *arguments, "minimize=[weights]"), "unknown minimize=weights", "parameters")
     refused(command("search", *arguments, "kinds=[fast]"), "unknown kinds=fast: choose from separable, dense, spatial")
     refused(command("search", *arguments, "kinds=[dense,dense]"), "kinds=['dense', 'dense'] is out of range")
+    for leaves_out in ("~recipe.optimizer.weight_decay", "recipe.optimizer={name: SGD, lr: 0.1}"):
+        refused(
+            command("search", *free, "parameters=4000", leaves_out),
+            f"{leaves_out} leaves out keys",
+            "recipe/optimizer=",
+        )
     refused(command("search", *arguments, "storage=nosql://x"), "storage=nosql://x cannot be used")
     (tmp_path / "file").write_text("")
     refused(command("search", *arguments, f"output={tmp_path}/file"), "cannot write to", "choose another output=")

@@ -37,6 +37,14 @@ def write(path: Path, data: bytes | str) -> None:
         raise InputError(f"cannot write {path} ({error.strerror})") from error
 
 
+def make_folder(folder: Path, keys: str = "output=") -> None:
+    """Makes a folder where there is none. Raises InputError, which names the `keys` of others, where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another {keys}") from error
+
+
 @contextmanager
 def lock(folder: Path, work: str) -> Iterator[None]:
     """Holds `folder` for this process, until it ends in whatever way.

@@ -173,10 +173,7 @@ def ends(config: ExportConfig) -> dict[str, str]:
 
 def check_folder(folder: Path, paths: dict[str, Path], source: Source) -> None:
     """Raises InputError where files cannot be written to `folder`, or one there is of another run."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
+    files.make_folder(folder)
     for path in paths.values():
         if path.exists() and (other := read_file(path).record.run) != source.run.path.name:
             raise InputError(f"{path} is of another run, {other}: choose another output=, or remove it")

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from sepconv import InputError
 from sepconv.config import CompareConfig
 from sepconv.study.compare import COSTS, Comparison, Network, Section, name_hardware
+from sepconv.study.page import render_page
 from sepconv.study.plots import Picture, draw_section
 from sepconv.study.statistics import write_p
 from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE, track
-from sepconv.text import code_span, escape_markdown, printable
+from sepconv.text import code_span, escape_markdown
 from sepconv.training.runs import PLACES, name_code
 
 LISTED = 10  # images, at most, that a line lists
@@ -256,18 +256,12 @@ def page(comparison: Comparison, pictures: Pictures, folder: Path, command: str)
     def relative(path: Path) -> str:
         return quote(os.fsencode(os.path.relpath(path, os.path.realpath(folder))))
 
-    loader = jinja2.PackageLoader("sepconv.study", ".")
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
-    )
     sections = [
         (section, section_table(section), [Markup(picture.svg) for picture in pictures[section.data].values()])
         for section in comparison.sections
     ]
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
         command=command,
         date=time.strftime("%Y-%m-%d"),
         legend=LEGEND,

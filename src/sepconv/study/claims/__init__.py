@@ -65,10 +65,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
         check_choice("only", name, *CLAIMS)
     lab = Lab(config, load(config.data))
     folder, data = Path(config.output).expanduser(), config.data.name
-    try:
-        (folder / "claims").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
+    files.make_folder(folder / "claims")
     path, marker = folder / "claims" / f"{data}.json", folder / "claims" / f"{data}.unfinished"
     records: dict[str, Any] = read_json(path) if path.exists() else {}
     identity = {"command": runs.command_line("claims", overrides), "code": lab.code_hash}

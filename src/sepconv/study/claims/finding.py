@@ -48,11 +48,6 @@ class Accuracies:
         return np.array([unpack(right, self.images) for right in self.right])
 
     @property
-    def values(self) -> list[float]:
-        """The accuracies, shares of 1."""
-        return [float(right.mean()) for right in self.by_image]
-
-    @property
     def limits(self) -> tuple[float, float]:
         return 0.0, 1.0
 

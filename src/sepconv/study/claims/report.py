@@ -11,7 +11,7 @@ from sepconv import terminal
 from sepconv.benchmark.records import COMMIT
 from sepconv.devices import describe_device
 from sepconv.reading import of_its_kind, read_json
-from sepconv.study.claims.finding import Cell, Finding, Paired, conclude, find_cases, judge, read_cell, write_cell
+from sepconv.study.claims.finding import Accuracies, Cell, Finding, conclude, find_cases, judge, read_cell, write_cell
 from sepconv.study.claims.lab import Lab
 from sepconv.study.compare import Run, name_hardware
 from sepconv.tables import markdown_table
@@ -20,11 +20,11 @@ from sepconv.training import runs
 INTRODUCTION = (
     "What is said of depthwise separable convolution, put to the test by `python scripts/claims.py`, which wrote "
     "this page from the raw values in `claims/`. Intervals are 95 %, p-values in tables of one test each. Those of "
-    "accuracies are by a bootstrap crossed over paired seeds and test images; those of losses, and of accuracies where "
-    "it says so, by Student's t over paired seeds alone. Verdicts are by p-values that Holm's method corrects for all "
-    "claims that are tested on a data set: true or false where that of no difference is below 0.05, equal where that "
-    "of a difference of 0.1 point or more is, by two one-sided tests, else *not shown*. They hold for trainings of the "
-    "length given with them."
+    "accuracies are by a bootstrap crossed over paired seeds and test images; those of losses and of weights' errors, "
+    "and of accuracies where it says so, by Student's t over paired seeds alone. Verdicts are by p-values that Holm's "
+    "method corrects for all claims that are tested on a data set: true or false where that of no difference is below "
+    "0.05, equal where that of a difference of 0.1 point or more is, by two one-sided tests, else *not shown*. They "
+    "hold for trainings of the length given with them."
 )
 
 
@@ -116,9 +116,10 @@ def write_findings(records: dict[str, dict[str, Any]]) -> dict[str, "Written"]:
     return {name: Written(record, rows[name], verdicts[name]) for name, record in records.items()}
 
 
-def knows_seeds_alone(row: list[Cell]) -> bool:
-    """Whether a row has accuracies of which it is not known for which images they are."""
-    return any(isinstance(cell, Paired) and not cell.losses and isinstance(cell.values, list) for cell in row)
+def knows_seeds_alone(rows: list[list[Cell]]) -> bool:
+    """Whether rows have accuracies, and it is not known of which images."""
+    cells = [cell for row in rows for cell in row]
+    return any(isinstance(cell, list) for cell in cells) and not any(isinstance(cell, Accuracies) for cell in cells)
 
 
 class Written:
@@ -132,7 +133,7 @@ class Written:
         self.trainings = "" if seeds is None else f", n = {seeds} seeds, {terminal.epochs(record['epochs'])}"
         codes = [code for run in record["runs"] for code in (run["git"], *run["git_later"])]
         commits = ", ".join(dict.fromkeys(runs.name_code(code, COMMIT) for code in [record["git"], *codes]))
-        alone = " Intervals are by seeds alone." if any(map(knows_seeds_alone, rows)) else ""
+        alone = " Intervals are by seeds alone." if knows_seeds_alone(rows) else ""
         self.lines = [
             f"{record['how']}{alone} {record['device']}, torch {record['torch']}, {record['date']}, commit "
             f"{commits}{self.trainings}; `{record['command']}`", "",

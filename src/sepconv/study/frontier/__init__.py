@@ -51,11 +51,8 @@ def go_on(config: FrontierConfig, overrides: list[str], path: Path, before: Reco
 
     trainings = FrontierTrainings(config, record, training_arguments(), keep)
     held = Path(config.runs).expanduser() / config.data.name
-    try:
-        for folder in (path.parent, held):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output= or runs=") from error
+    for folder in (path.parent, held):
+        files.make_folder(folder, "output= or runs=")
     with ExitStack() as stack:
         stack.enter_context(files.lock(held, "studied"))
         stack.enter_context(stoppable(lambda: "what is finished is kept, and the same command goes on from there"))

@@ -1,6 +1,7 @@
 """A search for networks that suit one's images and one's budget."""
 
 import math
+import re
 import signal
 import socket
 import time
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from sepconv import InputError, files
 from sepconv.arguments import training_arguments, write_value
-from sepconv.config import MODEL, SearchConfig, TrainConfig, check_choice, complete
+from sepconv.config import SearchConfig, TrainConfig, check_choice, complete
 from sepconv.data.datasets import Dataset, load
 from sepconv.networks.blocks import KINDS
 from sepconv.study.search import space
 from sepconv.study.search.budget import MEASURED, Budget, count, measure_latency
-from sepconv.study.search.report import Findings, describe
+from sepconv.study.search.report import Findings, describe, options
 from sepconv.study.search.trials import Queue, Rung, Storage, make_sampler, rank
 from sepconv.study.trainings import DIVERGED, POLL, Process, Trainings, stop
 from sepconv.terminal import CONSOLE, Progress, epochs
@@ -29,7 +30,9 @@ from sepconv.training.trainer import stoppable
 if TYPE_CHECKING:
     import optuna
 
-REFUSED = 2_000  # networks in a row that break the budget, after which there is none
+REFUSED = 300  # networks in a row that break the budget, after which there is none
+# an argument that has its group begin without the keys of another choice
+LEAVES_OUT = r"~|\+*recipe\.optimizer(\.others)?(\.name)?="
 WRITTEN = 60  # seconds between two writings of the page, at least, while trainings are under way
 FAILED = 3  # trainings that failed, after which the search ends
 
@@ -43,10 +46,7 @@ def search(config: SearchConfig, overrides: list[str]) -> None:
     budget = Budget.of(config)
     dataset = load(config.data)
     folder = Path(config.output).expanduser().resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
+    files.make_folder(folder)
     with ExitStack() as stack:
         stack.enter_context(files.lock(folder, "searched"))
         stack.enter_context(stoppable(lambda: "what is finished is kept, and the same command goes on from there"))
@@ -73,6 +73,11 @@ class Search:
         for kind in self.kinds:
             check_choice("kinds", kind, *KINDS)
         self.arguments = training_arguments()
+        for argument in filter(re.compile(LEAVES_OUT).match, self.arguments):
+            raise InputError(
+                f"{argument} leaves out keys, which an experiment cannot: write configs/recipe/optimizer/NAME.yaml, "
+                "and give recipe/optimizer=NAME"
+            )
         self.worker = f"{socket.gethostname()}:{folder}"
         code = runs.current_code()
         self.trainings = Trainings(folder / "runs", runs.hash_code(code))
@@ -156,8 +161,7 @@ class Search:
 
     def describe(self, config: TrainConfig) -> list[str]:
         """The arguments that make scripts/train.py train it."""
-        options = {name: value for name, value in config.model.items() if name not in MODEL | {"name": None}}
-        model = (f"model.{name}={write_value(value)}" for name, value in options.items())
+        model = (f"model.{name}={write_value(value)}" for name, value in options(config.model).items())
         return [*self.arguments, f"model={config.model['name']}", *model, f"recipe.epochs={config.recipe.epochs}",
                 f"seed={config.seed}"]  # fmt: skip
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib import style
@@ -18,9 +17,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from sepconv import InputError, files
+from sepconv import files
 from sepconv.config import COSTS, MODEL, SearchConfig
 from sepconv.reading import write_yaml
+from sepconv.study.page import render_page
 from sepconv.study.plots import SETTINGS, STYLE, accuracy_by_error, as_svg, plain_log
 from sepconv.study.search.budget import MEASURED, WORDS, Budget
 from sepconv.study.search.trials import Trained, betters, rank
@@ -30,6 +30,7 @@ from sepconv.terminal import epochs, kept
 from sepconv.training.runs import name_code
 
 LOOKS = {"separable": ("#0072B2", "o"), "dense": ("#D55E00", "s"), "spatial": ("#009E73", "^")}  # Okabe and Ito
+PLACED = ("data.root", "data.download")  # what an experiment leaves to the machine
 FIRST = 20  # networks of the page's last table
 
 
@@ -115,10 +116,7 @@ class Findings:
     def write(self) -> None:
         """Writes it. Raises InputError where the folder cannot be written."""
         winners = self.winners()
-        try:
-            (self.configs / "experiment").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {self.folder} ({error.strerror}): choose another output=") from error
+        files.make_folder(self.configs / "experiment")
         for winner in winners:
             files.write(self.configs / "experiment" / f"{winner.name}.yaml", self.experiment(winner))
         if records := self.records():
@@ -138,17 +136,21 @@ class Findings:
 
     def experiment(self, winner: Winner) -> str:
         """A configuration that trains the winner: `train.py experiment=` takes it."""
-        choices = dict(argument.split("=", 1) for argument in self.arguments if "." not in argument.partition("=")[0])
-        settings = [argument.lstrip("+") for argument in self.arguments if "." in argument.partition("=")[0]]
-        placed = ("data.root=", "data.download=", "trainer.")
-        body: Any = OmegaConf.to_container(OmegaConf.from_dotlist([o for o in settings if not o.startswith(placed)]))
-        body["model"] = {key: value for key, value in winner.model.items() if key not in MODEL | {"name": None}}
-        defaults = [{f"override /{name}": choices[name]} for name in ("data", "recipe") if name in choices]
-        content = {"defaults": [*defaults, {"override /model": "staged"}], **body}
+        choices, settings, places = list[dict[str, str]](), list[str](), ""
+        for argument in self.arguments:
+            name, _, value = argument.lstrip("+").partition("=")
+            if name in PLACED:
+                places = f"{places} {name}=PATH" if name == "data.root" else places
+            elif name.partition(".")[0] != "trainer":
+                choices += [{f"override /{name}": value}] * ("." not in name)
+                settings += [f"{name}={value}"] * ("." in name)
+        body: Any = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
+        body["model"] = options(winner.model)
+        content = {"defaults": [*choices, {"override /model": winner.model["name"]}], **body}
         costs = ", ".join(f"{write_cost(winner, name)} {WORDS[name]}" for name in self.costs)
         lines = [
             "# @package _global_",
-            f"# python scripts/train.py --config-dir {self.configs} experiment={winner.name}",
+            f"# python scripts/train.py --config-dir {self.configs} experiment={winner.name}{places}",
             f"# Found by {self.command}, {time.strftime('%Y-%m-%d')}, commit {name_code(self.code, 7)}.",
             f"# {costs}.",
             f"# {self.describe_accuracy(winner)}.",
@@ -206,14 +208,13 @@ class Findings:
 
     def page(self, winners: Sequence[Winner], pictures: Sequence[str]) -> str:
         """The page."""
-        loader = jinja2.PackageLoader("sepconv.study.search", ".")
-        environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
         limits = [f"at most {limit:,.6g} {WORDS[name]}" for name, limit in self.budget.limits.items()]
         best = rank(self.longest, self.config.minimize)[:FIRST]
         tables = [(winner_table(winners, self.costs), "winners, each trained in full"),
                   (trained_table(best, self.costs), f"the first {len(best)} of {len(self.longest)}")]  # fmt: skip
-        return environment.get_template("search.html").render(
-            data=self.config.data.name, command=self.command, date=time.strftime("%Y-%m-%d"), limits=limits,
+        return render_page(
+            "search/search.html", data=self.config.data.name, command=self.command,
+            date=time.strftime("%Y-%m-%d"), limits=limits,
             sentences=self.sentences(), pictures=list(map(Markup, pictures)),
             tables=[(title, table) for table, title in tables if table.records], configs=self.configs,
             commit=name_code(self.code, 7), rungs=self.config.rungs,
@@ -251,6 +252,11 @@ def trained_table(trained: Sequence[Trained], costs: Sequence[str]) -> Table:
         Column("network", lambda each: describe(each.model), left=True),
     ]
     return Table("", columns, list(trained))
+
+
+def options(model: dict[str, Any]) -> dict[str, Any]:
+    """What a network's configuration says of it, but for its name."""
+    return {key: value for key, value in model.items() if key not in MODEL | {"name": None}}
 
 
 def describe(model: dict[str, Any]) -> str:

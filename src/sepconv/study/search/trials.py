@@ -138,7 +138,7 @@ class Rung:
 
     def note(self, trial: "optuna.Trial", model: dict[str, Any], costs: dict[str, float], seed: int) -> None:
         """Says what a trial trains."""
-        for name, value in describe(model, costs, seed).items():
+        for name, value in make_facts(model, costs, seed).items():
             trial.set_user_attr(name, value)
 
     def read(self, trial: "optuna.Trial") -> tuple[dict[str, Any], int]:
@@ -179,7 +179,7 @@ class Queue(Rung):
         for network in networks:
             for seed in seeds:
                 if (network.number, seed) not in there:
-                    facts = describe(network.model, network.costs, seed) | {"of": network.number}
+                    facts = make_facts(network.model, network.costs, seed) | {"of": network.number}
                     self.study.enqueue_trial({}, user_attrs=facts)
 
     def next(self) -> "optuna.Trial | None":
@@ -192,7 +192,7 @@ class Queue(Rung):
         return None
 
 
-def describe(model: dict[str, Any], costs: dict[str, float], seed: int) -> dict[str, Any]:
+def make_facts(model: dict[str, Any], costs: dict[str, float], seed: int) -> dict[str, Any]:
     """What is kept with a trial."""
     return {"model": json.dumps(model), "costs": costs, "seed": seed}
 
