@@ -1,7 +1,7 @@
 """Measures speed: python scripts/benchmark.py suite=loop data=mnist model=baseline data.root=PATH"""
 
 from sepconv.cli import command
-from sepconv.config import BenchmarkConfig
+from sepconv.config.keys import BenchmarkConfig
 
 
 @command("benchmark")

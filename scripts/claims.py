@@ -1,7 +1,7 @@
 """Tests the claims about separable convolution, and writes docs/claims.md: python scripts/claims.py scale=quick"""
 
 from sepconv.cli import command
-from sepconv.config import ClaimsConfig
+from sepconv.config.keys import ClaimsConfig
 
 
 @command("claims")

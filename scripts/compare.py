@@ -1,7 +1,7 @@
 """Compares recorded runs, and writes a report: python scripts/compare.py runs/mnist"""
 
 from sepconv.cli import command
-from sepconv.config import CompareConfig
+from sepconv.config.keys import CompareConfig
 
 
 @command("compare", positional="runs")

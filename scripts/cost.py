@@ -1,7 +1,7 @@
 """Counts what a network costs, layer by layer: python scripts/cost.py model=separable data=cifar10"""
 
 from sepconv.cli import command
-from sepconv.config import CostConfig
+from sepconv.config.keys import CostConfig
 
 
 @command("cost")

@@ -1,7 +1,7 @@
 """Serves a page on which two networks classify what you draw: python scripts/demo.py 'networks=[RUN1,RUN2]'"""
 
 from sepconv.cli import command
-from sepconv.config import DemoConfig
+from sepconv.config.keys import DemoConfig
 
 
 @command("demo")

@@ -1,7 +1,7 @@
 """Evaluates a recorded run's checkpoint again: python scripts/evaluate.py run=runs/digits/separable/..."""
 
 from sepconv.cli import command
-from sepconv.config import EvaluateConfig
+from sepconv.config.keys import EvaluateConfig
 
 
 @command("evaluate")

@@ -1,7 +1,7 @@
 """Writes a run's network as a file that runs elsewhere: python scripts/export.py run=runs/digits/separable/..."""
 
 from sepconv.cli import command
-from sepconv.config import ExportConfig
+from sepconv.config.keys import ExportConfig
 
 
 @command("export")

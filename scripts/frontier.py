@@ -1,7 +1,7 @@
 """Studies accuracy against cost, separable and dense: python scripts/frontier.py data=cifar10"""
 
 from sepconv.cli import command
-from sepconv.config import FrontierConfig
+from sepconv.config.keys import FrontierConfig
 
 
 @command("frontier")

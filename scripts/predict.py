@@ -1,7 +1,7 @@
 """Classifies your own pictures with a run's network: python scripts/predict.py run=runs/mnist/separable/... pictures"""
 
 from sepconv.cli import command
-from sepconv.config import PredictConfig
+from sepconv.config.keys import PredictConfig
 
 
 @command("predict", positional="images")

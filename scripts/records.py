@@ -1,7 +1,7 @@
 """Writes docs/records.md from the records in benchmarks/: python scripts/records.py"""
 
 from sepconv.cli import command
-from sepconv.config import RecordsConfig
+from sepconv.config.keys import RecordsConfig
 
 
 @command("records")

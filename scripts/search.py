@@ -1,7 +1,7 @@
 """Searches for a network within a budget: python scripts/search.py data=mnist parameters=5000"""
 
 from sepconv.cli import command
-from sepconv.config import SearchConfig
+from sepconv.config.keys import SearchConfig
 
 
 @command("search")

@@ -1,7 +1,7 @@
 """Separates a trained network's convolutions: python scripts/separate.py run=RUN method=depthwise rank=4"""
 
 from sepconv.cli import command
-from sepconv.config import SeparateConfig
+from sepconv.config.keys import SeparateConfig
 
 
 @command("separate")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sepconv.cli import command
-from sepconv.config import TrainConfig
+from sepconv.config.keys import TrainConfig
 
 
 @command("train")

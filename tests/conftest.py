@@ -11,7 +11,9 @@ import torch
 from omegaconf import OmegaConf
 
 import sepconv.cli  # noqa: F401 - registers the resolver that the configurations use
-from sepconv.config import REPOSITORY, DataConfig, read
+from sepconv.config import REPOSITORY
+from sepconv.config.keys import DataConfig
+from sepconv.config.read import read
 
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 

@@ -9,7 +9,8 @@ import numpy as np
 from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
 
-from sepconv.config import TrainConfig, read
+from sepconv.config.keys import TrainConfig
+from sepconv.config.read import read
 from sepconv.reading import write_yaml
 
 CPU = {"kind": "cpu", "name": "AMD EPYC", "threads": 2}

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from sepconv import Stopped
 from sepconv.arguments import gather, take_path, write_value
 from sepconv.cli import heed_signals
-from sepconv.config import TrainConfig
+from sepconv.config.keys import TrainConfig
 
 Command = Callable[..., Outcome]
 

@@ -17,7 +17,8 @@ from hydra import compose, initialize_config_dir
 from sepconv import InputError, Stopped, networks
 from sepconv.benchmark import peers, template, time_to_accuracy
 from sepconv.benchmark.loop import BareLoop, Turns, train
-from sepconv.config import LoopConfig, TrainConfig, read
+from sepconv.config.keys import LoopConfig, TrainConfig
+from sepconv.config.read import read
 from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
 from sepconv.training.classifier import ImageClassifier, describe_images

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sepconv import InputError
-from sepconv.config import TrainerConfig
+from sepconv.config.keys import TrainerConfig
 from sepconv.networks import build
 from sepconv.training import classifier, step
 from sepconv.training import train as training

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sepconv import InputError, Stopped
-from sepconv.config import ClaimsConfig, TrainConfig, read
+from sepconv.config.keys import ClaimsConfig, TrainConfig
+from sepconv.config.read import read
 from sepconv.costs import roofline
 from sepconv.costs.roofline import Machine
 from sepconv.data.datasets import load

@@ -25,7 +25,8 @@ from recorded import MACS, configuration, figures, write_predictions, write_run
 
 from sepconv import InputError
 from sepconv.benchmark.records import page
-from sepconv.config import ClaimsConfig, CompareConfig, read
+from sepconv.config.keys import ClaimsConfig, CompareConfig
+from sepconv.config.read import read
 from sepconv.data.datasets import load
 from sepconv.study.claims.lab import Lab
 from sepconv.study.compare import Network, compare

@@ -11,7 +11,7 @@ from torch import nn
 from sepconv import InputError, devices
 from sepconv.benchmark import cpu_layers
 from sepconv.benchmark.journal import Journal
-from sepconv.config import TrainerConfig
+from sepconv.config.keys import TrainerConfig
 from sepconv.networks.cpu import DepthwiseConv2d, Flatten, GlobalAvgPool, HalvingMaxPool
 
 

@@ -12,7 +12,8 @@ from torchvision import datasets as tv
 
 from sepconv import InputError
 from sepconv import devices as measure
-from sepconv.config import RecipeConfig, read
+from sepconv.config.keys import RecipeConfig
+from sepconv.config.read import read
 from sepconv.data.datasets import Dataset, hold_out, load
 from sepconv.data.module import Batches, ImageData, ShuffledBatches
 

@@ -18,7 +18,8 @@ from conftest import REPOSITORY, SLIM, Outcome, data_config, refused, script
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import ExportConfig, SourceConfig, read
+from sepconv.config.keys import ExportConfig, SourceConfig
+from sepconv.config.read import read
 from sepconv.data.datasets import load
 from sepconv.deployment import export, speed
 from sepconv.deployment.formats import ExportedFile, classify, read_file, run_onnx, to_onnx, write_onnx

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sepconv import networks
-from sepconv.config import TrainConfig, read
+from sepconv.config.keys import TrainConfig
+from sepconv.config.read import read
 from sepconv.data import datasets
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData

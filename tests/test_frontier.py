@@ -20,7 +20,8 @@ from recorded import figures, write_predictions, write_run
 from scipy.interpolate import PchipInterpolator
 
 from sepconv import InputError, Stopped
-from sepconv.config import FrontierConfig, TrainConfig, read
+from sepconv.config.keys import FrontierConfig, TrainConfig
+from sepconv.config.read import read
 from sepconv.data.datasets import image_shape
 from sepconv.packing import pack
 from sepconv.study import trainings

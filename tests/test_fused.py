@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sepconv import InputError
 from sepconv.benchmark import cpu_kernels
 from sepconv.benchmark.journal import Journal
-from sepconv.config import TrainerConfig
+from sepconv.config.keys import TrainerConfig
 from sepconv.costs.roofline import Machine
 from sepconv.networks import build, fused
 from sepconv.networks.airbench import gelu

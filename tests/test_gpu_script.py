@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sepconv.config import read
+from sepconv.config.read import read
 
 # in Python's place: notes its arguments, and leaves a result where a training would; that of mobilenet_v2 only begins,
 # and ends when it is resumed

@@ -16,7 +16,8 @@ from conftest import Outcome, refused
 from recorded import configuration, figures, write_run
 
 from sepconv import InputError
-from sepconv.config import CompareConfig, RecipeConfig, complete, read
+from sepconv.config.keys import CompareConfig, RecipeConfig
+from sepconv.config.read import complete, read
 from sepconv.study import report
 from sepconv.study.compare import compare
 from sepconv.tables import Column, Table, as_csv

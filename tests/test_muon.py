@@ -11,7 +11,8 @@ from test_training import identical, result, weights
 from torch import Tensor, nn
 
 from sepconv import networks
-from sepconv.config import RecipeConfig, read
+from sepconv.config.keys import RecipeConfig
+from sepconv.config.read import read
 from sepconv.training import muon
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.muon import Muon

@@ -13,7 +13,7 @@ from conftest import SLIM
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import complete, defaults
+from sepconv.config.read import complete, defaults
 from sepconv.costs import counting
 from sepconv.networks import build, names
 from sepconv.networks.baseline import Crop

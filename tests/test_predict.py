@@ -14,7 +14,7 @@ from conftest import Outcome, data_config, refused, script
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sepconv.config import SourceConfig
+from sepconv.config.keys import SourceConfig
 from sepconv.data.datasets import load
 from sepconv.data.images import read_image
 from sepconv.data.pictures import DRAWINGS, Preparation

@@ -9,7 +9,8 @@ from conftest import data_config
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import RecipeConfig, read
+from sepconv.config.keys import RecipeConfig
+from sepconv.config.read import read
 from sepconv.costs import counting
 from sepconv.data.datasets import load, sample
 from sepconv.data.module import ImageData

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sepconv import InputError
 from sepconv.benchmark.records import PICTURE, PICTURED, write
-from sepconv.config import RecordsConfig
+from sepconv.config.keys import RecordsConfig
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ORIGIN = {

@@ -21,7 +21,7 @@ from conftest import REPOSITORY, Outcome, refused
 from PIL import Image
 
 from sepconv import InputError, Stopped, files
-from sepconv.config import CompareConfig
+from sepconv.config.keys import CompareConfig
 from sepconv.data.module import restore
 from sepconv.study.compare import compare
 from sepconv.training import checkpoints, runs

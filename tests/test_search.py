@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from recorded import figures, write_predictions, write_run
 
 from sepconv import Stopped
-from sepconv.config import TrainConfig, complete, read
+from sepconv.config.keys import TrainConfig
+from sepconv.config.read import complete, read
 from sepconv.networks import build
 from sepconv.study.search import budget, space
 from sepconv.study.search.budget import Budget, count

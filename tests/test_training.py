@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sepconv.arguments import write_value
-from sepconv.config import TrainConfig, read
+from sepconv.config.keys import TrainConfig
+from sepconv.config.read import read
 from sepconv.costs import counting
 from sepconv.data.datasets import load
 from sepconv.data.transforms import normalize_moments

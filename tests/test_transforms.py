@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sepconv.config import Augment
+from sepconv.config.keys import Augment
 from sepconv.data.transforms import (
     DEVIATION,
     SCALE,

@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sepconv import InputError
-from sepconv.config import CONFIGS, check_choice
+from sepconv.config import CONFIGS
+from sepconv.config.rules import check_choice
 
 # options of Hydra's that take the argument after them
 VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",

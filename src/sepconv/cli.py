@@ -34,7 +34,9 @@ from yaml import YAMLError
 
 from sepconv import InputError, Stopped
 from sepconv.arguments import begin_anew, gather, group_choices, list_jobs, parse, split, take_path
-from sepconv.config import CONFIGS, MADE, SCHEMAS, Augment, explain, find_paths, read
+from sepconv.config import CONFIGS, MADE
+from sepconv.config.keys import SCHEMAS, Augment
+from sepconv.config.read import explain, find_paths, read
 from sepconv.streams import lasting_output
 from sepconv.text import printable
 

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from sepconv import InputError
-from sepconv.config import TrainerConfig
+from sepconv.config.keys import TrainerConfig
 
 
 def find_device(config: TrainerConfig) -> torch.device:

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from sepconv import files
-from sepconv.config import REPOSITORY, TrainerConfig
+from sepconv.config import REPOSITORY
+from sepconv.config.keys import TrainerConfig
 from sepconv.devices import describe_device, find_device
 from sepconv.training.runs import git_state
 

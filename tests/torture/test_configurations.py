@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from trials import trials
 
 from sepconv import devices
-from sepconv.config import CONFIGS, TrainConfig
+from sepconv.config import CONFIGS
+from sepconv.config.keys import TrainConfig
 from sepconv.costs import counting
 from sepconv.training import train as training
 from sepconv.training.dashboard import Dashboard

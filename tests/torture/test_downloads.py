@@ -12,7 +12,7 @@ from served import SMALL, Published
 from trials import PROCESSES, trials
 
 from sepconv import InputError
-from sepconv.config import DataConfig
+from sepconv.config.keys import DataConfig
 from sepconv.data.datasets import load
 
 pytestmark = pytest.mark.timeout(1800)

@@ -17,7 +17,7 @@ import yaml
 from recorded import configuration, figures, write_run
 
 from sepconv import InputError
-from sepconv.config import CompareConfig
+from sepconv.config.keys import CompareConfig
 from sepconv.study import report
 from sepconv.study.compare import compare
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sepconv import InputError, files
 from sepconv.benchmark.journal import Journal
-from sepconv.config import BenchmarkConfig
+from sepconv.config.keys import BenchmarkConfig
 from sepconv.devices import describe_device, find_device
 from sepconv.terminal import CONSOLE
 from sepconv.training import runs

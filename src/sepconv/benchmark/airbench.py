@@ -21,7 +21,7 @@ from typing import Any
 from torchvision.datasets import CIFAR10
 
 from sepconv import InputError
-from sepconv.config import PeersConfig
+from sepconv.config.keys import PeersConfig
 from sepconv.data.datasets import Dataset
 from sepconv.devices import find_device
 from sepconv.training import runs

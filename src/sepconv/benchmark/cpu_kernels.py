@@ -12,7 +12,7 @@ from torch import nn
 
 from sepconv import InputError
 from sepconv.benchmark.journal import Journal
-from sepconv.config import CpuKernelsConfig
+from sepconv.config.keys import CpuKernelsConfig
 from sepconv.costs import roofline
 from sepconv.costs.counting import DTYPES
 from sepconv.costs.roofline import Machine

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sepconv import InputError, networks
 from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.networks import take_turns
-from sepconv.config import CpuLayersConfig
+from sepconv.config.keys import CpuLayersConfig
 from sepconv.costs.counting import DTYPES
 from sepconv.devices import find_device, keep_freed_memory
 from sepconv.networks import cpu, fused

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from sepconv.benchmark.journal import Journal
-from sepconv.config import LoopConfig, TrainerConfig, check
+from sepconv.config.keys import LoopConfig, TrainerConfig
+from sepconv.config.rules import check
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, count_images
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize

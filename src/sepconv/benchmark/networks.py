@@ -13,7 +13,7 @@ import torch
 from sepconv import InputError
 from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.loop import BareLoop
-from sepconv.config import NetworksConfig
+from sepconv.config.keys import NetworksConfig
 from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
 from sepconv.devices import find_device, resolve_precision, synchronize

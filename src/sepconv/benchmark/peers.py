@@ -55,7 +55,10 @@ from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.loop import BareLoop
 from sepconv.benchmark.time_to_accuracy import accuracy_columns, configured, judge_runs, train_quietly, warm_up
 from sepconv.cli import explain_composition
-from sepconv.config import REPOSITORY, PeersConfig, TrainConfig, check, flatten, read
+from sepconv.config import REPOSITORY
+from sepconv.config.keys import PeersConfig, TrainConfig
+from sepconv.config.read import flatten, read
+from sepconv.config.rules import check
 from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import count_images, evaluation_batch

@@ -20,7 +20,8 @@ from matplotlib.ticker import LogLocator
 
 from sepconv import InputError
 from sepconv.benchmark import writing
-from sepconv.config import RecordsConfig, defaults
+from sepconv.config.keys import RecordsConfig
+from sepconv.config.read import defaults
 from sepconv.reading import MOST_JSON, of_its_kind, read_json, read_text
 from sepconv.study.compare import name_hardware
 from sepconv.study.plots import plain_log

@@ -22,7 +22,8 @@ from hydra.core.hydra_config import HydraConfig
 from sepconv import InputError
 from sepconv.arguments import training_arguments
 from sepconv.benchmark.journal import Journal
-from sepconv.config import REPOSITORY, TimeToAccuracyConfig, TrainConfig, Training
+from sepconv.config import REPOSITORY
+from sepconv.config.keys import TimeToAccuracyConfig, TrainConfig, Training
 from sepconv.data.datasets import Dataset, load
 from sepconv.study.statistics import Estimate, spread, write_spread
 from sepconv.tables import Column, Table

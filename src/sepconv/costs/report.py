@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sepconv import InputError, networks
-from sepconv.config import CostConfig
+from sepconv.config.keys import CostConfig
 from sepconv.costs import counting, peak_memory, roofline, twin
 from sepconv.costs.counting import Layer
 from sepconv.costs.effective_receptive_field import effective_side, gradient_maps, spatial_layers

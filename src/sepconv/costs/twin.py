@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from sepconv import networks
-from sepconv.config import defaults
+from sepconv.config.read import defaults
 from sepconv.costs.counting import Layer, layers
 
 SEPARABLE_OPTIONS = ("depth_multiplier", "widen")  # of networks: a standard convolution has no use for them

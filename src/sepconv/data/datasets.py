@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from sepconv import InputError
-from sepconv.config import PARTS, DataConfig
+from sepconv.config import PARTS
+from sepconv.config.keys import DataConfig
 from sepconv.data.folder import folder
 from sepconv.data.published import Parts, cifar10, cifar100, fashion_mnist, mnist
 from sepconv.devices import check_memory

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sepconv import InputError
-from sepconv.config import DataConfig
+from sepconv.config.keys import DataConfig
 from sepconv.data.images import ENDINGS, read_image
 from sepconv.data.published import Parts
 from sepconv.devices import check_memory

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sepconv import InputError
-from sepconv.config import RecipeConfig
+from sepconv.config.keys import RecipeConfig
 from sepconv.data.datasets import Dataset
 from sepconv.data.transforms import Augmenter
 from sepconv.devices import check_memory

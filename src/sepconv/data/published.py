@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision import datasets as tv
 
 from sepconv import InputError
-from sepconv.config import DataConfig
+from sepconv.config.keys import DataConfig
 from sepconv.files import expand, open_file, unreadable, write
 from sepconv.terminal import Progress, track
 from sepconv.text import printable

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sepconv.config import Augment
+from sepconv.config.keys import Augment
 
 WHOLE = slice(None)  # of a batch
 

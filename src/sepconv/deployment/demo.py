@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sepconv import InputError
-from sepconv.config import EXPORTED, DemoConfig
+from sepconv.config import EXPORTED
+from sepconv.config.keys import DemoConfig
 from sepconv.data.images import decode
 from sepconv.data.pictures import Preparation
 from sepconv.deployment.formats import classify, run_onnx, to_onnx, write_onnx

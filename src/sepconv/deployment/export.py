@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sepconv import InputError, files
-from sepconv.config import EXPORTED, ExportConfig, SourceConfig, TrainConfig
+from sepconv.config import EXPORTED
+from sepconv.config.keys import ExportConfig, SourceConfig, TrainConfig
 from sepconv.costs.counting import layers
 from sepconv.costs.peak_memory import live_bytes, live_maps
 from sepconv.data.datasets import Dataset, sample

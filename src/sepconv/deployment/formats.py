@@ -24,7 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sepconv import InputError
-from sepconv.config import EXPORTED, TrainConfig, check_shape, checked, complete, number, one_of, read
+from sepconv.config import EXPORTED
+from sepconv.config.keys import TrainConfig
+from sepconv.config.read import complete, read
+from sepconv.config.rules import check_shape, checked, number, one_of
 from sepconv.files import open_file
 from sepconv.packing import unpack
 from sepconv.reading import check_fields

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sepconv import InputError
-from sepconv.config import PredictConfig
+from sepconv.config.keys import PredictConfig
 from sepconv.data.folder import entries, ignored
 from sepconv.data.images import ENDINGS
 from sepconv.data.pictures import Preparation

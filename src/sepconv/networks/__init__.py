@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import CONFIGS, KERNELS, MODEL, check_choice, complete, read
+from sepconv.config import CONFIGS, KERNELS, MODEL
+from sepconv.config.read import complete, read
+from sepconv.config.rules import check_choice
 from sepconv.devices import check_memory
 from sepconv.networks import fused
 from sepconv.networks.separated import Separated, separated

@@ -10,7 +10,7 @@ from functools import partial
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import check, check_choice
+from sepconv.config.rules import check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, Residual, conv_pool_norm_activation, sequential
 from sepconv.networks.options import Shape, find_kind, make_scale
 

@@ -8,7 +8,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from sepconv import InputError
-from sepconv.config import MOST, check
+from sepconv.config import MOST
+from sepconv.config.rules import check
 from sepconv.networks.blocks import ConvNormActivation, LayerFactory, conv_pool_norm_activation, sequential
 from sepconv.networks.cpu import Flatten
 from sepconv.networks.options import Shape, find_kind

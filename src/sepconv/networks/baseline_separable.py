@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import nn
 
-from sepconv.config import MOST, check
+from sepconv.config import MOST
+from sepconv.config.rules import check
 from sepconv.networks.baseline import keras_example
 from sepconv.networks.options import Shape, find_kind
 

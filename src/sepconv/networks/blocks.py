@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torchvision.models._utils import _make_divisible
 from torchvision.ops import SqueezeExcitation, misc
 
-from sepconv.config import check
+from sepconv.config.rules import check
 from sepconv.networks import fused
 from sepconv.networks.cpu import DepthwiseConv2d, HalvingMaxPool
 

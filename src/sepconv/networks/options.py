@@ -15,7 +15,7 @@ from collections.abc import Callable
 from torch import nn
 from torchvision.models._utils import _make_divisible
 
-from sepconv.config import check, check_choice
+from sepconv.config.rules import check, check_choice
 from sepconv.networks.blocks import KINDS, Kind, Resize
 from sepconv.networks.cpu import GlobalAvgPool
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sepconv.config import check, check_choice
+from sepconv.config.rules import check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, LayerFactory, Residual, pointwise, sequential
 from sepconv.networks.options import Shape, find_kind, head, make_scale
 

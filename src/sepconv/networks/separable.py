@@ -6,7 +6,7 @@ halves a 28-pixel one twice, and ends at 7 x 7 (8 x 8 from 32) as MobileNetV1 do
 
 from torch import nn
 
-from sepconv.config import check, check_choice
+from sepconv.config.rules import check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, LayerFactory, Residual, depthwise_separable, sequential
 from sepconv.networks.options import Shape, find_kind, head, make_resize, make_scale
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from sepconv import InputError
-from sepconv.config import check, check_choice
+from sepconv.config.rules import check, check_choice
 from sepconv.networks.lowrank import METHODS, find_separable, full_rank, make_factors, put
 
 

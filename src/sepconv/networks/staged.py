@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from sepconv.config import MOST, check, check_choice, checked, number, read
+from sepconv.config import MOST
+from sepconv.config.read import read
+from sepconv.config.rules import check, check_choice, checked, number
 from sepconv.networks.blocks import ConvNormActivation, Residual, inverted_residual, sequential
 from sepconv.networks.options import Shape, find_kind, head, make_resize
 

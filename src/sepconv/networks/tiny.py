@@ -12,7 +12,8 @@ from functools import partial
 
 from torch import nn
 
-from sepconv.config import MOST, check, check_choice
+from sepconv.config import MOST
+from sepconv.config.rules import check, check_choice
 from sepconv.networks.blocks import ConvNormActivation, Residual, conv_pool_norm_activation, sequential
 from sepconv.networks.cpu import GlobalAvgPool, HalvingMaxPool
 from sepconv.networks.options import Shape, find_kind

@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sepconv import InputError
-from sepconv.config import EXPORTED, MADE, PARTS, CompareConfig, TrainConfig, flatten
+from sepconv.config import EXPORTED, MADE, PARTS
+from sepconv.config.keys import CompareConfig, TrainConfig
+from sepconv.config.read import flatten
 from sepconv.reading import read_text, read_yaml
 from sepconv.study.statistics import Difference, Estimate
 from sepconv.terminal import track

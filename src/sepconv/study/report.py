@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from sepconv import InputError
-from sepconv.config import CompareConfig
+from sepconv.config.keys import CompareConfig
 from sepconv.study.compare import COSTS, Comparison, Network, Section, name_hardware
 from sepconv.study.page import render_page
 from sepconv.study.plots import Picture, draw_section

@@ -19,7 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from sepconv import InputError, files
-from sepconv.config import SeparateConfig, TrainConfig, flatten
+from sepconv.config.keys import SeparateConfig, TrainConfig
+from sepconv.config.read import flatten
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import sample

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from sepconv import InputError
-from sepconv.config import REPOSITORY, TrainConfig
+from sepconv.config import REPOSITORY
+from sepconv.config.keys import TrainConfig
 from sepconv.study.compare import Run, list_runs, read_run
 from sepconv.training import runs
 

@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sepconv import InputError, networks
-from sepconv.config import PARTS, RecipeConfig, check_shape, read
+from sepconv.config import PARTS
+from sepconv.config.keys import RecipeConfig
+from sepconv.config.read import read
+from sepconv.config.rules import check_shape
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData
 from sepconv.data.transforms import classify_views, make_normalization

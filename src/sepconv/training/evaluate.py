@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from sepconv import InputError, terminal
-from sepconv.config import PARTS, REPOSITORY, EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig, complete
+from sepconv.config import PARTS, REPOSITORY
+from sepconv.config.keys import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig
+from sepconv.config.read import complete
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.deployment.formats import ExportedFile, read_file

@@ -21,7 +21,8 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from sepconv import InputError, Stopped, terminal
-from sepconv.config import TrainerConfig, check
+from sepconv.config.keys import TrainerConfig
+from sepconv.config.rules import check
 from sepconv.devices import check_devices, name_accelerator
 from sepconv.ranks import Ranks
 from sepconv.text import printable

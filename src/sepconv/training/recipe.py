@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sepconv import InputError
-from sepconv.config import RecipeConfig, check, check_choice
+from sepconv.config.keys import RecipeConfig
+from sepconv.config.rules import check, check_choice
 from sepconv.text import shorten
 from sepconv.training.muon import Muon
 

@@ -36,7 +36,10 @@ from numpy.typing import NDArray
 from omegaconf.errors import OmegaConfBaseException
 
 from sepconv import InputError, files
-from sepconv.config import CHECKOUT, TrainConfig, check_name, checked, complete, flatten, number, read
+from sepconv.config import CHECKOUT
+from sepconv.config.keys import TrainConfig
+from sepconv.config.read import complete, flatten, read
+from sepconv.config.rules import check_name, checked, number
 from sepconv.reading import check_each, check_fields, describe, fits, read_json, read_yaml, write_yaml
 from sepconv.text import shorten
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from sepconv import InputError
-from sepconv.config import RecipeConfig, TrainerConfig
+from sepconv.config.keys import RecipeConfig, TrainerConfig
 from sepconv.data.module import ImageData
 from sepconv.training.capture import CapturedStep, CudaGraph
 from sepconv.training.muon import Muon

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from sepconv.config import TrainConfig
+from sepconv.config.keys import TrainConfig
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.module import ImageData
 from sepconv.devices import describe_device

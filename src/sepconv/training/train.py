@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sepconv import InputError, terminal
-from sepconv.config import RecipeConfig, TrainConfig, TrainerConfig, flatten
+from sepconv.config.keys import RecipeConfig, TrainConfig, TrainerConfig
+from sepconv.config.read import flatten
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import Dataset, load

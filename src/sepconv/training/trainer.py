@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sepconv import InputError, Stopped, terminal
-from sepconv.config import TrainerConfig
+from sepconv.config.keys import TrainerConfig
 from sepconv.devices import find_device, keep_freed_memory, name_accelerator
 from sepconv.training.callbacks import TrainingProgress
 from sepconv.training.checkpoints import CheckpointFiles

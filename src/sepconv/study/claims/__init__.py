@@ -14,7 +14,8 @@ from matplotlib import style
 from rich.text import Text
 
 from sepconv import InputError, files
-from sepconv.config import ClaimsConfig, check_choice
+from sepconv.config.keys import ClaimsConfig
+from sepconv.config.rules import check_choice
 from sepconv.data.datasets import load
 from sepconv.reading import read_json
 from sepconv.study.claims import arithmetic, deployed, layers, trained

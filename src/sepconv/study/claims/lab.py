@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sepconv import InputError, networks, terminal
-from sepconv.config import Augment, ClaimsConfig, TrainConfig
+from sepconv.config.keys import Augment, ClaimsConfig, TrainConfig
 from sepconv.costs import counting
 from sepconv.costs.closed_forms import Cost
 from sepconv.data.datasets import Dataset

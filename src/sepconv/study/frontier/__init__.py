@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sepconv import InputError, files
 from sepconv.arguments import training_arguments
-from sepconv.config import FrontierConfig
+from sepconv.config.keys import FrontierConfig
 from sepconv.data.datasets import load
 from sepconv.study.frontier.networks import plan
 from sepconv.study.frontier.record import Record, Settings

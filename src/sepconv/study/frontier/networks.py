@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from sepconv import networks
-from sepconv.config import FrontierConfig, check, check_choice
+from sepconv.config.keys import FrontierConfig
+from sepconv.config.rules import check, check_choice
 from sepconv.costs import counting
 from sepconv.study.frontier.record import Network
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sepconv.benchmark.loop import BareLoop
 from sepconv.benchmark.networks import take_turns
-from sepconv.config import FrontierConfig
+from sepconv.config.keys import FrontierConfig
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import count_images
 from sepconv.devices import describe_device, find_device, resolve_precision

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sepconv import InputError
-from sepconv.config import FrontierConfig, TrainConfig, complete
+from sepconv.config.keys import FrontierConfig, TrainConfig
+from sepconv.config.read import complete
 from sepconv.packing import pack
 from sepconv.study.compare import name_hardware
 from sepconv.study.frontier.networks import options

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from sepconv import InputError, files
 from sepconv.arguments import training_arguments, write_value
-from sepconv.config import SearchConfig, TrainConfig, check_choice, complete
+from sepconv.config.keys import SearchConfig, TrainConfig
+from sepconv.config.read import complete
+from sepconv.config.rules import check_choice
 from sepconv.data.datasets import Dataset, load
 from sepconv.networks.blocks import KINDS
 from sepconv.study.search import space

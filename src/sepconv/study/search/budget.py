@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from sepconv import InputError, networks
-from sepconv.config import COSTS, SearchConfig
+from sepconv.config import COSTS
+from sepconv.config.keys import SearchConfig
 from sepconv.costs import counting
 from sepconv.costs.peak_memory import live_bytes, live_maps
 from sepconv.deployment.formats import run_onnx, to_onnx, write_onnx

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from sepconv import files
-from sepconv.config import COSTS, MODEL, SearchConfig
+from sepconv.config import COSTS, MODEL
+from sepconv.config.keys import SearchConfig
 from sepconv.reading import write_yaml
 from sepconv.study.page import render_page
 from sepconv.study.plots import SETTINGS, STYLE, accuracy_by_error, as_svg, plain_log

@@ -1,222 +1,35 @@
-"""Every key of the commands: its type, meaning, unit, range and default. `configs/` has what differs from these.
+"""Every key of the commands: its type, meaning, unit, range and default. `configs/` has what differs from these."""
 
-Light to import, so that a mistake in a key is answered before torch is loaded.
-"""
-
-import difflib
 import math
-import operator
-import os
-import re
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar, get_origin
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from dataclasses import dataclass, field
+from typing import Any
 
 from sepconv import InputError
-
-PACKAGED = Path(__file__).parent / "configs"  # where the package was installed from its repository, a copy
-CHECKOUT = None if PACKAGED.is_dir() else Path(__file__).parents[2]
-# what is read and written by default lies in its data/, runs/ and so on
-REPOSITORY = CHECKOUT or Path.cwd()
-CONFIGS = CHECKOUT / "configs" if CHECKOUT else PACKAGED
-MADE = "runs.txt"  # in a multirun's folder: the runs that it made, relative to it, a line each
-MOST = 10**6  # classes, units of a layer, pixels of a side: more is a slip of the finger
-PICTURES = (".png", ".pdf", ".svg")
-PARTS = ("train", "validation", "test")  # of a data set
-EXPORTED = {"onnx": ".onnx", "torch_export": ".pt2"}  # formats of exported networks, and how their files' names end
-CALIBRATION_IMAGES = 500
-COSTS = ("parameters", "macs", "peak_bytes", "latency_ms")  # that scripts/search.py has budgets for
-
-# what a CPU trains networks by: auto (the fused kernels, where they can be compiled), torch's own, or fused (as auto,
-# and an error where they cannot)
-KERNELS = ("auto", "torch", "fused")
-MODEL = {"kernels": "auto"}  # an option of every network
-
-T = TypeVar("T")
-Rule = Callable[[str, Any], None]  # takes a key and its value; raises InputError unless the value is right
-
-
-def checked(rule: Rule, default: Any = MISSING, **marks: Any) -> Any:
-    """A field whose value `read` checks by `rule`, unless it is null; `marks` say more of it."""
-    metadata = {"rule": rule, **marks}
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def path(default: Any = MISSING, rule: Rule | None = None) -> Any:
-    """A field for a path, or a list of them: the command line takes it as it was typed, and `~` is one's home."""
-    return checked(rule or check_given, default, path=True)
-
-
-LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
-    "least": (operator.ge, "{} or more"),
-    "above": (operator.gt, "above {}"),
-    "most": (operator.le, "at most {}"),
-    "below": (operator.lt, "below {}"),
-}
-
-
-def number(default: Any = MISSING, *, unit: str = "", **limits: float) -> Any:
-    """A field for a number, or a list or dict of numbers, within these LIMITS. `unit` is for the error's line."""
-    words = [unit] * bool(unit) + [LIMITS[name][1].format(limit) for name, limit in limits.items()]
-    right = ", ".join(words) + (", or null" if default is None else "")
-
-    def rule(key: str, value: Any) -> None:
-        named = {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
-        for name, numbers in named.items():
-            for each in numbers if isinstance(numbers, list) else [numbers]:
-                check(all(LIMITS[limit][0](each, bound) for limit, bound in limits.items()), name, numbers, right)
-
-    return checked(rule, default)
-
-
-def one_of(*choices: str, default: Any = MISSING) -> Any:
-    """A field for one of `choices`, by default the first, or for a list of them."""
-
-    def rule(key: str, value: Any) -> None:
-        check(value != [], key, value, "one or more")
-        for choice in value if isinstance(value, list) else [value]:
-            check_choice(key, choice, *choices)
-
-    return checked(rule, choices[0] if default is MISSING else default)
-
-
-def check_numbers(key: str, value: Any) -> None:
-    """Raises InputError for a number in `value` that is infinite, none, or beyond 64 bits, as no key takes one."""
-    if isinstance(value, dict):
-        for name, each in value.items():
-            check_numbers(f"{key}.{name}", each)
-    elif isinstance(value, list):
-        for each in value:
-            check_numbers(key, each)
-    elif isinstance(value, float):
-        check(math.isfinite(value), key, value, "a finite number")
-    elif isinstance(value, int):
-        check(-(2**63) <= value < 2**63, key, value, "a whole number of 64 bits")
-
-
-def check(valid: bool, key: str, value: object, right: str) -> None:
-    """Raises InputError unless `valid`."""
-    if not valid:
-        raise InputError(f"{key}={value} is out of range: {right}")
-
-
-def check_choice(key: str, value: str, *choices: str) -> None:
-    """Raises InputError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise InputError(f"unknown {key}={value}: choose from {', '.join(choices)}")
-
-
-def check_name(key: str, name: str) -> None:
-    """Raises InputError unless `name` can be a part of a file's name."""
-    check(re.fullmatch(r"\w[\w-]{0,63}", name, re.ASCII) is not None, key, name, "a name of letters, digits, _ and -")
-
-
-def check_model(key: str, options: Any) -> None:
-    """Raises InputError unless `options` name a network."""
-    named = isinstance(options, dict) and isinstance(options.get("name"), str)
-    check(named, key, options, "a network: {name: separable}, say, and its options")
-    check_name(f"{key}.name", options["name"])
-
-
-def check_optimizer(key: str, options: Any) -> None:
-    """Raises InputError unless `options` name an optimizer and give it a learning rate above 0, if any."""
-    check(isinstance(options, dict) and "name" in options, key, options, "a `name` in torch.optim, and arguments")
-    biases = options.get("biases", {})
-    check(isinstance(biases, dict), f"{key}.biases", biases, "arguments of the optimizer")
-    for name, arguments in ((key, options), (f"{key}.biases", biases)):
-        rate = arguments.get("lr", 1e-3)
-        valid = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
-        check(valid, f"{name}.lr", rate, "a number above 0")
-    if options["name"] == "Muon":
-        check_optimizer(f"{key}.others", options.get("others"))
-
-
-def check_given(key: str, path: str) -> None:
-    """Raises InputError unless `path` is given."""
-    if not path:
-        raise InputError(f"{key} is missing: give {key}=...")
-
-
-def check_picture(key: str, path: str) -> None:
-    """Raises InputError unless a picture can be written to `path`, by its name and folder."""
-    check(Path(path).suffix in PICTURES, key, path, f"a file name that ends in {', '.join(PICTURES)}")
-    if not Path(path).expanduser().resolve().parent.is_dir():
-        raise InputError(f"{key}={path}: its folder does not exist; make it, or choose another")
-
-
-def check_channels(key: str, channels: int) -> None:
-    """Raises InputError unless images can have so many channels."""
-    check(channels in (1, 3), key, channels, "1 (grey), 3 (RGB), or null")
-
-
-def check_held_out(key: str, amount: int | float) -> None:
-    """Raises InputError unless `amount` is a number of images or a share of them."""
-    whole = isinstance(amount, int) and not isinstance(amount, bool)
-    right = "a whole number of images, or a share above 0 and below 1"
-    check(amount >= 1 if whole else 0 < amount < 1, key, amount, right)
-
-
-def check_shape(key: str, shape: list[int]) -> None:
-    """Raises InputError unless `shape` is that of an image."""
-    valid = len(shape) == 3 and 0 < min(shape) <= max(shape) <= MOST
-    check(valid, key, shape, f"[channels,height,width], each 1 to {MOST}, or null")
-
-
-def check_seeds(key: str, seeds: list[int]) -> None:
-    """Raises InputError unless runs with these seeds give an interval."""
-    check(len(set(seeds)) == len(seeds) > 1, key, seeds, "two or more, each once")
-
-
-def check_rungs(key: str, lengths: list[int]) -> None:
-    """Raises InputError unless each training is longer than the one before."""
-    check(bool(lengths) and lengths[0] > 0 and lengths == sorted(set(lengths)), key, lengths, "epochs, in rising order")
-
-
-def check_kinds(key: str, kinds: list[str]) -> None:
-    """Raises InputError for no kinds, or one twice."""
-    check(len(set(kinds)) == len(kinds) > 0, key, kinds, "one or more, each once")
-
-
-def check_costs(key: str, costs: list[str]) -> None:
-    """Raises InputError unless these are costs, each once."""
-    for cost in costs:
-        check_choice(key, cost, *COSTS)
-    check(len(set(costs)) == len(costs), key, costs, "each cost once")
-
-
-def check_runs(key: str, paths: list[str]) -> None:
-    """Raises InputError unless there are runs to compare."""
-    if not paths:
-        raise InputError("give runs to compare: python scripts/compare.py runs/mnist")
-
-
-def check_images(key: str, paths: list[str]) -> None:
-    """Raises InputError unless there are images to classify."""
-    if not paths:
-        raise InputError("give images to classify: python scripts/predict.py run=RUN pictures")
-
-
-def check_two_networks(key: str, paths: list[str]) -> None:
-    """Raises InputError unless there are two."""
-    check(len(paths) == 2, key, f"[{','.join(paths)}]", "two, each a run's directory or a file of scripts/export.py")
-
-
-def check_one_device(trainer: "TrainerConfig") -> None:
-    """Raises InputError unless the command, which trains no new network, is to compute on one device."""
-    check(trainer.devices == 1, "trainer.devices", trainer.devices, "1, as only a training takes several")
-
-
-def check_network(run: str | None, file: str | None) -> None:
-    """Raises InputError unless there is one network: that of a run, or that of a file."""
-    if (run is None) == (file is None):
-        raise InputError("give run=, a run's directory, or file=, a file that scripts/export.py wrote")
+from sepconv.config import CALIBRATION_IMAGES, EXPORTED, MODEL, MOST, REPOSITORY
+from sepconv.config.rules import (
+    check,
+    check_channels,
+    check_costs,
+    check_given,
+    check_held_out,
+    check_images,
+    check_kinds,
+    check_model,
+    check_name,
+    check_network,
+    check_one_device,
+    check_optimizer,
+    check_picture,
+    check_rungs,
+    check_runs,
+    check_seeds,
+    check_shape,
+    check_two_networks,
+    checked,
+    number,
+    one_of,
+    path,
+)
 
 
 @dataclass(kw_only=True)
@@ -351,7 +164,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_network(self.run, self.file)
-        check_one_device(self.trainer)
+        check_one_device(self.trainer.devices)
         if self.file is not None:
             check(self.checkpoint == "best", "checkpoint", self.checkpoint, "not with file=, which has one network")
             accelerator = self.trainer.accelerator
@@ -428,7 +241,7 @@ class SeparateConfig:
     runs: str = path(f"{REPOSITORY}/runs")  # folder that run directories are made in
 
     def __post_init__(self) -> None:
-        check_one_device(self.trainer)
+        check_one_device(self.trainer.devices)
         if sum(target is not None for target in (self.rank, self.macs, self.accuracy_drop)) != 1:
             raise InputError("give one of rank=, macs= and accuracy_drop=: what the separated network must meet")
 
@@ -442,7 +255,7 @@ class BenchmarkConfig:
     output: str = path(f"{REPOSITORY}/benchmarks")  # folder of the records
 
     def __post_init__(self) -> None:
-        check_one_device(self.trainer)
+        check_one_device(self.trainer.devices)
 
 
 @dataclass(kw_only=True)
@@ -639,133 +452,3 @@ class CostConfig:
 
 SCHEMAS = (TrainConfig, EvaluateConfig, PredictConfig, DemoConfig, ExportConfig, SeparateConfig, *SUITES.values(),
            CompareConfig, ClaimsConfig, FrontierConfig, SearchConfig, RecordsConfig, CostConfig)  # fmt: skip
-
-
-@cache
-def defaults(name: str) -> dict[str, Any]:
-    """What configs/model/ has of the network `name`; nothing of one that is not there."""
-    files = {path.stem: path for path in (CONFIGS / "model").glob("*.yaml")}
-    if name not in files:
-        return {}
-    options: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
-    return dict(options)
-
-
-def complete(model: dict[str, Any]) -> dict[str, Any]:
-    """`model` (name and options) with the defaults of what it leaves out, as runs leave out options that came later.
-
-    Raises InputError for what names no network.
-    """
-    check_model("model", model)
-    if model["name"] == "separated":
-        return {"name": model["name"]} | MODEL | model | {"base": complete(model.get("base", {}))}
-    return {"name": model["name"]} | MODEL | defaults(model["name"]) | model
-
-
-def read(schema: type[T], config: DictConfig | dict[str, Any], prefix: str = "") -> T:
-    """`config` as an instance of the dataclass `schema`, types and ranges checked; `prefix` leads its keys' names.
-
-    A dict is one that was recorded: it has plain values, as it may be another's, whose interpolations would read this
-    machine's environment.
-
-    Raises InputError, in one line, for an unknown key, a wrong type, a missing value or one out of range.
-    """
-    if isinstance(config, dict):
-        check_plain(config, prefix)
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(config))  # untyped: else merge would take unknown keys over
-        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
-        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-        check_values(schema, values, prefix)
-        instance = OmegaConf.to_object(OmegaConf.merge(merged, values))
-    except OmegaConfBaseException as error:
-        raise InputError(explain(error, prefix)) from error
-    assert isinstance(instance, schema)
-    return instance
-
-
-def check_plain(values: Any, prefix: str = "") -> None:
-    """Raises InputError where there is an interpolation among `values`, dicts and lists in one another."""
-    pairs = values.items() if isinstance(values, dict) else enumerate(values)
-    for key, value in pairs:
-        if "${" in str(key) or (isinstance(value, str) and "${" in value):
-            raise InputError(f"{prefix}{key}={value} is an interpolation: a record has plain values only")
-        if isinstance(value, dict | list | tuple):
-            check_plain(value, f"{prefix}{key}.")
-
-
-def check_values(schema: type, values: Any, prefix: str) -> None:
-    """Checks the `values` of the dataclass `schema`, and of those in it, by their fields' rules; `~` becomes a home."""
-    for each in fields(schema):
-        key, value = prefix + each.name, values[each.name]
-        if isinstance(each.type, type) and is_dataclass(each.type):
-            check_values(each.type, value, f"{key}.")
-        elif value is not None:
-            check_numbers(key, value)
-            if "path" in each.metadata:
-                value = values[each.name] = expand(key, value)
-            if "rule" in each.metadata:
-                each.metadata["rule"](key, value)
-
-
-def expand(key: str, path: Any) -> Any:
-    """`path`, or a list of paths, with one's home for `~`. Raises InputError for what is no path, or no home."""
-    if isinstance(path, list):
-        return [expand(key, each) for each in path]
-    if not path.isascii() and any("\ud800" <= character <= "\udfff" for character in path):  # bytes, to Python
-        raise InputError(f"{key}={path} is not UTF-8, as it would be recorded: rename it (or set PYTHONUTF8=1)")
-    if "\0" in path:
-        raise InputError(f"{key}={path} is no path")
-    found = os.path.expanduser(path)
-    if found.startswith("~"):
-        raise InputError(f"{key}={path}: there is no such user; a folder of this name here is ./{path}")
-    return found
-
-
-def find_paths(schema: type, prefix: str = "") -> dict[str, bool]:
-    """The dotted keys of `schema` that are paths, and whether each takes a list of them."""
-    keys: dict[str, bool] = {}
-    for each in fields(schema):
-        if isinstance(each.type, type) and is_dataclass(each.type):
-            keys |= find_paths(each.type, f"{prefix}{each.name}.")
-        elif "path" in each.metadata:
-            keys[prefix + each.name] = get_origin(each.type) is list
-    return keys
-
-
-def explain(error: OmegaConfBaseException, prefix: str = "") -> str:
-    """One line for an error of OmegaConf: the key, what is wrong, what would be right."""
-    key = prefix + str(error.full_key or error.key or "")
-    message = str(error).splitlines()[0]
-    if re.search(r"Key '.*' (not in|is not in struct)", message):
-        return f"unknown key {key}: {suggest(key, [name for name in error.parent_node if name != 'hydra'])}"
-    if "mandatory value" in message:
-        return f"{key} is missing: give {key}=..."
-    if "is not a ListConfig" in message:
-        return f"{key} takes a list: {key}=[...]"
-    if "does not support deletion" in message:
-        return f"{key} cannot be left out"
-    return f"{key}: {message}" if key else message
-
-
-def suggest(key: str, names: list[str]) -> str:
-    """What would be right in place of `key`, where there are `names`."""
-    *path, name = key.split(".")
-    suites = [suite for suite, schema in SUITES.items() if name in schema.__dataclass_fields__]
-    if suites and "suite" in names:
-        return f"it is one of suite={' and suite='.join(suites)}"
-    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
-        return f"did you mean {'.'.join([*path, near[0]])}?"
-    more = f"; +{key}=... adds an argument" if "optimizer" in path else ""
-    return f"choose from {', '.join(names)}{more}"
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted keys and plain values; what is not set is left out."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value not in (None, ""):
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
