@@ -274,6 +274,13 @@ def test_curve() -> None:
         expected = float(PchipInterpolator(np.log(list(curve)), list(curve.values()))(np.log(cost)))
         assert sum(weights(cost)) == pytest.approx(1)
         assert np.dot(weights(cost), list(curve.values())) == pytest.approx(expected, abs=1e-6)
+    for accuracies in ([0.9862, 0.9916, 0.9943, 0.9955, 0.9962, 0.9962, 0.9962], [0.99] * 7, [0.98, 0.99] * 3 + [0.99]):
+        flat = dict(zip((2.7, 5.1, 12.7, 28.0, 56.0, 112.0, 294.0), accuracies, strict=True))
+        for cost in (4.0, 8.0, 100.0, 180.0):  # also where neighbours are equal
+            found = read_curve(flat, cost) or {}
+            expected = float(PchipInterpolator(np.log(list(flat)), accuracies)(np.log(cost)))
+            assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+            assert np.dot(list(found.values()), accuracies) == pytest.approx(expected, abs=1e-5)
     assert read_curve(curve, 110.0) is None
     assert read_curve(curve, 0.9) is None
     assert read_curve({10.0: 0.5}, 10.2) == {10.0: 1.0}

@@ -8,7 +8,8 @@ from scipy.interpolate import PchipInterpolator
 from sepconv.study.frontier.record import Network, Record
 from sepconv.study.statistics import CONFIDENCE, MARGIN, Difference, holm
 
-CHANGE = 1e-5  # of an accuracy, by which it is found how a curve moves
+TIE = 1e-6  # between equal accuracies of a curve, which has no derivative there; less than one image of all seeds
+CHANGE = 1e-9  # of an accuracy, by which it is found how a curve moves
 EDGE = 1.05  # times as much, or as little, as another kind costs at most that is still read as its end
 
 
@@ -71,7 +72,8 @@ def read_curve(curve: dict[float, float], cost: float) -> dict[float, float] | N
     if len(costs) == 1:
         return {costs[0]: 1.0}
     place = np.log(min(max(cost, costs[0]), costs[-1]))
-    accuracies, changes = np.array([curve[each] for each in costs]), CHANGE * np.eye(len(costs))
+    accuracies = np.array([curve[each] for each in costs]) + TIE * np.arange(len(costs))
+    changes = CHANGE * np.eye(len(costs))
     above, below = (PchipInterpolator(np.log(costs), accuracies + each, axis=1)(place) for each in (changes, -changes))
     return dict(zip(costs, ((above - below) / (2 * CHANGE)).tolist(), strict=True))
 
