@@ -27,6 +27,7 @@ from sepconv.costs import roofline
 from sepconv.costs.roofline import Machine
 from sepconv.data.datasets import load
 from sepconv.data.module import ImageData
+from sepconv.files import lock
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
 from sepconv.reading import read_json
 from sepconv.study.claims import CLAIMS, arithmetic, lab, sentence
@@ -217,12 +218,31 @@ def test_stopped_claims_go_on(
     assert "the same command goes on" in outcome.err
     assert json.loads((tmp_path / "claims/digits.json").read_text())["C2"]["verdict"] == "true"
     monkeypatch.setitem(CLAIMS, "C2", lambda lab: pytest.fail("tested again"))
+    with lock(tmp_path / "claims", "written"):  # two commands at once would drop each other's findings
+        refused(command("claims", *arguments, *stopped), "is being written by another process")
     outcome = command("claims", *arguments, *stopped)
     assert outcome.status == 0, outcome.err
     assert len(list(tmp_path.glob("digits/separable/*"))) == 4
     assert not list(tmp_path.glob("claims/*.unfinished"))
     monkeypatch.setitem(CLAIMS, "C2", arithmetic.depthwise_cost)
     assert "found before the stop" not in command("claims", "only=[C2]", *stopped).out  # asked again, tested again
+
+
+def test_a_stop_while_a_picture_is_drawn(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: dict[str, Any]
+) -> None:
+    """The claim has its picture when the command has gone on."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped(status=143)
+
+    arguments = ["only=[C11]", f"output={tmp_path}", f"runs={tmp_path}/runs", "trainer=cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", stop)
+        assert command("claims", *arguments).status == 143
+    assert command("claims", *arguments).status == 0
+    assert json.loads((tmp_path / "claims/digits.json").read_text())["C11"]["plot"]
+    assert (tmp_path / "claims/digits-C11.png").is_file()
 
 
 def test_a_picture_that_fails_is_a_line(

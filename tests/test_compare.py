@@ -30,6 +30,7 @@ from sepconv.config.read import read
 from sepconv.data.datasets import load
 from sepconv.study.claims.lab import Lab
 from sepconv.study.compare import Network, compare
+from sepconv.study.plots import draw_throughput
 from sepconv.training import runs
 
 
@@ -359,6 +360,25 @@ def test_paths(make: Callable[..., Path], tmp_path: Path) -> None:
     }.items():
         (section,) = compare(ask(tmp_path, runs=list(paths))).sections
         assert list(section.reference.runs) == seeds
+
+
+def test_a_reference_among_namesakes(make: Callable[..., Path], tmp_path: Path) -> None:
+    """A network whose whole label is the name comes before those whose model alone has it."""
+    make("separable", 0, 0.98, "model.width=0.5")
+    make("separable", 0, 0.99)
+    for name in ("separable", "separable (model.width=0.5)"):
+        (section,) = compare(ask(tmp_path, runs=[str(tmp_path)], reference=name)).sections
+        assert {network.label for network in section.networks} == {"separable", "separable (model.width=0.5)"}
+        assert section.reference.label == name
+
+
+def test_throughput_names_both_parts(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Also where the first network has no rate of training, as an exported file has none."""
+    make("baseline", 0, 0.99, train_images_per_second=None)
+    make("separable", 0, 0.98)
+    (section,) = compare(ask(tmp_path)).sections
+    _, names = draw_throughput(section).axes[0].get_legend_handles_labels()
+    assert names == ["training", "evaluation"]
 
 
 def test_a_multirun_that_was_moved(make: Callable[..., Path], tmp_path: Path, command: Callable[..., Outcome]) -> None:

@@ -308,12 +308,16 @@ def test_from_separation_to_further_training(
     separate: Callable[..., dict[str, Any]], command: Command, original: Path, tmp_path: Path
 ) -> None:
     """train, separate, fine-tune; evaluation reproduces each; and training goes on from there."""
+    damaged = tmp_path / "digits/separated/29990101-000000-seed0"  # another's, which is passed over
+    damaged.mkdir(parents=True)
+    (damaged / "config.yaml").write_text("{")
     report = separate("method=depthwise", "rank=2", "sweep=2", "finetune_epochs=2")
     path, finetuned = report["path"], Path(report["finetuned_run"])
     rank_two = report["networks"][report["chosen"]]
     assert rank_two["ranks"] == {"conv1.conv": 2, "conv2.conv": 2}
     assert [row["finetuned_accuracy"] is None for row in report["networks"]] == [False] * 4
-    assert rank_two["finetuned_accuracy"] == result(finetuned)["val_accuracy"] > rank_two["accuracy"]
+    last = result(finetuned)["history"][-1]["val_accuracy"]  # of all networks here after the last epoch
+    assert rank_two["finetuned_accuracy"] == last > rank_two["accuracy"]
     assert rank_two["accuracy"] == result(path)["val_accuracy"] > 0.2
     assert report["test_accuracy"] == {
         "original": result(original)["test_accuracy"],
@@ -334,7 +338,7 @@ def test_from_separation_to_further_training(
     again = result(finetuned)["overrides"]
     assert f"weights={path}" in again
     assert command("train", *again).status == 0
-    (repeated,) = set(tmp_path.glob("digits/separated/*")) - {path, finetuned}
+    (repeated,) = set(tmp_path.glob("digits/separated/*")) - {path, finetuned, damaged}
     assert torch.equal(logits(repeated), logits(finetuned))
     # a separated network separates again
     outcome = command(

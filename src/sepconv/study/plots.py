@@ -166,14 +166,15 @@ def draw_throughput(section: Section) -> Figure:
     figure, axes = make_panel(8, 1.6 + 0.5 * len(section.networks))
     labels = [textwrap.fill(label, 36) for _, label, _, _ in looks(section)]
     for place, (part, name) in enumerate((("train", "training"), ("eval", "evaluation"))):
-        for row, network in enumerate(section.networks):
-            if values := network.values(f"{part}_images_per_second"):
-                middle = statistics.median(values)
-                axes.barh(
-                    row + 0.4 * place - 0.2, middle, 0.38, xerr=[[middle - min(values)], [max(values) - middle]],
-                    color=f"C{place}", hatch="" if place == 0 else "//", edgecolor="white", capsize=3,
-                    label=name if row == 0 else None,
-                )  # fmt: skip
+        rates = [network.values(f"{part}_images_per_second") for network in section.networks]
+        known = {row: values for row, values in enumerate(rates) if values}
+        for row, values in known.items():
+            middle = statistics.median(values)
+            axes.barh(
+                row + 0.4 * place - 0.2, middle, 0.38, xerr=[[middle - min(values)], [max(values) - middle]],
+                color=f"C{place}", hatch="" if place == 0 else "//", edgecolor="white", capsize=3,
+                label=name if row == min(known) else None,
+            )  # fmt: skip
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     title = f"{section.data}: throughput, {shorten(section.hardware[0], LONGEST)}"

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 
-from sepconv import InputError
+from sepconv import files
 from sepconv.config.keys import CompareConfig
 from sepconv.study.compare import COSTS, Comparison, Network, Section, name_hardware
 from sepconv.study.page import render_page
@@ -55,34 +55,26 @@ def report_comparison(comparison: Comparison, config: CompareConfig, overrides: 
     folder = Path(os.path.expanduser(config.output))
     options = [o for o in overrides if not o.startswith("runs=")]
     command = shlex.join(["python", "scripts/compare.py", *config.runs, *options])
-    write(folder, "networks.csv", as_csv(list(network_records(comparison))))
-    write(folder, "runs.csv", as_csv(run_records(comparison)))
+    files.make_folder(folder)
+    files.write(folder / "networks.csv", as_csv(list(network_records(comparison))))
+    files.write(folder / "runs.csv", as_csv(run_records(comparison)))
     for section in comparison.sections:
         if records := image_records(section):
-            write(folder, f"{section.data}-images.csv", as_csv(records))
+            files.write(folder / f"{section.data}-images.csv", as_csv(records))
     write_pages(comparison, {section.data: {} for section in comparison.sections}, folder, command)
     sections = track(comparison.sections, "pictures: data set")
     drawn = {section.data: draw_section(section) for section in sections}
     for data, pictures in drawn.items():
         for name, picture in pictures.items():
-            write(folder, f"{data}-{name}.png", picture.png)
+            files.write(folder / f"{data}-{name}.png", picture.png)
     write_pages(comparison, drawn, folder, command)
     CONSOLE.print(f"report in {folder.resolve()}/report.html", soft_wrap=True)
 
 
-def write(folder: Path, name: str, content: str | bytes) -> None:
-    """Writes a file of the report. Raises InputError where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another output=") from error
-
-
 def write_pages(comparison: Comparison, pictures: Pictures, folder: Path, command: str) -> None:
     """Writes report.md and report.html, with `pictures`."""
-    write(folder, "report.md", markdown(comparison, pictures, command))
-    write(folder, "report.html", page(comparison, pictures, folder, command))
+    files.write(folder / "report.md", markdown(comparison, pictures, command))
+    files.write(folder / "report.html", page(comparison, pictures, folder, command))
 
 
 def section_table(section: Section) -> Table:

@@ -221,7 +221,7 @@ class Separation:
         self.publish()
         if original.config.finetune_epochs > 0:
             path, finetuned = original.train_on(self.run)
-            row.finetuned_accuracy = finetuned.val_accuracy
+            row.finetuned_accuracy = finetuned.history[-1]["val_accuracy"]  # as of the others, after the last epoch
             self.report["test_accuracy"]["finetuned"] = finetuned.test_accuracy
             self.report["finetuned_run"] = str(path)
             self.publish()
@@ -484,7 +484,10 @@ class Original:
         recipe = self.finetuning
         for path in sorted(run.parent.iterdir()):
             if path.name > run.name and (path / "config.yaml").is_file():
-                _, begun, _ = runs.read_config(path)
+                try:
+                    _, begun, _ = runs.read_config(path)
+                except InputError:  # a damaged one, of whatever
+                    continue
                 if (begun.weights, begun.recipe) == (str(run), recipe):
                     if (path / "result.json").exists():
                         return path, runs.read_result(path)

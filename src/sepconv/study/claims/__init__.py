@@ -68,17 +68,17 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     folder, data = Path(config.output).expanduser(), config.data.name
     files.make_folder(folder / "claims")
     path, marker = folder / "claims" / f"{data}.json", folder / "claims" / f"{data}.unfinished"
-    records: dict[str, Any] = read_json(path) if path.exists() else {}
     identity = {"command": runs.command_line("claims", overrides), "code": lab.code_hash}
     begun: dict[str, Any] = identity | {"claims": []}
-    if lab.code_hash and marker.exists() and (before := read_json(marker)) | identity == before:
-        begun = before
     kept_or_not = (
         "what is finished is kept, and the same command goes on from there" if lab.code_hash
         else "the same command begins anew, as this code is not committed"
     )  # fmt: skip
     failed: dict[str, str] = {}  # and why
-    with stoppable(lambda: kept_or_not):
+    with files.lock(folder / "claims", "written"), stoppable(lambda: kept_or_not):
+        records: dict[str, Any] = read_json(path) if path.exists() else {}
+        if lab.code_hash and marker.exists() and (before := read_json(marker)) | identity == before:
+            begun = before
         for name in track(names, "claims: claim"):
             CONSOLE.print(Text(name, "bold"), sentences[name], soft_wrap=True)
             if name in begun["claims"] and name in records:
@@ -93,9 +93,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
                 continue
             seconds = time.time() - started
             records[name] = make_record(finding, lab, seconds, overrides)
-            begun["claims"].append(name)
             write_json(path, records)  # at once: some take long
-            write_json(marker, begun)
             verdict = write_findings(records)[name].verdict
             CONSOLE.print(f"  {verdict} ({seconds:.0f} s)", soft_wrap=True)
             if finding.plot is not None:
@@ -103,9 +101,11 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
                     finding.plot().savefig(folder / "claims" / f"{data}-{name}.png", dpi=110)
                     records[name]["plot"] = True
                 write_json(path, records)
+            begun["claims"].append(name)
+            write_json(marker, begun)
             files.write(folder / "claims.md", claims_page(folder, sentences))
-    files.write(folder / "claims.md", claims_page(folder, sentences))
-    marker.unlink(missing_ok=True)
+        files.write(folder / "claims.md", claims_page(folder, sentences))
+        marker.unlink(missing_ok=True)
     CONSOLE.print(f"report in {folder.resolve()}/claims.md", soft_wrap=True)
     if failed:
         raise InputError("; ".join(failed.values()))

@@ -128,9 +128,10 @@ class Written:
     def __init__(self, record: dict[str, Any], rows: list[list[Cell]], verdicts: dict[str, str]) -> None:
         self.plot: bool = record["plot"]
         self.verdict = conclude(record["verdict"], verdicts)
-        # how many trainings of what length it rests on; nothing where it rests on none
+        # how many trainings it rests on, nothing where on none; of what length, where the table does not say so
         seeds = len({run["seed"] for run in record["runs"]}) or None
-        self.trainings = "" if seeds is None else f", n = {seeds} seeds, {terminal.epochs(record['epochs'])}"
+        lengths = "" if "epochs" in record["headings"] else f", {terminal.epochs(record['epochs'] or 0)}"
+        self.trainings = "" if seeds is None else f", n = {seeds} seeds{lengths}"
         codes = [code for run in record["runs"] for code in (run["git"], *run["git_later"])]
         commits = ", ".join(dict.fromkeys(runs.name_code(code, COMMIT) for code in [record["git"], *codes]))
         alone = " Intervals are by seeds alone." if knows_seeds_alone(rows) else ""

@@ -75,7 +75,8 @@ def read_curve(curve: dict[float, float], cost: float) -> dict[float, float] | N
     accuracies = np.array([curve[each] for each in costs]) + TIE * np.arange(len(costs))
     changes = CHANGE * np.eye(len(costs))
     above, below = (PchipInterpolator(np.log(costs), accuracies + each, axis=1)(place) for each in (changes, -changes))
-    return dict(zip(costs, ((above - below) / (2 * CHANGE)).tolist(), strict=True))
+    weights = ((above - below) / (2 * CHANGE)).round(6)  # without noise: at a point, its own alone
+    return dict(zip(costs, (weights / weights.sum()).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
