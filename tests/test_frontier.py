@@ -542,6 +542,7 @@ def test_study_of_digits(command: Callable[..., Outcome], tmp_path: Path) -> Non
 
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:
     refused(command("frontier", "kinds=[spatial]", f"output={tmp_path}", "uncommitted=true"), "unknown kinds=spatial")
+    refused(command("frontier", "kinds=[dense,dense]"), "kinds=['dense', 'dense']", "each once")
     refused(command("frontier", "seeds=[0,1000]"), "tuning_seed=1000", "seeds=")
     refused(command("frontier", "rates=[]"), "rates=[]", "one or more")
     refused(command("frontier", "sizes=[5,5]"), "sizes=[5, 5]", "each once")

@@ -370,8 +370,8 @@ class FrontierConfig:
     recipe: RecipeConfig
     trainer: TrainerConfig
     epochs: dict[str, int] = number(least=1)  # of each training, by data set; recipe.epochs refers to it
-    kinds: list[str] | None = None  # such as [separable,dense]; null: all
-    # parameters that the networks of a kind have, as nearly as widths allow; the defaults suit every kind
+    kinds: list[str] | None = checked(check_kinds, None)  # such as [separable,dense]; null: all
+    # parameters that networks have as nearly as widths allow; a kind has none at a size that no width of it comes near
     sizes: list[int] = number([2_700, 5_100, 12_700, 28_000, 56_000, 112_000, 294_000], least=1)
     rates: list[float] = number([0.002, 0.006, 0.018], above=0)  # learning rates that validation chooses from
     tuning_seed: int = number(1000, least=0, below=2**32)  # of the trainings that choose
