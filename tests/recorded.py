@@ -53,6 +53,16 @@ def write_run(path: Path, config: dict[str, Any], overrides: list[str], result: 
     return path
 
 
+class Ended:
+    """A process that has ended with this status."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.returncode = status
+
+    def poll(self) -> int:
+        return self.returncode
+
+
 def write_predictions(run: Path, wrong: list[int], labels: list[int]) -> None:
     """Writes what a run predicted of images of these classes: another class for the images `wrong`."""
     predicted = np.array(labels, np.uint8)

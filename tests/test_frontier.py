@@ -4,34 +4,48 @@ import base64
 import io
 import json
 import signal
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import recorded
+import torch
 import yaml
 from conftest import REPOSITORY, Outcome, refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from recorded import figures, write_predictions, write_run
+from recorded import Ended, figures, write_predictions, write_run
 from scipy.interpolate import PchipInterpolator
 
-from sepconv import InputError, Stopped
+from sepconv import InputError, Stopped, files
 from sepconv.config.keys import FrontierConfig, TrainConfig
 from sepconv.config.read import read
 from sepconv.data.datasets import image_shape
 from sepconv.packing import pack
 from sepconv.study import trainings
 from sepconv.study.frontier import networks, report
-from sepconv.study.frontier.record import Network, Record, Row, Settings, Speed, make_training
+from sepconv.study.frontier.record import (
+    Diverged,
+    Network,
+    Record,
+    Row,
+    Settings,
+    Speed,
+    Training,
+    make_training,
+)
 from sepconv.study.frontier.report import page, sentence
 from sepconv.study.frontier.trainings import FrontierTrainings, Remaining, work
 from sepconv.study.frontier.verdicts import compare, orders, read_curve
 from sepconv.study.trainings import Process
-from sepconv.terminal import duration
+from sepconv.terminal import Progress, duration
 from sepconv.training import runs
 from sepconv.training.runs import fingerprint
 
@@ -116,6 +130,10 @@ def add(record: Record, row: Row) -> None:
     record.rows[row.training] = row
 
 
+def diverge(record: Record, training: Training) -> None:
+    record.diverged[training] = Diverged(**vars(training), commit=COMMIT, code="code", configuration="configuration")
+
+
 def test_validation_chooses_and_seeds_follow() -> None:
     record = Record(SETTINGS, make_networks("separable")[:1])
     (network,) = record.networks
@@ -136,23 +154,26 @@ def test_validation_chooses_and_seeds_follow() -> None:
 def test_a_rate_that_diverges_is_not_chosen() -> None:
     record = Record(SETTINGS, make_networks("separable")[:1])
     (network,) = record.networks
-    record.diverged[make_training(network, 0.1, 9)] = None
+    diverge(record, make_training(network, 0.1, 9))
     add(record, make_row(network, 0.01, 9, val=0.5, test=None))
     assert record.rate(network) == 0.01
     record.rows.clear()
-    record.diverged[make_training(network, 0.01, 9)] = None
+    diverge(record, make_training(network, 0.01, 9))
     assert record.rate(network) is None
     assert not list(record.missing())
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = make_record(dense=0.1)
-    record.diverged[make_training(record.networks[0], 0.1, 1)] = None
+    diverge(record, make_training(record.networks[0], 0.1, 1))
     record.write(tmp_path / "a.json")
     again = Record.read(tmp_path / "a.json")
     assert vars(again) == vars(record)
     assert page(again) == page(record)
     good = json.loads((tmp_path / "a.json").read_text())
+    bare = [vars(training) for training in record.diverged]  # which do not say what they are of
+    (tmp_path / "b.json").write_text(json.dumps(good | {"diverged": bare}))
+    assert Record.read(tmp_path / "b.json").diverged.keys() == record.diverged.keys()
     place = next(place for place, row in enumerate(good["runs"]) if row["right"])
     changed = []
     bomb = base64.b64encode(zlib.compress(bytes(10**7))).decode()
@@ -334,13 +355,6 @@ def test_every_kind_is_drawn() -> None:
     assert {kind for pair in report.QUESTIONS for kind in pair} == set(networks.KINDS)
 
 
-class Finished:
-    """A process that has ended."""
-
-    def poll(self) -> int:
-        return 0
-
-
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Study":
     return Study(tmp_path, monkeypatch)
@@ -358,7 +372,8 @@ class Study:
         monkeypatch.setattr(runs, "hash_code", lambda code: None if code["dirty"] else code["sha"])
         monkeypatch.setattr(runs, "current_code", lambda: {"sha": COMMIT, "dirty": False})
         monkeypatch.setattr("sepconv.study.frontier.trainings.POLL", 0)
-        self.errors = b""
+        self.errors, self.status = b"", 2
+        self.digests = {"train": "a", "validation": "b", "test": "c"}
 
     def start(self, arguments: list[str]) -> Process:
         self.started.append(arguments)
@@ -369,21 +384,27 @@ class Study:
             with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
                 config: Any = OmegaConf.to_container(compose("train", arguments), resolve=True)
             run = write_run(Path(config["runs"], "digits/separable", str(len(self.started))), config, arguments)
+            runs.write_code(run, [self.code])
             self.finish(run, config)
-        return Process(Finished(), io.BytesIO(self.errors))  # type: ignore[arg-type]
+        return Process(Ended(self.status if self.errors else 0), io.BytesIO(self.errors))  # type: ignore[arg-type]
 
     def finish(self, run: Path, config: dict[str, Any]) -> None:
         made = figures(seed=config["seed"], accuracy=0.9 + config["recipe"]["optimizer"]["lr"])
         made["images"]["test"] = 1000
         write_predictions(run, list(range(round(1000 * (1 - made["test_accuracy"])))), [0] * 1000)
-        (run / "result.json").write_text(json.dumps(made | {"data": "digits", "git": self.code}))
+        (run / "result.json").write_text(
+            json.dumps(made | {"data": "digits", "git": self.code, "digests": self.digests})
+        )
 
     def make(self, record: Record | None = None, **changes: Any) -> Record:
         config = replace(self.config, **changes)
-        settings = replace(SETTINGS, data="digits", rates=config.rates, tuning_seed=1000, seeds=config.seeds)
+        settings = replace(
+            SETTINGS, data="digits", rates=config.rates, tuning_seed=config.tuning_seed, seeds=config.seeds
+        )
         plan = networks.plan(config, (1, 16, 16), 10)
-        made = Record(settings, plan, runs=list(record.rows.values()) if record else [])
-        self.trainings = FrontierTrainings(config, made, ["data=digits", "trainer=cpu"], lambda: None)
+        before = record or Record(settings, [])
+        made = Record(settings, plan, before.diverged.values(), list(before.rows.values()))
+        self.trainings = FrontierTrainings(config, made, self.digests, ["data=digits", "trainer=cpu"], lambda: None)
         self.trainings.find()
         self.trainings.make()
         return made
@@ -400,7 +421,11 @@ def test_trainings_are_made_once(study: Study) -> None:
     assert chosen == [pytest.approx(0.906)] * 4
     assert {row.test_accuracy for row in record.rows.values() if row.seed == 1000} == {None}
     assert study.make().rows == record.rows
-    study.trainings.trainings.folder.rename(study.path / "gone")
+    folder = study.trainings.trainings.folder
+    others = trainings.Trainings(folder, COMMIT, study.digests | {"test": "others"})  # images
+    others.scan()
+    assert not others.finished
+    folder.rename(study.path / "gone")
     assert study.make(record).rows == record.rows
     assert len(study.started) == 8
     more = study.make(record, seeds=[0, 1, 2])
@@ -413,10 +438,29 @@ def test_an_interrupted_training_is_resumed(study: Study) -> None:
     (first,) = study.path.glob("c*/digits/separable/1")
     (first / "result.json").unlink()
     study.make()
-    assert study.started[8:] == [[f"resume={first}"]]
+    assert study.started[8:] == [[f"resume={first}", f"data.root={study.config.data.root}"]]
+
+    # not one that other code began
+    (first / "result.json").unlink()
+    runs.write_code(first, [{"sha": "0" * 40, "dirty": False}])
+    study.make()
+    assert study.started[9][0] == "data=digits"
 
 
-def test_what_still_runs_is_waited_for(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_with_its_own_images(tmp_path: Path) -> None:
+    found = trainings.Trainings(tmp_path, "code", {"test": "a"})
+    assert found.same_images(tmp_path)  # it has learnt from none
+    (tmp_path / "checkpoints").mkdir()
+    for digest in "ab":
+        images = {"digests": {"test": digest}}
+        values = {"hyper_parameters": {"images": images}, "state_dict": {}}
+        torch.save(values, tmp_path / "checkpoints/last.ckpt")
+        assert found.same_images(tmp_path) == (digest == "a")
+
+
+def test_what_still_runs_is_waited_for(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A training whose study was killed goes on by itself, and is taken when it has ended."""
     study.make()
     (first,) = study.path.glob("c*/digits/separable/1")
@@ -435,6 +479,35 @@ def test_what_still_runs_is_waited_for(study: Study, monkeypatch: pytest.MonkeyP
     assert not study.make().left()
     assert looks == [first] * 3
     assert len(study.started) == 8
+    assert capsys.readouterr().out.count(f"waits for {first}, which another process trains") == 1
+
+
+def test_only_a_run_that_another_process_has_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock(folder: Path, work: str) -> None:
+        raise InputError(f"cannot write to {folder}")
+
+    run = write_run(tmp_path / "run", recorded.configuration(), [])
+    with files.lock(run, "trained"):
+        assert trainings.is_locked(run)
+    assert not trainings.is_locked(run)
+    monkeypatch.setattr(files, "lock", lock)
+    with pytest.raises(InputError, match="cannot write to"):
+        trainings.is_locked(run)
+
+
+def test_trainings_that_were_left_halted_go_on(tmp_path: Path) -> None:
+    """Those of this folder alone."""
+    places = [f"runs={tmp_path}/runs", f"resume={tmp_path}/runs/a", f"runs={tmp_path}/runs2"]
+    started = [psutil.Popen(["sh", "-c", "read line", "sh", place], stdin=PIPE) for place in places]
+    try:
+        for each in started:
+            each.suspend()
+        trainings.Trainings(tmp_path / "runs", None, {}).wake()
+        assert [each.status() == psutil.STATUS_STOPPED for each in started] == [False, False, True]
+    finally:
+        for each in started:
+            each.kill()
+            each.communicate()
 
 
 def test_a_run_that_did_not_keep_its_predictions_is_made_again(study: Study, caplog: pytest.LogCaptureFixture) -> None:
@@ -456,7 +529,7 @@ def test_runs_of_other_code_are_not_used(study: Study) -> None:
     with pytest.raises(InputError, match="other code or settings"):
         study.make(record, recipe=replace(study.config.recipe, batch_size=64))
     study.code = {"sha": COMMIT, "dirty": True}
-    with pytest.raises(InputError, match=r"2 trainings failed, .*not of these settings and this code"):
+    with pytest.raises(InputError, match=r"2 trainings failed, .*not of these settings, these images and this code"):
         study.make(record, seeds=[0, 1, 2])
 
 
@@ -470,12 +543,86 @@ def test_code_that_is_not_committed_is_refused(study: Study, monkeypatch: pytest
 
 def test_failures_are_told_at_the_end(study: Study) -> None:
     study.errors = b"a line\nerror: no disk\n"
-    with pytest.raises(InputError, match=r"4 trainings failed, the first \(separable 2,700, .*\) by: error: no disk"):
+    with pytest.raises(InputError, match=r"4 trainings failed, the first \(separable 2,700, .*\): error: no disk"):
         study.make()
     study.errors = b"error: the loss became nan in epoch 1, step 3: lower recipe.optimizer.lr\n"
     record = study.make()
     assert len(record.diverged) == 4
     assert not list(record.missing())
+    assert record.lost() == list(record.diverged)  # of no network there is a learning rate
+
+    # that is of this code and these settings, too
+    assert study.make(record).diverged == record.diverged
+    for other in ({"code": "other"}, {"configuration": None}):
+        again = replace(next(iter(record.diverged.values())), **other)
+        with pytest.raises(InputError, match="other code or settings"):
+            study.make(Record(record.settings, [], [again]))
+
+
+def test_why_a_training_failed() -> None:
+    """By the line that says so, not by how far it was."""
+
+    def failure(status: int, errors: str) -> str:
+        return Process(Ended(status), io.BytesIO(errors.encode())).failure()  # type: ignore[arg-type]
+
+    progress = Progress("training: step", 1400)
+    progress.reach(1020, "epoch 3 of 40, validation accuracy 91.00%")
+    both = "; ".join(map(str, (progress, Progress("reading: image", 12))))
+    assert failure(-9, f"{both}\n") == "killed by SIGKILL"
+    assert failure(0, f"{progress}\n").startswith("its run is not of these settings")
+    assert failure(1, f"a line\nValueError: step 3 of 9\n{progress}\n{both}\n") == "ValueError: step 3 of 9"
+    assert failure(2, f"error: the batch: step 3 of 9\n{both}\n") == "error: the batch: step 3 of 9"
+    assert failure(1, f"{progress}\n") == "exit status 1"
+
+
+def test_a_reported_seed_that_diverges_is_named(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the page, and by the command's last line."""
+    record = make_record(dense=0.1)
+    assert not record.lost()
+    network = record.of_kind("dense")[1]
+    training = make_training(network, 0.01, 2)
+    del record.rows[training]
+    diverge(record, training)
+    assert record.lost() == [training]
+    monkeypatch.setattr("sepconv.study.frontier.go_on", lambda *_: record)
+    outcome = command("frontier", f"output={tmp_path}")
+    refused(outcome, f"no verdict on what diverged ({training}): give lower rates=")
+    assert "Diverged, so that their networks lack them: dense 10,000, 2 epochs at 0.01, seed 2." in page(record)
+
+
+def test_a_seed_that_chose_a_rate_is_tested_before_it_is_reported() -> None:
+    network = make_networks("separable")[0]
+    row = make_row(network, 0.01, 9, 0.9, None)
+    assert Record(SETTINGS, [network], runs=[row]).rows
+    record = Record(replace(SETTINGS, rates=[0.01], tuning_seed=8, seeds=[9, 10]), [network], runs=[row])
+    assert make_training(network, 0.01, 9) in record.missing()
+
+
+def test_networks_without_errors_are_drawn() -> None:
+    """Where their axis is logarithmic in the errors."""
+    record = make_record()
+    for row in list(record.rows.values()):
+        if row.right is not None:
+            add(record, make_row(record.of_kind("separable")[0], 0.01, row.seed, 1.0, 1.0))
+    lines = report.draw(record).axes[0].lines
+    assert min(min(line.get_ydata()) for line in lines if len(line.get_ydata())) > 0  # type: ignore[type-var,arg-type]
+
+
+def test_a_record_of_other_images_is_refused(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not tell its images is taken."""
+    monkeypatch.setattr("sepconv.study.frontier.FrontierTrainings", lambda *_: sys.exit(7))
+    settings = replace(SETTINGS, data="digits", digests=dict.fromkeys(("train", "validation", "test"), "other"))
+    Record(settings, []).write(tmp_path / "digits.json")
+    outcome = command("frontier", f"output={tmp_path}", "uncommitted=true")
+    refused(outcome, "digits.json is of other images", "another output=")
+    old = json.loads((tmp_path / "digits.json").read_text())
+    del old["settings"]["digests"]
+    (tmp_path / "digits.json").write_text(json.dumps(old))
+    assert command("frontier", f"output={tmp_path}", "uncommitted=true").status == 7
 
 
 def test_a_stop_ends_what_is_under_way(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import yaml
 from conftest import REAL_DATA, REPOSITORY, Outcome, refused
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
-from recorded import figures, write_predictions, write_run
+from recorded import Ended, figures, write_predictions, write_run
 
 from sepconv import Stopped
 from sepconv.config.keys import TrainConfig
@@ -135,9 +135,9 @@ class Lab:
             path = trainings.folder / "digits/staged" / str(len(self.begun))
             run = write_run(path, asdict(config), arguments)
             write_predictions(run, list(range(round(1000 * (1 - made["test_accuracy"])))), [0] * 1000)
-            made |= {"model": "staged", "data": "digits", "git": runs.current_code()}
+            made |= {"model": "staged", "data": "digits", "git": runs.current_code(), "digests": trainings.digests}
             (run / "result.json").write_text(json.dumps(made))
-        return Process(None, io.BytesIO(self.errors))
+        return Process(Ended(2 if self.errors else 0), io.BytesIO(self.errors))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_a_training_that_diverges_or_fails(command: Command, lab: Lab, arguments
     lab.errors = b"error: no disk\n"
     outcome = command("search", *arguments)
     assert outcome.status == 2
-    assert "3 trainings failed, the last by: error: no disk" in outcome.err
+    assert "3 trainings failed, the last: error: no disk" in outcome.err
     lab.errors = b"error: the loss became nan in epoch 1, step 3: lower recipe.optimizer.lr\n"
     outcome = command("search", *arguments, f"output={tmp_path}/other")
     assert outcome.status == 0, outcome.err

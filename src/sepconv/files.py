@@ -45,17 +45,21 @@ def make_folder(folder: Path, keys: str = "output=") -> None:
         raise InputError(f"cannot write to {folder} ({error.strerror}): choose another {keys}") from error
 
 
+class Held(InputError):
+    """Another process holds a folder."""
+
+
 @contextmanager
 def lock(folder: Path, work: str) -> Iterator[None]:
     """Holds `folder` for this process, until it ends in whatever way.
 
-    Raises InputError where another process holds it, for `work`: trained, say.
+    Raises Held where another process holds it, for `work`: trained, say; InputError where it cannot be written to.
     """
     try:
         with FileLock(folder / ".lock", blocking=False):
             yield
     except Timeout as error:
-        raise InputError(f"{folder} is being {work} by another process: wait for it, or stop it") from error
+        raise Held(f"{folder} is being {work} by another process: wait for it, or stop it") from error
     except PermissionError as error:
         if error.filename != str(folder / ".lock"):
             raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import sys
 import threading
 import time
@@ -20,6 +21,8 @@ from sepconv.text import printable
 T = TypeVar("T")
 
 BAR = "{desc} {n_fmt} of {total_fmt} |{bar}| {elapsed}{postfix}"
+# a line that tells how far a work is, which is none of an error
+PROGRESS_LINE = re.compile(r"(?!error: )[a-z][^:]*: \D*[\d,]+ of [\d,]+([,;] .*)?")
 REFRESHED = 1.0  # seconds between changes of a bar
 # where there is none: seconds until the first line, from one line to the next, and of a work that gets none
 FIRST, EVERY, SHORT = 10.0, 60.0, 5.0

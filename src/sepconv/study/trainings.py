@@ -9,15 +9,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from sepconv import InputError
+import psutil
+
+from sepconv import InputError, files
 from sepconv.config import REPOSITORY
 from sepconv.config.keys import TrainConfig
 from sepconv.study.compare import Run, list_runs, read_run
-from sepconv.training import runs
+from sepconv.terminal import CONSOLE, PROGRESS_LINE
+from sepconv.training import checkpoints, runs
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +52,16 @@ class Process:
         if self.process is not None:
             self.process.wait()
 
-    def last_line(self) -> str:
-        """The last line of what it said to standard error."""
+    def failure(self) -> str:
+        """Why it, which has ended, left no run that counts, in a line."""
+        status = 0 if self.process is None else self.process.returncode
+        if status == 0:
+            return "its run is not of these settings, these images and this code"
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        return next((line for line in reversed(lines) if not PROGRESS_LINE.fullmatch(line)), f"exit status {status}")
 
 
 def start(arguments: list[str]) -> Process:
@@ -67,10 +76,15 @@ def start(arguments: list[str]) -> Process:
 
 
 class Trainings:
-    """The trainings whose runs lie in `folder`, by the code of this hash, from first to last."""
+    """The trainings whose runs lie in `folder`, of those that were trained by one code, from first to last.
 
-    def __init__(self, folder: Path, code: str | None) -> None:
-        self.folder, self.code = folder, code
+    Args:
+        code: its hash. None is any code that is not committed: changes to it are not told apart.
+        digests: of the images, which a run's configuration does not tell.
+    """
+
+    def __init__(self, folder: Path, code: str | None, digests: dict[str, str]) -> None:
+        self.folder, self.code, self.digests = folder, code, digests
         self.finished: dict[Key, Run] = {}
         self.stopped: dict[Key, Path] = {}
         self.known: set[Path] = set()  # directories of runs that are not read again
@@ -86,14 +100,28 @@ class Trainings:
                     run = read_run(path)
                     self.known.add(path)
                     run.right()  # it must tell
-                    if {runs.hash_code(code) for code in (run.result.git, *run.result.git_later)} == {self.code}:
+                    of_this_code = self.same_code([run.result.git, *run.result.git_later])
+                    if of_this_code and run.result.digests == self.digests:
                         self.finished.setdefault(runs.identity(run.config), run)
                 else:
                     _, config, _ = runs.read_config(path)
-                    self.stopped[runs.identity(config)] = path
+                    if self.same_code(runs.read_code(path)):
+                        self.stopped[runs.identity(config)] = path
             except InputError as error:
                 self.known.add(path)
                 log.warning("%s is left out: %s", path, error)
+
+    def same_code(self, codes: list[dict[str, Any]]) -> bool:
+        """Whether a run was trained by this code in all its parts."""
+        return {runs.hash_code(code) for code in codes} == {self.code}
+
+    def same_images(self, run: Path) -> bool:
+        """Whether a stopped run can go on with these images, for all that its last checkpoint knows of its own."""
+        try:
+            settings: dict[str, Any] = checkpoints.load(run / "checkpoints/last.ckpt")["hyper_parameters"]
+            return bool(settings["images"]["digests"] == self.digests)
+        except (InputError, LookupError, TypeError):  # there is none, or its training says what is wrong with it
+            return True
 
     def find(self, config: TrainConfig) -> Run | None:
         """The finished run of a configuration, as it was when the folder was last read."""
@@ -102,15 +130,30 @@ class Trainings:
     def begin(self, config: TrainConfig, arguments: list[str]) -> Process:
         """Starts the training that `config` describes and `arguments` make, or continues its run that was stopped.
 
-        What a process of before began may still be under way: that is waited for.
+        What a process of before began may still be under way: that is waited for. A run goes on with the images of
+        this command's data.root, wherever they lay before.
         """
         self.scan()
-        if (stopped := self.stopped.get(runs.identity(config))) is None:
+        if (stopped := self.stopped.get(runs.identity(config))) is not None:
+            if is_locked(stopped):
+                CONSOLE.print(f"waits for {stopped}, which another process trains", soft_wrap=True)
+            while is_locked(stopped):
+                time.sleep(POLL)
+            self.scan()
+        if self.find(config) is not None:
+            return Process(None, io.BytesIO())
+        if stopped is None or not self.same_images(stopped):
             return start([*arguments, f"runs={self.folder}"])
-        while is_locked(stopped):
-            time.sleep(POLL)
-        self.scan()
-        return start([f"resume={stopped}"]) if self.find(config) is None else Process(None, io.BytesIO())
+        return start([f"resume={stopped}", f"data.root={config.data.root}"])
+
+    def wake(self) -> None:
+        """Continues trainings that a process of before halted and did not live to continue. The folder must be ours."""
+        for process in psutil.process_iter(["cmdline", "status"]):
+            arguments = process.info["cmdline"] or []
+            ours = any(f"{each}/".startswith((f"runs={self.folder}/", f"resume={self.folder}/")) for each in arguments)
+            if ours and process.info["status"] == psutil.STATUS_STOPPED:
+                with suppress(psutil.Error):
+                    process.resume()
 
 
 def stop(processes: Collection[Process]) -> None:
@@ -126,5 +169,5 @@ def is_locked(run: Path) -> bool:
     try:
         with runs.lock(run):
             return False
-    except InputError:
+    except files.Held:
         return True

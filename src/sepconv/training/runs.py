@@ -176,7 +176,7 @@ def create(config: TrainConfig, overrides: list[str], code: dict[str, Any]) -> P
 
 @contextmanager
 def lock(run: str | Path) -> Iterator[None]:
-    """Holds a run for this process. Raises InputError for a path that is no run, and where another process has it."""
+    """Holds a run for this process. Raises InputError for a path that is no run, and Held where another has it."""
     path, _, _ = read_config(run)
     with files.lock(path, "trained"):
         yield

@@ -39,6 +39,11 @@ class Training:
     rate: float  # the learning rate
     seed: int
 
+    @property
+    def training(self) -> "Training":
+        """Which training it is, without what it came to."""
+        return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
+
     def __str__(self) -> str:
         return f"{self.kind} {self.size:,}, {epochs(self.epochs)} at {self.rate:g}, seed {self.seed}"
 
@@ -62,9 +67,14 @@ class Row(Training):
     code: str | None  # a hash of the code of that commit; None of code that is not committed
     configuration: str  # a hash of all settings but the seed
 
-    @property
-    def training(self) -> Training:
-        return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
+
+@dataclass(frozen=True, kw_only=True)
+class Diverged(Training):
+    """A training whose loss became infinite or NaN, and what it was made by: None in records that did not keep it."""
+
+    commit: str | None = None
+    code: str | None = None  # as a row's
+    configuration: str | None = None  # as a row's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +104,7 @@ class Settings:
     seeds: list[int]  # of those that are reported
     jobs: int  # trainings at a time
     command: str
+    digests: dict[str, str] | None = None  # of the images; None in records that did not keep it
 
 
 class Record:
@@ -101,23 +112,23 @@ class Record:
 
     Args:
         networks: from small ones to large ones, then those of the middle size that are trained longer.
-        diverged: trainings whose loss became infinite or NaN.
-        runs: finished trainings; there may be some that the study does not ask for.
+        runs: finished trainings; there may be some that the study does not ask for. One that chose a learning rate with
+            a seed that is now reported is left out: its test is not there.
         speeds: of networks, all of one measurement.
     """
 
-    def __init__(self, settings: Settings, networks: list[Network], diverged: Iterable[Training] = (),
+    def __init__(self, settings: Settings, networks: list[Network], diverged: Iterable[Diverged] = (),
                  runs: Sequence[Row] = (), speeds: Sequence[Speed] = ()) -> None:  # fmt: skip
         self.settings, self.networks, self.speeds = settings, networks, list(speeds)
-        self.diverged = dict.fromkeys(diverged)
-        self.rows = {row.training: row for row in runs}
+        self.diverged = {each.training: each for each in diverged}
+        self.rows = {row.training: row for row in runs if row.right is not None or row.seed not in settings.seeds}
         if len({row.images for row in runs}) > 1:
             raise InputError("its runs were tested on different images")
 
     @classmethod
     def read(cls, path: Path) -> "Record":
         """Raises InputError for what is no record of a frontier."""
-        parts = {"networks": Network, "diverged": Training, "runs": Row, "speeds": Speed}
+        parts = {"networks": Network, "diverged": Diverged, "runs": Row, "speeds": Speed}
         values: dict[str, Any] = read_json(path)
         try:
             check_fields(Settings, "settings", values["settings"])
@@ -133,7 +144,7 @@ class Record:
     def write(self, path: Path) -> None:
         """Writes it, a line for each network and run."""
         lists: dict[str, Iterable[Network | Training | Speed]] = {
-            "networks": self.networks, "diverged": self.diverged, "runs": self.rows.values(),
+            "networks": self.networks, "diverged": self.diverged.values(), "runs": self.rows.values(),
             "speeds": self.speeds,
         }  # fmt: skip
         parts = [f'"settings": {json.dumps(asdict(self.settings))}']
@@ -195,6 +206,15 @@ class Record:
         """What can be trained by now, and was not."""
         for network in self.networks:
             yield from filter(self.is_missing, self.trainings(network) or self.tuning(network))
+
+    def lost(self) -> list[Training]:
+        """The trainings that diverged and that a network lacks for good: reported seeds, and all that choose a rate."""
+        lost = []
+        for network in self.networks:
+            reported, tuning = self.trainings(network), self.tuning(network)
+            if reported or all(training in self.diverged for training in tuning):
+                lost += [training for training in reported or tuning if training in self.diverged]
+        return lost
 
     def left(self) -> list[Network]:
         """The network of each training that is not in."""

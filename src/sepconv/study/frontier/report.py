@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator
 from sepconv import files
 from sepconv.study.frontier.record import Network, Record, Speed
 from sepconv.study.frontier.verdicts import EDGE, Comparison, compare, orders
-from sepconv.study.plots import SETTINGS, STYLE, accuracy_by_error, plain_log, short
+from sepconv.study.plots import SETTINGS, STYLE, WORST, accuracy_by_error, plain_log, short
 from sepconv.study.statistics import MARGIN, Estimate, write_p
 from sepconv.tables import Column, Table
 from sepconv.terminal import epochs, kept
@@ -79,6 +79,8 @@ def page(record: Record) -> str:
     state = f"All {done} trainings are in." if done == record.planned else (
         f"**{done} of {record.planned} trainings are in.** There is no verdict on kinds of which some lack."
     )  # fmt: skip
+    if lost := record.lost():
+        state += f" Diverged, so that their networks lack them: {escape_markdown('; '.join(map(str, lost)))}."
     pairs = [pair for pair in QUESTIONS if set(pair) <= set(record.kinds)]
     lines = [f"# The frontier on {escape_markdown(settings.data)}", "", INTRODUCTION, "", state, ""]
     if any(map(record.is_complete, record.networks)):
@@ -223,7 +225,7 @@ def rate_lines(record: Record) -> list[str]:
 
         return Column(f"{rate:g}", cell)
 
-    networks = [network for network in record.networks if any(each in record.rows for each in record.tuning(network))]
+    networks = [network for network in record.networks if not all(map(record.is_missing, record.tuning(network)))]
     chosen = [rate for network in networks if (rate := record.rate(network)) is not None]
     extreme = sum(rate in (min(rates), max(rates)) for rate in chosen)
     columns = [
@@ -273,7 +275,7 @@ def draw(record: Record) -> Figure:
                       if (value := record.cost(network, cost)) is not None}  # fmt: skip
             name, color, line = KINDS[kind]
             axes.errorbar(
-                list(points), [100 * (1 - e.mean) for e in points.values()],
+                list(points), [100 * max(WORST, 1 - e.mean) for e in points.values()],
                 [[100 * e.arms[side] for e in points.values()] for side in (1, 0)],
                 fmt=line, color=color, capsize=3, markersize=5, linewidth=1, label=name,
             )  # fmt: skip

@@ -12,7 +12,7 @@ from sepconv.config.read import complete
 from sepconv.packing import pack
 from sepconv.study.compare import name_hardware
 from sepconv.study.frontier.networks import options
-from sepconv.study.frontier.record import Network, Record, Row, Training
+from sepconv.study.frontier.record import Diverged, Network, Record, Row, Training
 from sepconv.study.trainings import DIVERGED, POLL, Process, Trainings, stop
 from sepconv.terminal import CONSOLE, Progress, duration
 from sepconv.training import runs
@@ -24,28 +24,33 @@ class FrontierTrainings:
     """Finds the trainings of a record in `config.runs`, and makes those that are not there.
 
     Args:
+        digests: of the images.
         arguments: of this command, for scripts/train.py.
         keep: is called when the record has grown.
 
     Raises InputError for code that is not committed, and a record of other code or settings.
     """
 
-    def __init__(self, config: FrontierConfig, record: Record, arguments: list[str], keep: Callable[[], None]) -> None:
+    def __init__(self, config: FrontierConfig, record: Record, digests: dict[str, str], arguments: list[str],
+                 keep: Callable[[], None]) -> None:  # fmt: skip
         self.config, self.record, self.arguments, self.keep = config, record, arguments, keep
-        self.code = runs.hash_code(runs.current_code())
+        code = runs.current_code()
+        self.commit, self.code = code["sha"], runs.hash_code(code)
         if self.code is None and not config.uncommitted:
             raise InputError("the code has changes that are not committed: commit them, or give uncommitted=true")
         self.configurations: dict[tuple[Network, float], str] = {}
         self.networks = {(each.kind, each.size, each.epochs): each for each in record.networks}
-        for row in record.rows.values():
+        ended: list[Row | Diverged] = [*record.rows.values(), *record.diverged.values()]
+        for row in ended:
             asked = (row.kind, row.size, row.epochs) in self.networks
             if row.code != self.code or (asked and row.configuration != self.configuration(row)):
                 raise InputError(
                     f"the record has a run of other code or settings ({row}; commit {row.commit}): give another "
                     "output=, train at that commit, or give jobs=0, which writes its page alone"
                 )
-        # what lies in there was begun by this code
-        self.trainings = Trainings(Path(config.runs).expanduser() / (self.code or "uncommitted"), self.code)
+        # a folder for each code; what is not committed shares one
+        folder = Path(config.runs).expanduser() / (self.code or "uncommitted")
+        self.trainings = Trainings(folder, self.code, digests)
         self.failed: dict[Training, str] = {}  # and why
 
     def configuration(self, training: Training) -> str:
@@ -74,7 +79,7 @@ class FrontierTrainings:
         return self.networks[training.kind, training.size, training.epochs]
 
     def take(self, training: Training) -> bool:
-        """Adds a training to the record, where there is a finished run of it by this code."""
+        """Adds a training to the record, where there is a finished run of it."""
         run = self.trainings.find(self.configure(training))
         if run is None:
             return False
@@ -128,7 +133,7 @@ class FrontierTrainings:
             stop(under_way.values())
         if self.failed:
             training, reason = next(iter(self.failed.items()))
-            raise InputError(f"{len(self.failed)} trainings failed, the first ({training}) by: {reason}")
+            raise InputError(f"{len(self.failed)} trainings failed, the first ({training}): {reason}")
 
     def end(self, training: Training, process: Process) -> None:
         """Takes a training that has ended."""
@@ -138,12 +143,14 @@ class FrontierTrainings:
             test = row.test_accuracy is not None
             accuracy = f"{'test' if test else 'validation'} {row.test_accuracy if test else row.val_accuracy:.2%}"
             CONSOLE.print(f"{training}: {accuracy}, {duration(row.seconds)}", soft_wrap=True)
-        elif DIVERGED in (line := process.last_line()):
-            self.record.diverged[training] = None
+        elif DIVERGED in (reason := process.failure()):
+            self.record.diverged[training] = Diverged(
+                **vars(training), commit=self.commit, code=self.code, configuration=self.configuration(training)
+            )
             self.keep()
             CONSOLE.print(f"{training}: diverged", soft_wrap=True)
         else:
-            self.failed[training] = line or "its run is not of these settings and this code"
+            self.failed[training] = reason
             CONSOLE.print(f"{training}: failed", soft_wrap=True)
 
 

@@ -81,13 +81,13 @@ class Search:
                 "and give recipe/optimizer=NAME"
             )
         self.worker = f"{socket.gethostname()}:{folder}"
-        code = runs.current_code()
-        self.trainings = Trainings(folder / "runs", runs.hash_code(code))
+        code, digests = runs.current_code(), dataset.digests()
+        self.trainings = Trainings(folder / "runs", runs.hash_code(code), digests)
         self.findings = Findings(config, budget, folder, command, code, self.arguments)
         training = self.configure({"name": "staged"}, config.recipe.epochs, config.seed)
         self.storage = Storage(
             config.storage or f"sqlite:///{folder}/search.db",
-            {"images": dataset.digests(), "training": runs.fingerprint(training), "budget": budget.limits,
+            {"images": digests, "training": runs.fingerprint(training), "budget": budget.limits,
              "minimize": config.minimize, "kinds": self.kinds, "rungs": config.rungs, "seed": config.seed},
         )  # fmt: skip
         self.under_way: list[UnderWay] = []
@@ -96,6 +96,7 @@ class Search:
     def run(self) -> None:
         """Draws networks and trains them briefly, the best longer, and the winners in full with each seed."""
         config = self.config
+        self.trainings.wake()
         first, *longer = config.rungs
         self.draw(first)
         for length in longer:
@@ -223,16 +224,15 @@ class Search:
         if (run := self.trainings.find(ended.config)) is not None:
             rung.tell(ended.trial, run.result.val_accuracy)
             CONSOLE.print(f"{name}: validation {run.result.val_accuracy:.2%}", soft_wrap=True)
-        elif DIVERGED in (line := ended.process.last_line()):
+        elif DIVERGED in (reason := ended.process.failure()):
             rung.tell(ended.trial, 0.0)
             CONSOLE.print(f"{name}: diverged", soft_wrap=True)
         else:
             rung.drop(ended.trial)
             self.failed += 1
-            reason = line or "its run is not of these settings and this code"
-            CONSOLE.print(f"{name}: failed by {reason}", soft_wrap=True)
+            CONSOLE.print(f"{name}: failed: {reason}", soft_wrap=True)
             if self.failed >= FAILED:
-                raise InputError(f"{FAILED} trainings failed, the last by: {reason}")
+                raise InputError(f"{FAILED} trainings failed, the last: {reason}")
 
 
 @contextmanager
