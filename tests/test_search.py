@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -23,8 +24,9 @@ from sepconv.config.read import complete, read
 from sepconv.networks import build
 from sepconv.study.search import budget, space
 from sepconv.study.search.budget import Budget, count
-from sepconv.study.search.report import Findings, describe
+from sepconv.study.search.report import Findings, describe, errors
 from sepconv.study.trainings import Process, Trainings
+from sepconv.terminal import Progress
 from sepconv.training import runs
 from sepconv.training.runs import fingerprint
 
@@ -95,6 +97,10 @@ def test_costs_are_those_of_the_network() -> None:
     assert excess == {"macs": pytest.approx(12_501_632 / 12.5e6 - 1)}
 
 
+def test_a_network_without_errors_has_a_place_on_a_logarithmic_axis() -> None:
+    assert errors([network(0, 1.0, 10), network(1, 0.75, 10)]) == [0.01, 25.0]
+
+
 def test_networks_in_a_line() -> None:
     assert describe(complete(MODEL)) == "separable 16/2, 16, 24 x 2/2 k5 e3 se"
 
@@ -114,7 +120,7 @@ class Lab:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[tuple[TrainConfig, list[str]]] = []
-        self.errors, self.stop_at, self.fails_at, self.draws = b"", 0, 0, False
+        self.errors, self.stop_at, self.fails_at, self.draws = b"", 0, set[int](), False
         draw = Findings.draw
         monkeypatch.setattr(Findings, "draw", lambda findings: draw(findings) if self.draws else Figure())
         monkeypatch.setattr(Trainings, "begin", lambda trainings, *each: self.begin(trainings, *each))
@@ -127,7 +133,7 @@ class Lab:
         self.begun.append((config, arguments))
         if len(self.begun) == self.stop_at:
             raise Stopped(status=143)
-        if not self.errors and len(self.begun) != self.fails_at:
+        if not self.errors and len(self.begun) not in self.fails_at:
             costs = count(config.model, (1, 16, 16), 10)
             accuracy = 0.5 + costs["parameters"] / 20_000 + config.recipe.epochs / 1000 + config.seed / 1e4
             made = figures("separable", config.seed, round(accuracy, 3))
@@ -241,9 +247,49 @@ def test_costs_to_minimize_and_latency(
     assert any(trial.constraints.get("latency_ms") == 0.5 for trial in refusals)
 
 
+def test_a_latency_to_minimize_needs_no_limit(
+    command: Command, lab: Lab, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sepconv.study.search.measure_latency", lambda _: 1.5)
+    outcome = command("search", *arguments, "minimize=[latency_ms]", "trials=2", "rungs=[1]")
+    assert outcome.status == 0, outcome.err
+    assert [row["latency_ms"] for row in records(tmp_path / "found")] == ["1.5"] * 4
+
+
+def test_a_search_that_is_given_again_with_less(
+    command: Command, lab: Lab, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer trials than were begun, fewer seeds than were trained; and runs that are gone."""
+
+    def reach(progress: Progress, done: int, detail: str = "") -> None:
+        assert not detail.startswith("waiting")
+
+    monkeypatch.setattr(Progress, "reach", reach)
+    lab.stop_at = 3
+    assert command("search", *arguments, "rungs=[1]").status == 143
+    outcome = command("search", *arguments, "rungs=[1]", "trials=2", "seeds=[1,2,3]")
+    assert outcome.status == 0, outcome.err
+    begun = len(lab.begun)
+    path = tmp_path / "found/configs/experiment/digits_1.yaml"
+    assert "n = 3 (seeds 1, 2, 3), 6 epochs; test accuracy" in path.read_text()
+    outcome = command("search", *arguments, "rungs=[1]", "trials=2", "seeds=[1,2]")
+    assert outcome.status == 0, outcome.err
+    assert len(lab.begun) == begun
+    assert "n = 2 (seeds 1, 2), 6 epochs; test accuracy" in path.read_text()
+
+    # another process has them: the test of the others alone is not the winner's
+    shutil.rmtree(tmp_path / "found/runs/digits/staged" / str(begun - 1))
+    assert command("search", *arguments, "rungs=[1]", "trials=2", "seeds=[1,2]").status == 0
+    assert "n = 2 (seeds 1, 2), 6 epochs.\n" in path.read_text()
+
+    before = runs.current_code()["sha"]
+    monkeypatch.setattr(runs, "hash_code", lambda _: "other")
+    refused(command("search", *arguments, "rungs=[1]"), "by other code, commit", str(before)[:12], "another output=")
+
+
 def test_several_share_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one has begun no other begins, unless it was its own process of before."""
-    storage = Storage(f"sqlite:///{tmp_path}/shared.db", {"seed": 0})
+    storage = Storage(f"sqlite:///{tmp_path}/shared.db", {"seed": 0}, ("code", "commit"))
     one, other = (Rung(storage.open("drawn"), worker, 1, []) for worker in ("one", "other"))
     trial = one.ask()
     one.note(trial, MODEL, {"parameters": 1}, 0)
@@ -288,13 +334,17 @@ def test_a_training_that_diverges_or_fails(command: Command, lab: Lab, arguments
     assert "3 trainings failed, the last: error: no disk" in outcome.err
     lab.errors = b"error: the loss became nan in epoch 1, step 3: lower recipe.optimizer.lr\n"
     outcome = command("search", *arguments, f"output={tmp_path}/other")
-    assert outcome.status == 0, outcome.err
-    assert "diverged" in outcome.out
-    assert {row["validation"] for row in records(tmp_path / "other")} == {"0.0"}
+    assert outcome.status == 2
+    assert "each training diverged: lower recipe.optimizer.lr, and give another output=" in outcome.err
+    assert [row["validation"] for row in records(tmp_path / "other")] == ["0.0"] * 5
+    lab.errors, lab.fails_at = b"", {len(lab.begun) + 2, len(lab.begun) + 3}
+    outcome = command("search", *arguments, "trials=1", "rungs=[1]", f"output={tmp_path}/third")
+    assert outcome.status == 2
+    assert "no training came to anything, the last: its run is not of these settings" in outcome.err
 
 
 def test_a_winner_that_fails_is_trained_again(command: Command, lab: Lab, arguments: list[str], tmp_path: Path) -> None:
-    lab.fails_at = 9
+    lab.fails_at = {9}
     outcome = command("search", *arguments)
     assert outcome.status == 2
     assert "of each winner a training failed" in outcome.err
@@ -322,7 +372,8 @@ def test_bad_input(command: Command, lab: Lab, arguments: list[str], tmp_path: P
     assert not lab.begun
     assert command("search", *arguments, "trials=1").status == 0
     refused(command("search", *arguments, "rungs=[1,3]"), "rungs=[1, 2]", "another output=")
-    refused(command("search", *arguments, "recipe.batch_size=64"), "training=", "another output=")
+    refused(command("search", *arguments, "recipe.batch_size=64"), "has another recipe", "another output=")
+    refused(command("search", *arguments, "parameters=5000"), "has parameters=4000", "another output=")
 
 
 def test_a_budget_that_nothing_keeps(

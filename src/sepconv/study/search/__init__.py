@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sepconv import InputError, files
 from sepconv.arguments import training_arguments, write_value
+from sepconv.config import COSTS
 from sepconv.config.keys import SearchConfig, TrainConfig
 from sepconv.config.read import complete
 from sepconv.config.rules import check_choice
@@ -42,8 +43,8 @@ FAILED = 3  # trainings that failed, after which the search ends
 def search(config: SearchConfig, overrides: list[str]) -> None:
     """Searches as `config` says, and writes what it finds into its folder.
 
-    Raises InputError for data that are not there, no budget or one that no network keeps, a search of other settings, a
-    folder that cannot be written, and trainings that fail.
+    Raises InputError for data that are not there, no budget or one that no network keeps, a search of other settings or
+    code, a folder that cannot be written, and trainings that fail or all diverge.
     """
     budget = Budget.of(config)
     dataset = load(config.data)
@@ -87,11 +88,14 @@ class Search:
         training = self.configure({"name": "staged"}, config.recipe.epochs, config.seed)
         self.storage = Storage(
             config.storage or f"sqlite:///{folder}/search.db",
-            {"images": digests, "training": runs.fingerprint(training), "budget": budget.limits,
-             "minimize": config.minimize, "kinds": self.kinds, "rungs": config.rungs, "seed": config.seed},
+            {"images": digests, "training": runs.fingerprint(training), "minimize": config.minimize,
+             "kinds": self.kinds, "rungs": config.rungs, "seed": config.seed,
+             **{name: budget.limits.get(name) for name in COSTS}},
+            (runs.hash_code(code), runs.name_code(code, 12)),
         )  # fmt: skip
         self.under_way: list[UnderWay] = []
-        self.failed, self.due = 0, 0.0  # trainings; the moment from which the page is written again
+        self.failures: list[str] = []  # why trainings failed
+        self.due = 0.0  # the moment from which the page is written again
 
     def run(self) -> None:
         """Draws networks and trains them briefly, the best longer, and the winners in full with each seed."""
@@ -105,8 +109,10 @@ class Search:
         self.train(config.recipe.epochs, config.winners, config.seeds)
         if not (winners := self.findings.winners()):
             raise InputError("of each winner a training failed: the same command trains it again")
-        seeds = (self.configure(winners[0].model, config.recipe.epochs, seed) for seed in config.seeds)
-        self.findings.right = [run.right() for each in seeds if (run := self.trainings.find(each))]
+        seeds = [self.configure(winners[0].model, config.recipe.epochs, seed) for seed in config.seeds]
+        found = [run for each in seeds if (run := self.trainings.find(each))]
+        if len(found) == len(seeds):  # another process has its runs elsewhere
+            self.findings.right = [run.right() for run in found]
         self.findings.write()
 
     def draw(self, length: int) -> None:
@@ -134,7 +140,7 @@ class Search:
             model = complete(space.draw(trial, self.dataset.shape, share, self.kinds))
             costs = self.count(model)
             excess = self.budget.excess(costs)
-            if MEASURED in self.budget.limits and max(excess.values(), default=0) <= 0:
+            if MEASURED in self.findings.costs and max(excess.values(), default=0) <= 0:
                 costs[MEASURED] = self.measure(model)
                 excess = self.budget.excess(costs)
             if max(excess.values()) <= 0:
@@ -171,7 +177,7 @@ class Search:
     def perform(self, rung: Rung, wanted: int, begin: Callable[[], "optuna.Trial | None"]) -> None:
         """Trains what `begin` gives, some at a time, until nothing is left here or anywhere else.
 
-        Raises InputError where trainings fail.
+        Raises InputError where trainings fail, or all diverge.
         """
         self.findings.trained.append(rung.trained())
         self.trainings.scan()
@@ -180,7 +186,7 @@ class Search:
                 while True:
                     while len(self.under_way) < self.config.jobs and (trial := begin()) is not None:
                         self.start(rung, trial)
-                    others = len(rung.states("WAITING", "RUNNING")) - len(self.under_way)
+                    others = rung.unfinished() - len(self.under_way)
                     if not self.under_way and not others:
                         break
                     if not self.under_way:
@@ -201,7 +207,10 @@ class Search:
             self.findings.trained[-1] = rung.trained()
             self.write()
         if not self.findings.trained[-1]:
-            raise InputError("no training came to anything: lower recipe.optimizer.lr")
+            reason = self.failures[-1] if self.failures else "it was another process's"
+            raise InputError(f"no training came to anything, the last: {reason}")
+        if not any(each.accuracy for each in self.findings.trained[-1]):
+            raise InputError("each training diverged: lower recipe.optimizer.lr, and give another output= or storage=")
 
     def write(self) -> None:
         """Writes what is found by now."""
@@ -229,9 +238,9 @@ class Search:
             CONSOLE.print(f"{name}: diverged", soft_wrap=True)
         else:
             rung.drop(ended.trial)
-            self.failed += 1
+            self.failures.append(reason)
             CONSOLE.print(f"{name}: failed: {reason}", soft_wrap=True)
-            if self.failed >= FAILED:
+            if len(self.failures) >= FAILED:
                 raise InputError(f"{FAILED} trainings failed, the last: {reason}")
 
 

@@ -22,7 +22,7 @@ from sepconv.config import COSTS, MODEL
 from sepconv.config.keys import SearchConfig
 from sepconv.reading import write_yaml
 from sepconv.study.page import render_page
-from sepconv.study.plots import SETTINGS, STYLE, accuracy_by_error, as_svg, plain_log
+from sepconv.study.plots import SETTINGS, STYLE, WORST, accuracy_by_error, as_svg, plain_log
 from sepconv.study.search.budget import MEASURED, WORDS, Budget
 from sepconv.study.search.trials import Trained, betters, rank
 from sepconv.study.statistics import Estimate
@@ -88,7 +88,7 @@ class Findings:
     @property
     def costs(self) -> list[str]:
         """The costs that are known of each network."""
-        return [name for name in COSTS if name != MEASURED or MEASURED in self.budget.limits]
+        return [name for name in COSTS if name != MEASURED or name in (*self.budget.limits, *self.config.minimize)]
 
     @property
     def longest(self) -> list[Trained]:
@@ -99,9 +99,10 @@ class Findings:
 
     def winners(self) -> list[Winner]:
         """The networks that were trained in full, from the best; those of which a seed lacks are left out."""
-        finished = self.trained[len(self.config.rungs)] if len(self.trained) > len(self.config.rungs) else []
+        seeds = self.config.seeds  # an earlier call may have had others
+        finished = [each for rung in self.trained[len(self.config.rungs) :] for each in rung if each.seed in seeds]
         by_number = groupby(sorted(finished, key=lambda each: each.number), key=lambda each: each.number)
-        groups = [group for _, each in by_number if len(group := list(each)) == len(self.config.seeds)]
+        groups = [group for _, each in by_number if len(group := list(each)) == len(seeds)]
         groups.sort(key=lambda group: -fmean(each.accuracy for each in group))
         data = self.config.data.name
         return [Winner(f"{data}_{place}", group, self.right if place == 1 else [])
@@ -192,11 +193,10 @@ class Findings:
                     continue
                 front = sorted((each for each in points if not any(betters(other, each, [cost]) for other in points)),
                                key=lambda each: each.costs[cost])  # fmt: skip
-                axes.scatter([each.costs[cost] for each in points], [100 * (1 - each.accuracy) for each in points],
+                axes.scatter([each.costs[cost] for each in points], errors(points),
                              [12.0 * (1 + self.config.rungs.index(each.epochs)) for each in points], color=color,
                              marker=marker, alpha=0.6, linewidths=0)  # fmt: skip
-                axes.plot([each.costs[cost] for each in front], [100 * (1 - each.accuracy) for each in front],
-                          color=color, linewidth=1, label=kind)  # fmt: skip
+                axes.plot([each.costs[cost] for each in front], errors(front), color=color, linewidth=1, label=kind)
             if cost in self.budget.limits:
                 axes.axvline(self.budget.limits[cost], color="black", linewidth=1, linestyle=":")
             plain_log(axes)
@@ -220,6 +220,11 @@ class Findings:
             tables=[(title, table) for table, title in tables if table.records], configs=self.configs,
             commit=name_code(self.code, 7), rungs=self.config.rungs,
         )  # fmt: skip
+
+
+def errors(trained: Sequence[Trained]) -> list[float]:
+    """Validation errors in percent, for an axis that is logarithmic in them."""
+    return [100 * max(WORST, 1 - each.accuracy) for each in trained]
 
 
 def cost_columns(costs: Sequence[str]) -> list[Column]:

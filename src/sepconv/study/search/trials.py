@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 UNNAMED = timedelta(minutes=1)  # after which a trial that has begun has a process
+# settings that nobody gives as they are kept, in the words of a refusal
+KEPT = {"images": "other images", "training": "another recipe or trainer"}
 MISSING = "a search needs Optuna: python -m pip install 'sepconv[search]'"
 
 
@@ -48,11 +50,12 @@ class Storage:
     Args:
         url: of a database that Optuna knows.
         settings: of the search; one of others may not be continued.
+        code: that runs: its hash and its name. A search is by one code alone.
 
-    Raises InputError where there is no Optuna, no such database, or a search of other settings in it.
+    Raises InputError where there is no Optuna, no such database, or a search of other settings or code in it.
     """
 
-    def __init__(self, url: str, settings: dict[str, Any]) -> None:
+    def __init__(self, url: str, settings: dict[str, Any], code: tuple[str | None, str]) -> None:
         try:
             import optuna
         except ImportError as error:
@@ -67,13 +70,17 @@ class Storage:
             raise InputError(f"storage={url} cannot be used ({type(error).__name__}: {reason})") from error
         study = self.open("settings")
         known = study.user_attrs.get("settings")
+        hashed, name = code
         if known is None:
-            study.set_user_attr("settings", settings)
-        elif changed := [key for key in settings if known.get(key) != settings[key]]:
+            study.set_user_attr("settings", settings | {"code": hashed, "commit": name})
+        elif known.get("code") != hashed:
             raise InputError(
-                f"the search there has {', '.join(f'{key}={known.get(key)}' for key in changed)}: give the same, or "
+                f"the search there is by other code, commit {known.get('commit', 'unknown')}: go back to it, or give "
                 "another output= or storage="
             )
+        elif changed := [key for key in settings if known.get(key) != settings[key]]:
+            there = ", ".join(KEPT.get(key, f"{key}={known.get(key)}") for key in changed)
+            raise InputError(f"the search there has {there}: give the same, or another output= or storage=")
 
     def open(self, name: str, minimize: Sequence[str] = ()) -> "optuna.Study":
         """The study `name`, which maximizes an accuracy and minimizes these costs, made where it is not there."""
@@ -130,6 +137,10 @@ class Rung:
         """How many networks were trained or are, by whichever process."""
         return len(self.trained()) + len(self.states("RUNNING"))
 
+    def unfinished(self) -> int:
+        """How many trials are still to be waited for: one that was put back is drawn again where it is wanted."""
+        return len(self.states("RUNNING"))
+
     def ask(self) -> "optuna.Trial":
         """A trial: one that was put back, or the sampler's."""
         trial = self.study.ask()
@@ -181,6 +192,10 @@ class Queue(Rung):
                 if (network.number, seed) not in there:
                     facts = make_facts(network.model, network.costs, seed) | {"of": network.number}
                     self.study.enqueue_trial({}, user_attrs=facts)
+
+    def unfinished(self) -> int:
+        """How many trials are still to be waited for: all of the queue are wanted."""
+        return len(self.states("RUNNING", "WAITING"))
 
     def next(self) -> "optuna.Trial | None":
         """A trial that nobody has begun; None where there is none."""
