@@ -243,6 +243,42 @@ def test_diverging_loss(command: Command, tmp_path: Path) -> None:
     assert not list(run.glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "where", "kept"),
+    [
+        ("lr: 1e30", "the loss became nan in epoch 1, step 2", True),  # weights are finite after the first step
+        ("lr: 1e38, weight_decay: 1e9", "the loss became nan in epoch 1, after step 1", False),
+    ],
+)
+def test_no_checkpoint_within_an_epoch_has_diverged(
+    command: Command, tmp_path: Path, options: str, where: str, kept: bool
+) -> None:
+    outcome = command("train", "trainer=cpu", f"runs={tmp_path}", "model=baseline", "recipe.schedule=constant",
+                      f"recipe.optimizer={{name: SGD, {options}}}", "trainer.checkpoint_seconds=0")  # fmt: skip
+    refused(outcome, where, "lower recipe.optimizer.lr")
+    states = [torch.load(path, weights_only=True) for path in tmp_path.glob("*/*/*/checkpoints/last.ckpt")]
+    assert [state["global_step"] for state in states] == [1] * kept
+    assert all(value.isfinite().all() for state in states for value in state["state_dict"].values())
+
+
+def test_a_loss_that_diverges_in_an_epochs_last_step(command: Command, tmp_path: Path) -> None:
+    """Its own loss is that of before: it shows in validation."""
+    outcome = command("train", "trainer=cpu", f"runs={tmp_path}", "model=baseline", "recipe.epochs=1",
+                      "recipe.optimizer={name: SGD, lr: 1e30}", "trainer.limit_batches=1")  # fmt: skip
+    refused(outcome, "the loss became nan in the validation of epoch 1", "lower recipe.optimizer.lr")
+    (run,) = tmp_path.glob("*/*/*")
+    assert not (run / "result.json").exists()
+    assert not list(run.glob("checkpoints/*"))
+
+
+def test_a_gradient_that_is_not_a_number(command: Command, tmp_path: Path) -> None:
+    """Which trainer=debug looks for."""
+    with pytest.warns(UserWarning, match=r"Error detected in LogSoftmaxBackward0(.|\n)*cross_entropy"):  # in the log
+        outcome = command("train", "trainer=debug", f"runs={tmp_path}", "model=baseline", "recipe.schedule=constant",
+                          "recipe.optimizer={name: SGD, lr: 1e30}")  # fmt: skip
+    refused(outcome, "a gradient became nan in epoch 1: Function 'LogSoftmaxBackward0' returned nan", "train.log")
+
+
 def test_experiment_file(command: Command, tmp_path: Path) -> None:
     """Of a mistake in a file of one's own the line names the file."""
     (tmp_path / "experiment").mkdir()

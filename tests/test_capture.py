@@ -296,7 +296,8 @@ def test_a_graph_after_a_resume(
     train_on_gpu: Train, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     """Bit for bit as if it had never stopped; and resumed with eager steps, close to that."""
-    arguments = [*ODD, f"recipe={recipe}", "recipe.epochs=3", "recipe.precision=fp32", "trainer.step=graph"]
+    arguments = [*ODD, f"recipe={recipe}", "recipe.epochs=3", "recipe.precision=fp32", "trainer.step=graph",
+                 "trainer.checkpoint_seconds=0"]  # fmt: skip
     whole = train_on_gpu(*arguments)
     training_step = ImageClassifier.training_step
 

@@ -1,5 +1,6 @@
 """The step on a GPU, as far as it shows where there is none: tensors that have a shape and a device, but no values."""
 
+import time
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,6 +20,7 @@ from sepconv.config.read import read
 from sepconv.data import datasets
 from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData
+from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.capture import CapturedStep, CudaGraph
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.recipe import assemble_optimizer
@@ -113,3 +115,27 @@ def test_a_step_and_a_test_stay_on_the_device(options: list[str], monkeypatch: p
         classifier.eval().on_test_epoch_start()
         classifier.test_step(rows, 0)
     assert {state.device.type for values in optimizer.state.values() for state in values.values()} == {"cuda"}
+
+
+def test_the_losses_of_an_epoch_that_is_resumed() -> None:
+    """Those of before, from a checkpoint on the CPU, are looked at with those on the device, which is asked."""
+    monitor, trainer = Monitor(), SimpleNamespace(num_training_batches=2, current_epoch=0)
+    module: Any = SimpleNamespace(device=torch.device("cuda"), global_step=4)
+    with FakeTensorMode():
+        figures = {"loss": torch.ones(2), "hits": torch.ones(2), "rate": 0.1}
+        monitor.load_state_dict({"outputs": [figures | {"images": 4, "step": 2}], "checked": 0})
+        outputs, rows = {key: torch.as_tensor(value, device="cuda") for key, value in figures.items()}, torch.ones(4)
+        with pytest.raises(DataDependentOutputException):
+            monitor.on_train_batch_end(trainer, module, outputs, rows, 1)  # type: ignore[arg-type]
+
+
+def test_times_on_apples_gpu_are_of_work_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(time.perf_counter()))
+    stopwatch, mps = Stopwatch(0.0), torch.device("mps")
+    stopwatch.mark(mps, 4)
+    stopwatch.note_step(mps)
+    stopwatch.mark(mps, 4)
+    assert len(waits) == 3
+    assert waits[0] <= stopwatch.moments[0] <= waits[1]
+    assert waits[2] <= stopwatch.moments[1]

@@ -56,6 +56,8 @@ def synchronize(device: torch.device) -> None:
     """Waits for `device` to finish its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def keep_freed_memory() -> None:

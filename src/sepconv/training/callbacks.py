@@ -1,6 +1,7 @@
 """What goes along with a training: its clock, and the look at its losses."""
 
 import logging
+import math
 import statistics
 import time
 from itertools import pairwise
@@ -24,7 +25,7 @@ CHECK_EVERY = 100  # steps between looks at the loss: a look waits for the devic
 
 
 class Stopwatch(Callback):
-    """Times training, as a whole and between the groups of steps that the loop makes, without waiting for the device.
+    """Times training, as a whole and between the groups of steps that the loop makes.
 
     Args:
         started: when the job began, in seconds since the epoch.
@@ -58,13 +59,17 @@ class Stopwatch(Callback):
         self.moments, self.events, self.images = [], [], []
 
     def mark(self, device: torch.device, images: int = 0) -> None:
-        """Notes the moment, of the device's queue on CUDA, else the clock's, and the images since the last mark."""
+        """Notes the moment, and the images since the last mark.
+
+        It is that of the device's queue on CUDA, without a wait; else the clock's, once the device has done its work.
+        """
         self.images.append(images)
         if device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self.events.append(event)
         else:
+            synchronize(device)
             self.moments.append(time.perf_counter())
 
     def between(self) -> list[tuple[int, float]]:
@@ -119,7 +124,7 @@ class Stopwatch(Callback):
         self.mark(batch.device, len(batch) * trainer.world_size)  # other processes have as many
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.intervals["eval"] += self.between()  # waits for the device
+        self.intervals["eval"] += self.between()  # waits for CUDA, as the marks do for others
         self.test_seconds = time.perf_counter() - self.test_started
 
     def images_per_second(self, part: str) -> float | None:
@@ -135,7 +140,7 @@ def median_rate(intervals: list[tuple[int, float]]) -> float:
 
 
 class Diverged(InputError):
-    """The training loss became NaN or infinite."""
+    """The loss, of training or of validation, a gradient or a weight became NaN or infinite."""
 
 
 class Monitor(Callback):
@@ -144,7 +149,7 @@ class Monitor(Callback):
     A step does not wait for it: figures stay on the device until an epoch's end, or until the next look at the loss.
 
     Raises:
-        Diverged: from the hooks, before the epoch's validation, so that no checkpoint of a diverged network is written.
+        Diverged: from the hooks, before a checkpoint of a diverged network is written.
     """
 
     def __init__(self) -> None:
@@ -165,19 +170,31 @@ class Monitor(Callback):
     ) -> None:
         self.outputs.append(outputs | {"images": len(batch), "step": module.global_step})
         steps = sum(len(output["loss"]) for output in self.outputs)
-        if steps - self.checked < CHECK_EVERY and batch_idx + 1 < trainer.num_training_batches:
+        if steps - self.checked >= CHECK_EVERY or batch_idx + 1 == trainer.num_training_batches:
+            self.look(trainer, module)
+
+    def look(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Looks at the losses since the last look."""
+        if not self.outputs:
             return
-        losses = torch.cat([output["loss"] for output in self.outputs])
+        # what came before a resume is on the CPU
+        losses = torch.cat([output["loss"].to(module.device) for output in self.outputs])
         finite = losses[self.checked :].isfinite()
         if not finite.all():
             bad = self.checked + int(finite.int().argmin()) + 1
-            raise Diverged(
-                f"the loss became {float(losses[bad - 1])} in epoch {trainer.current_epoch + 1}, step {bad}: "
-                "lower recipe.optimizer.lr; the last checkpoint written is from before"
-            )
-        self.checked = steps
+            raise diverged(float(losses[bad - 1]), f"in epoch {trainer.current_epoch + 1}, step {bad}")
+        self.checked = len(losses)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.look(trainer, module)
+        # the last step changed them after its loss was computed
+        if not torch.stack([weight.isfinite().all() for weight in module.parameters()]).all():
+            raise diverged(math.nan, f"in epoch {trainer.current_epoch + 1}, after step {self.checked}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        validated = float(trainer.callback_metrics["loss/validation"])
+        if not math.isfinite(validated):
+            raise diverged(validated, f"in the validation of epoch {trainer.current_epoch + 1}")
         losses = [output["loss"].cpu().double().mean().item() for output in self.outputs]
         hits = [output["hits"].sum().item() for output in self.outputs]
         images = [output["images"] for output in self.outputs]
@@ -195,6 +212,11 @@ class Monitor(Callback):
             trainer.callback_metrics["accuracy/validation"],
         )
         self.outputs = []
+
+
+def diverged(loss: float, where: str) -> Diverged:
+    """The error for a loss that is not finite."""
+    return Diverged(f"the loss became {loss} {where}: lower recipe.optimizer.lr; any checkpoint is from before")
 
 
 class TrainingProgress(Callback):

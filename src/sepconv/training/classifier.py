@@ -20,6 +20,7 @@ from sepconv.data.datasets import Dataset
 from sepconv.data.module import ImageData
 from sepconv.data.transforms import classify_views, make_normalization
 from sepconv.text import tell_apart
+from sepconv.training.callbacks import Diverged
 from sepconv.training.recipe import assemble_optimizer, build_schedule, initialize
 from sepconv.training.step import SharedStep, TrainingStep
 
@@ -94,7 +95,15 @@ class ImageClassifier(L.LightningModule):
         for batch in rows.split(self.data.batch_size):
             progress.increment_ready()
             rate = float(scheduler.get_last_lr()[0])
-            figures.append(self.step(batch))
+            try:
+                figures.append(self.step(batch))
+            except RuntimeError as error:  # of trainer.detect_anomaly
+                if "returned nan values" not in str(error):
+                    raise
+                raise Diverged(
+                    f"a gradient became nan in epoch {self.current_epoch + 1}: {str(error).rstrip('.')}; the run's "
+                    "train.log has where that was called; a lower recipe.optimizer.lr may help"
+                ) from error
             scheduler.step()
             progress.increment_completed()
         losses, hits = map(torch.stack, zip(*figures, strict=True))
