@@ -19,7 +19,7 @@ from sepconv.config.keys import TrainConfig
 from sepconv.config.read import read
 from sepconv.data import datasets
 from sepconv.data.datasets import Dataset
-from sepconv.data.module import ImageData
+from sepconv.data.module import ImageData, evaluation_batch
 from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.capture import CapturedStep, CudaGraph
 from sepconv.training.classifier import ImageClassifier
@@ -139,3 +139,11 @@ def test_times_on_apples_gpu_are_of_work_that_is_done(monkeypatch: pytest.Monkey
     assert len(waits) == 3
     assert waits[0] <= stopwatch.moments[0] <= waits[1]
     assert waits[2] <= stopwatch.moments[1]
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "count"),
+    [("cuda", 28, 2000), ("cuda", 32, 2000), ("cuda", 224, 41), ("cpu", 32, 500), ("cpu", 224, 41), ("cpu", 2000, 1)],
+)
+def test_an_evaluations_batch_has_a_bounded_number_of_pixels(device: str, side: int, count: int) -> None:
+    assert evaluation_batch(torch.device(device), (3, side, side)) == count

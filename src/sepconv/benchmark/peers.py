@@ -244,7 +244,7 @@ def train_bare(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Tur
     bare.run(steps)
     synchronize(device)
     fit_seconds = time.perf_counter() - started
-    parts = dataset.test.split(evaluation_batch(device))
+    parts = dataset.test.split(evaluation_batch(device, dataset.shape))
     hits = sum(int((bare.classify(rows).argmax(1) == dataset.labels[rows]).sum()) for rows in parts)
     yield {
         "fit_seconds": fit_seconds,

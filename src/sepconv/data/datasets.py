@@ -49,10 +49,11 @@ class Dataset:
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training part, for pixels from 0 to 1."""
-        counts = torch.zeros(self.shape[0], 256, dtype=torch.float64)
-        for rows in self.train.split(5000):  # in parts: bincount works on an int64 copy
+        channels, height, width = self.shape
+        counts = torch.zeros(channels, 256, dtype=torch.float64)
+        for rows in self.train.split(max(1, 2**22 // (height * width))):  # in parts: bincount works on an int64 copy
             part = self.pixels[rows]
-            counts += torch.stack([part[..., c].flatten().bincount(minlength=256) for c in range(self.shape[0])])
+            counts += torch.stack([part[..., c].flatten().bincount(minlength=256) for c in range(channels)])
         levels = torch.arange(256, dtype=torch.float64) / 255
         share = counts / counts.sum(1, keepdim=True)
         mean = share @ levels

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -17,6 +17,7 @@ from sepconv.devices import check_memory
 from sepconv.ranks import ALONE, Ranks
 
 GROUPS = 20  # parts that an epoch's batches are handed over in
+PIXELS = 2**21  # at most, at a time in evaluation: 2000 images of 32 x 32
 
 
 class Batches:
@@ -98,9 +99,13 @@ def count_images(dataset: Dataset, recipe: RecipeConfig) -> int:
     return count - count % recipe.batch_size if recipe.drop_last else count
 
 
-def evaluation_batch(device: torch.device) -> int:
-    """Images at a time in evaluation, on which accuracy does not depend: few launches on a GPU, a CPU's caches."""
-    return 2000 if device.type == "cuda" else 500
+def evaluation_batch(device: torch.device, shape: Sequence[int]) -> int:
+    """Images of `shape` (channels, height, width) at a time in evaluation, on which accuracy does not depend.
+
+    Few launches on a GPU, a CPU's caches; fewer of large images, whose maps would not fit in memory.
+    """
+    _, height, width = shape
+    return max(1, min(2000 if device.type == "cuda" else 500, PIXELS // (height * width)))
 
 
 class ImageData(L.LightningDataModule):
@@ -170,12 +175,12 @@ class ImageData(L.LightningDataModule):
     def share(self, part: str) -> Batches:
         """This process's share of the images that `evaluated` gives."""
         rows = self.evaluated(part)
-        return Batches(rows[self.ranks.share(len(rows))], evaluation_batch(rows.device))
+        return Batches(rows[self.ranks.share(len(rows))], evaluation_batch(rows.device, self.dataset.shape))
 
     def evaluated(self, part: str) -> Tensor:
         """The rows of `part` (validation, test) that are used."""
         rows: Tensor = getattr(self.dataset, part)
-        return rows if self.limit is None else rows[: self.limit * evaluation_batch(rows.device)]
+        return rows if self.limit is None else rows[: self.limit * evaluation_batch(rows.device, self.dataset.shape)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "augment": self.augment.state_dict()}

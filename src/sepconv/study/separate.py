@@ -395,7 +395,7 @@ class Original:
 
     def compute_logits(self, classifier: ImageClassifier, rows: Tensor) -> Tensor:
         """Logits (N, classes) for the images of `rows` (N,), in fp32 proper."""
-        classifier, size = classifier.to(self.device).eval(), evaluation_batch(self.device)
+        classifier, size = classifier.to(self.device).eval(), evaluation_batch(self.device, self.dataset.shape)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             batches = track(rows.split(size), "logits: batch")
             parts = [classifier(self.dataset[batch][0].to(self.device)) for batch in batches]

@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         file = read_file(config.file)
         dataset = load_images(file, config.data, parts)
         name, recorded, whose = f"{file.path}, {file.record.name}", file.record.test_accuracy, "of the file"
-        limit, batch = config.trainer.limit_batches, evaluation_batch(torch.device("cpu"))
+        limit, batch = config.trainer.limit_batches, evaluation_batch(torch.device("cpu"), dataset.shape)
         images, labels = dataset[dataset.test[: limit and limit * batch]]
         accuracy, count = float((file.classify(images).argmax(1) == labels).double().mean()), len(labels)
     else:
@@ -45,7 +45,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         recorded = runs.read_result(run).test_accuracy if (run / "result.json").exists() else float("nan")
         accuracy, count = measure_accuracy(classifier, dataset, config.trainer), len(dataset.test)
         if config.trainer.limit_batches is not None:
-            count = min(count, config.trainer.limit_batches * evaluation_batch(find_device(config.trainer)))
+            batch = evaluation_batch(find_device(config.trainer), dataset.shape)
+            count = min(count, config.trainer.limit_batches * batch)
     terminal.CONSOLE.print(name, soft_wrap=True)
     columns = [
         Column("test accuracy", lambda figure: f"{figure:.2%}"),
