@@ -18,7 +18,9 @@ from conftest import REPOSITORY, Outcome, refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from sepconv.devices import describe_device
+from sepconv import InputError
+from sepconv.config.keys import TrainerConfig
+from sepconv.devices import check_devices, describe_device
 from sepconv.networks import fused
 from sepconv.ranks import Ranks
 from sepconv.study.compare import name_hardware
@@ -207,13 +209,24 @@ def test_more_gpus_than_there_are(
     refused(outcome, "trainer.devices=2 is more than this machine has: 1 GPU")
 
 
+def test_too_few_gpus_on_each_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(TrainerConfig(accelerator="gpu", devices=4), machines=2)
+    with pytest.raises(InputError, match=r"trainer\.devices=6 is more than there are on 2 machines .* with: 2 GPUs"):
+        check_devices(TrainerConfig(accelerator="gpu", devices=6), machines=2)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
 def test_as_many_devices_as_processes_were_started(
-    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int
 ) -> None:
+    """Else each would train the same network, or some none."""
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "3", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    outcome = command("train", "trainer=cpu", "trainer.devices=2", f"runs={tmp_path}")
-    refused(outcome, "trainer.devices=2", "3, as many as processes were started")
+    outcome = command("train", "trainer=cpu", f"trainer.devices={devices}", f"runs={tmp_path}")
+    refused(outcome, f"trainer.devices={devices}", "3, as many as processes were started")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["evaluate", "separate"])

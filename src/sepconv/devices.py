@@ -32,13 +32,14 @@ def name_accelerator(config: TrainerConfig) -> str:
     return "gpu" if kind == "cuda" else kind
 
 
-def check_devices(config: TrainerConfig, wanted: int) -> None:
-    """Raises InputError unless this machine has as many devices as `wanted`: GPUs, or cores of a CPU."""
+def check_devices(config: TrainerConfig, machines: int = 1) -> None:
+    """Raises InputError unless `machines` like this one have `config.devices`: GPUs, or cores of a CPU."""
     kind = find_device(config).type
     there = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": os.cpu_count() or 1}[kind]
-    if wanted > there:
-        units = "core" if kind == "cpu" else "GPU"
-        raise InputError(f"trainer.devices={wanted} is more than this machine has: {there} {units}{'s' * (there != 1)}")
+    if config.devices > there * machines:
+        units = ("core" if kind == "cpu" else "GPU") + "s" * (there != 1)
+        where = "this machine has" if machines == 1 else f"there are on {machines} machines like this one, each with"
+        raise InputError(f"trainer.devices={config.devices} is more than {where}: {there} {units}")
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:

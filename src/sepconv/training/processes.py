@@ -47,7 +47,7 @@ class Group:
     def __init__(self, environment: ClusterEnvironment, config: TrainerConfig) -> None:
         terminal.quiet()
         machines = count_machines(environment)
-        check_devices(config, config.devices // machines)
+        check_devices(config, machines)
         self.environment = environment
         self.options: dict[str, Any] = {
             "accelerator": name_accelerator(config),
@@ -115,15 +115,15 @@ class EndAtOnce(Callback):
 
 
 def join_started(config: TrainerConfig) -> Group | None:
-    """The processes that torchrun or SLURM has started this one with; None for one device, and without them.
+    """The processes that torchrun or SLURM has started this one with, to train together; None without them.
+
+    SLURM also starts processes to train a network each, on one device.
 
     Raises InputError where there are not as many as `config.devices`.
     """
-    if config.devices == 1:
-        return None
     if TorchElasticEnvironment.detect():
         environment: ClusterEnvironment = TorchElasticEnvironment()
-    elif SLURMEnvironment.detect():
+    elif config.devices > 1 and SLURMEnvironment.detect():
         try:
             environment = SLURMEnvironment(auto_requeue=False)  # a run has its own checkpoints
         except RuntimeError as error:  # a way of starting that Lightning does not take

@@ -94,7 +94,7 @@ def train(
         if group is not None:
             held.enter_context(group.leading())
         elif trainer.devices > 1:
-            check_devices(trainer, trainer.devices)
+            check_devices(trainer)
         if config.resume is not None:
             held.enter_context(runs.lock(config.resume))
             beginning = resume(config, overrides, dataset)
