@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard import program
 
 from sepconv.networks import build
-from sepconv.training.dashboard import draw_confusion, filters
+from sepconv.training.dashboard import Dashboard, draw_confusion, filters
 
 SHORT = ["recipe.epochs=2", "trainer.limit_batches=4"]
 
@@ -91,10 +91,8 @@ def test_dashboard_leaves_training_as_it_is(train: Callable[..., Path], monkeypa
     run = train("seed=3", *SHORT)
     result = json.loads((run / "result.json").read_text())
     assert 0 < result["dashboard_seconds"] < 30
-    from sepconv.training.dashboard import Dashboard
-
     monkeypatch.setattr(Dashboard, "on_train_epoch_end", lambda *_: None)
-    monkeypatch.setattr(Dashboard, "on_test_epoch_end", lambda *_: None)
+    monkeypatch.setattr(Dashboard, "show_test", lambda *_: None)
     bare = train("seed=3", *SHORT)
     one, other = (torch.load(r / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for r in (run, bare))
     assert all(torch.equal(one[key], other[key]) for key in one)

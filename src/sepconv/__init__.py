@@ -20,4 +20,4 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, message: str = "", status: int = 130) -> None:
         super().__init__(message)
-        self.message, self.status = message, status
+        self.status = status

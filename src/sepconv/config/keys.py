@@ -13,10 +13,10 @@ from sepconv.config.rules import (
     check_given,
     check_held_out,
     check_images,
-    check_kinds,
     check_model,
     check_name,
     check_network,
+    check_once,
     check_one_device,
     check_optimizer,
     check_picture,
@@ -385,8 +385,7 @@ class FrontierConfig:
     def __post_init__(self) -> None:
         check(self.tuning_seed not in self.seeds, "tuning_seed", self.tuning_seed, "a seed that is not one of seeds=")
         for key in ("sizes", "rates"):
-            values = getattr(self, key)
-            check(len(set(values)) == len(values) > 0, key, values, "one or more, each once")
+            check_once(key, getattr(self, key))
 
 
 @dataclass(kw_only=True)
@@ -403,7 +402,7 @@ class SearchConfig:
     latency_ms: float | None = number(None, above=0)  # of the network's file in ONNX, on one thread of this machine
     # costs to make small too, for a front of networks; none: the search is for the most accurate one
     minimize: list[str] = checked(check_costs, [])
-    kinds: list[str] | None = checked(check_kinds, None)  # of convolutions, such as [separable]; null: all
+    kinds: list[str] | None = checked(check_once, None)  # of convolutions, such as [separable]; null: all
     trials: int = number(100, least=1)  # networks that are drawn and trained
     rungs: list[int] = checked(check_rungs, [3, 9])  # epochs: of all networks, then of the best, and so on
     keep: float = number(0.25, above=0, most=1)  # the share of them that is trained longer each time

@@ -142,9 +142,15 @@ def check_shape(key: str, shape: list[int]) -> None:
     check(valid, key, shape, f"[channels,height,width], each 1 to {MOST}, or null")
 
 
+def check_once(key: str, values: list[Any], least: int = 1) -> None:
+    """Raises InputError unless there are so many values (none, one or two) or more, each once."""
+    right = ("", "one or more, ", "two or more, ")[least] + "each once"
+    check(len(set(values)) == len(values) >= least, key, values, right)
+
+
 def check_seeds(key: str, seeds: list[int]) -> None:
     """Raises InputError unless runs with these seeds give an interval."""
-    check(len(set(seeds)) == len(seeds) > 1, key, seeds, "two or more, each once")
+    check_once(key, seeds, least=2)
 
 
 def check_rungs(key: str, lengths: list[int]) -> None:
@@ -152,16 +158,11 @@ def check_rungs(key: str, lengths: list[int]) -> None:
     check(bool(lengths) and lengths[0] > 0 and lengths == sorted(set(lengths)), key, lengths, "epochs, in rising order")
 
 
-def check_kinds(key: str, kinds: list[str]) -> None:
-    """Raises InputError for no kinds, or one twice."""
-    check(len(set(kinds)) == len(kinds) > 0, key, kinds, "one or more, each once")
-
-
 def check_costs(key: str, costs: list[str]) -> None:
     """Raises InputError unless these are costs, each once."""
     for cost in costs:
         check_choice(key, cost, *COSTS)
-    check(len(set(costs)) == len(costs), key, costs, "each cost once")
+    check_once(key, costs, least=0)
 
 
 def check_runs(key: str, paths: list[str]) -> None:

@@ -65,7 +65,7 @@ def load_images(file: ExportedFile, source: SourceConfig, parts: Sequence[str]) 
     root = str(REPOSITORY / "data") if source.root is None else source.root
     dataset = load(replace(file.record.config.data, root=root))
     recorded = {"shape": file.record.shape, "classes": file.record.classes, "digests": file.record.result.digests}
-    check_images(file.path, recorded, dataset, root, parts)
+    check_same_images(file.path, recorded, dataset, root, parts)
     return dataset
 
 
@@ -102,11 +102,11 @@ def load_run(
     if source.root is not None:
         recorded = replace(recorded, data=replace(recorded.data, root=source.root))
     dataset = load(recorded.data)
-    check_images(run, classifier.hparams["images"], dataset, recorded.data.root, parts)
+    check_same_images(run, classifier.hparams["images"], dataset, recorded.data.root, parts)
     return run, recorded, classifier, dataset
 
 
-def check_images(
+def check_same_images(
     run: Path, recorded: dict[str, Any], dataset: Dataset, root: str, parts: Sequence[str] = PARTS
 ) -> None:
     """Raises InputError unless `parts` of `dataset`, from `root`, have the classes and images that `run` had.

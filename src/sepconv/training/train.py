@@ -29,7 +29,7 @@ from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.checkpoints import make_checkpoints
 from sepconv.training.classifier import ImageClassifier, describe_images, explain_difference, name_kind
 from sepconv.training.dashboard import Dashboard
-from sepconv.training.evaluate import check_images, load_classifier
+from sepconv.training.evaluate import check_same_images, load_classifier
 from sepconv.training.recipe import build_optimizer
 from sepconv.training.runs import Result
 from sepconv.training.step import resolve_step
@@ -302,7 +302,7 @@ def resume(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -
     # not made anew: it may know its images from the run that its weights came from
     classifier = load_classifier(run, "last", recorded)
     dataset = dataset or load(recorded.data)
-    check_images(run, classifier.hparams["images"], dataset, recorded.data.root)
+    check_same_images(run, classifier.hparams["images"], dataset, recorded.data.root)
     return Beginning(recorded, first_overrides, dataset, classifier, run=run, checkpoint=checkpoint)
 
 
