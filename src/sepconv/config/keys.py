@@ -111,7 +111,7 @@ class TrainerConfig:
     """What the training runs on."""
 
     accelerator: str = one_of("auto", "cpu", "gpu")  # auto: CUDA, else Apple's MPS, else the CPU
-    # that train a network together, a process on each, which has its share of every batch; of a CPU they take cores
+    # how many GPUs (or processes of a CPU) train one network together (DDP), each on its share of every batch
     devices: int = number(1, least=1)
     # eager | compile (the network) | graph (one CUDA graph, replayed) | compiled_graph (both) | auto (graph on CUDA, if
     # the optimizer can be captured and detect_anomaly is off, else eager); several devices take eager

@@ -120,7 +120,8 @@ def random_flip(images: Tensor, draws: Draws) -> Tensor:
 class AlternatingFlip:
     """Mirrors each image at every other visit, beginning with its first or its second at random.
 
-    Any two visits in a row see both sides of an image, where random flips show the same side twice half of the time.
+    Two visits in a row see both sides of an image, unless they are within one batch; random flips show the same side
+    twice half of the time.
     Source: Jordan, arXiv 2404.00498, section 3.6.
 
     Args:

@@ -35,7 +35,8 @@ def initialize(net: nn.Module, scheme: str) -> None:
 
 def glorot_uniform(layer: nn.Conv2d | nn.Linear) -> None:
     """Keras's default (Glorot and Bengio 2010, equation 16)."""
-    # a depthwise kernel's fans are swapped between Keras and torch; their sum, which counts, is the same
+    # a depthwise kernel's fans are swapped between Keras and torch; their sum, which counts, is the same where
+    # each channel has one filter
     nn.init.xavier_uniform_(layer.weight)
 
 

@@ -112,7 +112,7 @@ class Result:
     model: str = checked(check_name)  # its name
     data: str = checked(check_name)
     seed: int = number(least=0, below=2**32)
-    parameters: int = number(least=1)  # that are learned; the running statistics of batch norms are not among them
+    parameters: int = number(least=1)  # frozen ones too; the running statistics of batch norms are not among them
     macs: int = number(least=1)  # multiply-accumulates of one image's forward pass
     test_accuracy: float = number(least=0, most=1)
     test_loss: float

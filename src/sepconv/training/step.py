@@ -143,7 +143,7 @@ def capturable(optimizer: Optimizer) -> bool:
     """Whether `optimizer` steps on CUDA by a learning rate that is a tensor there, without asking the host.
 
     In torch 2.11 to 2.15: those with the option `capturable` (RMSprop and Adadelta not in their loop over parameters),
-    and SGD's fused kernel; not Adagrad and Adafactor. Of sepconv.muon, those whose `others` do.
+    and SGD's fused kernel; not Adagrad and Adafactor. Of sepconv.training.muon, those whose `others` do.
     """
     if isinstance(optimizer, Muon):
         return capturable(optimizer.others)

@@ -181,8 +181,7 @@ def work(
     summary.introduce(config, data, cost, precision, run)
     log_cost(logger, cost)
     trainer.fit(classifier, data, ckpt_path=beginning.checkpoint, weights_only=True)
-    # before the test: to load the best checkpoint takes the stopwatch back to it
-    fit_seconds, history = stopwatch.fit_seconds, stopwatch.history
+    fit_seconds = stopwatch.fit_seconds  # before the test: it runs on
     tested = trainer.test(classifier, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
     assert best.best_model_score is not None
     result = make_result(
@@ -195,7 +194,7 @@ def work(
         val_accuracy=round(float(best.best_model_score), 6),
         epochs=config.recipe.epochs,
         fit_seconds=fit_seconds,
-        history=history,
+        history=stopwatch.history,
         dashboard_seconds=dashboard.seconds,
         train_images_per_second=stopwatch.images_per_second("train"),
         precision=precision,
