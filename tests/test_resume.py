@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ import pytest
 import torch
 from conftest import REPOSITORY, Outcome, refused
 from PIL import Image
+from recorded import configuration, write_run
 
 from sepconv import InputError, Stopped, files
-from sepconv.config.keys import CompareConfig
+from sepconv.config.keys import CompareConfig, TrainConfig
+from sepconv.config.read import read
 from sepconv.data.module import restore
 from sepconv.study.compare import compare
 from sepconv.training import checkpoints, runs
+from sepconv.training import train as training
 from sepconv.training.callbacks import Monitor
 from sepconv.training.checkpoints import CheckpointFiles
 from sepconv.training.classifier import ImageClassifier
@@ -224,6 +228,12 @@ def test_pictures_that_fail_do_not_cost_the_result(
     assert "Traceback" not in outcome.err
 
 
+@pytest.fixture
+def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code that runs is that of a commit."""
+    monkeypatch.setattr(runs, "current_code", lambda: {"sha": "aaa", "dirty": False})
+
+
 GRID = ["-m", "model=baseline,tiny", "seed=0,1", "trainer=cpu", "recipe.epochs=2", "trainer.limit_batches=4"]
 
 
@@ -239,6 +249,7 @@ def grids(runs: Path) -> list[Path]:
     return sorted((path.parent for path in runs.glob("multirun/*/runs.txt")), key=lambda path: path.stat().st_ctime)
 
 
+@pytest.mark.usefixtures("_committed")
 def test_a_stopped_grid_goes_on(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that are complete are kept, the one that was stopped is continued, the others are made."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -272,23 +283,92 @@ def test_a_stopped_grid_goes_on(command: Command, tmp_path: Path, monkeypatch: p
     assert again.out.count("is complete, and kept") == 4
 
 
+BRIEF = ["recipe.epochs=1", "trainer.limit_batches=2"]
+
+
+@pytest.mark.usefixtures("_committed")
 @pytest.mark.parametrize("change", ["code", "recipe.epochs=3", "seed=5"])
 def test_runs_of_other_code_settings_or_seeds_are_not_taken(
     train: Train, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(runs, "current_code", lambda: {"sha": "aaa", "dirty": False})
-    short = ["recipe.epochs=1", "trainer.limit_batches=2"]
-    train(*short)
+    train(*BRIEF)
     if change == "code":
         monkeypatch.setattr(runs, "current_code", lambda: {"sha": "bbb", "dirty": False})
-    run = train(*short, *[change] * ("=" in change), "resume=true")  # a new one
+    run = train(*BRIEF, *[change] * ("=" in change), "resume=true")  # a new one
     assert not any("resume" in override for override in result(run)["overrides"])
+
+
+@pytest.mark.parametrize("code", [{"sha": "aaa", "dirty": True}, {"sha": None, "dirty": None}])
+def test_code_that_was_not_committed(
+    command: Command, stopped: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture, code: dict[str, Any],
+) -> None:  # fmt: skip
+    """It may have changed since: what it completed is trained again, what it began goes on."""
+    monkeypatch.setattr(runs, "current_code", lambda: code)
+    run = stopped(ImageClassifier, "training_step", 2, KeyboardInterrupt(), 130, *BRIEF)
+    arguments = ["trainer=cpu", f"runs={tmp_path / 'runs'}", *BRIEF, "resume=true"]
+    assert command("train", *arguments).status == 0
+    assert result(run)["epochs"] == 1
+    outcome = command("train", *arguments)
+    assert outcome.status == 0, outcome.err
+    assert f"{run} is passed over: its code was not committed" in caplog.text
+    assert len(list(run.parent.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("_committed")
+def test_runs_from_the_weights_of_another_are_found(train: Train, command: Command, tmp_path: Path) -> None:
+    """By its network and normalisation, which the command need not name."""
+    source = train("model=tiny", "recipe.normalize=unit", *BRIEF)
+    arguments = [*BRIEF, f"weights={source}/", "recipe.epochs=2", "resume=true"]
+    run = train(*arguments)
+    outcome = command("train", "trainer=cpu", f"runs={tmp_path / 'runs'}", *arguments)
+    assert f"{run} is complete, and kept" in outcome.out
+
+
+def test_a_run_that_is_found_goes_on_as_the_command_says(
+    command: Command, stopped: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the root and the time between checkpoints that it gives, which are no part of a run's identity."""
+    run = stopped(ImageClassifier, "training_step", 2, KeyboardInterrupt(), 130, *BRIEF)
+    begun: list[TrainConfig] = []
+    work = training.work
+
+    def noting(beginning: training.Beginning, *given: Any) -> Any:
+        begun.append(beginning.config)
+        return work(beginning, *given)
+
+    monkeypatch.setattr(training, "work", noting)
+    places = [f"data.root={tmp_path}", "trainer.checkpoint_seconds=7"]
+    outcome = command("train", "trainer=cpu", f"runs={tmp_path / 'runs'}", *BRIEF, *places, "resume=true")
+    assert outcome.status == 0, outcome.err
+    assert result(run)["epochs"] == 1
+    assert [(config.data.root, config.trainer.checkpoint_seconds) for config in begun] == [(str(tmp_path), 7.0)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes"),
+    [
+        ([], {}),
+        (["trainer.checkpoint_seconds=7", "data.root=/d"], {"checkpoint_seconds": 7.0}),
+        (["trainer.devices=2", "trainer.deterministic=false"], {"devices": 2, "deterministic": False}),
+        (["trainer=gpu"], {"accelerator": "gpu", "deterministic": False}),
+        (["trainer=debug", "trainer.step=eager"], {"deterministic": False, "detect_anomaly": True, "step": "eager"}),
+    ],
+)
+def test_what_a_run_is_resumed_on(tmp_path: Path, overrides: list[str], changes: dict[str, Any]) -> None:
+    """What it ran on, but for the keys that are given, or another choice; and as many batches as before."""
+    begun = configuration("trainer=cpu", "trainer.deterministic=true", "trainer.limit_batches=5")
+    run = write_run(tmp_path / "run", begun, [])
+    config = read(TrainConfig, configuration(f"resume={run}", *overrides))
+    assert asdict(training.find_trainer(config, overrides)) == begun["trainer"] | changes
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_grids_that_are_killed_go_on(command: Command, tmp_path: Path) -> None:
     """At any moment: ten grids, each killed once, end in the table of one that was not."""
+    if runs.current_code()["dirty"] is not False:
+        pytest.skip("the code is not committed")
     arguments = [arg.replace("epochs=2", "epochs=6") for arg in GRID]
     started = time.monotonic()
     script = [sys.executable, str(REPOSITORY / "scripts/train.py"), *arguments]

@@ -139,7 +139,8 @@ class TrainConfig(Training):
 
     runs: str = path(f"{REPOSITORY}/runs")  # folder that run directories are made in
     # a stopped run's directory, to be continued; true: the run of these settings, seed and code among those in `runs`,
-    # which is kept where it is complete, continued where it was stopped, and begun where there is none
+    # which is kept where it is complete (and its code was committed), continued where it was stopped, and begun where
+    # there is none
     resume: str | None = path(None)
     weights: str | None = path(None)  # another run's directory: its network is trained on, from its best checkpoint
 

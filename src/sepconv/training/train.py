@@ -80,12 +80,16 @@ def train(
     """
     code = runs.current_code()  # before what may take hours
     if config.resume == "true":
+        overrides = [o for o in overrides if not o.startswith("resume=")]
+        if config.weights is not None:
+            config = take_network(config, overrides)
         found = runs.find_run(config, code)
         if found is not None and (found / "result.json").exists():
             terminal.CONSOLE.print(f"{found} is complete, and kept", soft_wrap=True)
             return found, runs.read_result(found)
         config = replace(config, resume=None if found is None else str(found))
-        overrides = [o for o in overrides if not o.startswith("resume=")] if found is None else [f"resume={found}"]
+        if found is not None:  # of the same settings, but for these
+            overrides = [o for o in overrides if o.startswith(("data.root=", "trainer.checkpoint_seconds="))]
     trainer = find_trainer(config, overrides)
     group = processes.join_started(trainer)
     if group is not None and group.ranks.rank > 0:
@@ -136,11 +140,17 @@ def train(
 
 
 def find_trainer(config: TrainConfig, overrides: list[str]) -> TrainerConfig:
-    """What the training runs on: for a run that is resumed what it ran on, unless the command says otherwise."""
-    if config.resume is None or any(o.startswith("trainer") for o in overrides):
+    """What the training runs on: for a run that is resumed what it ran on, but for what the command says.
+
+    That is all of a `trainer=` choice, else the keys that are given; never how many batches, which change the result.
+    """
+    if config.resume is None:
         return config.trainer
     _, recorded, _ = runs.read_config(config.resume)
-    return recorded.trainer
+    if any(o.startswith("trainer=") for o in overrides):
+        return replace(config.trainer, limit_batches=recorded.trainer.limit_batches)
+    keys = {o.partition("=")[0].removeprefix("trainer.") for o in overrides if o.startswith("trainer.")}
+    return replace(recorded.trainer, **{key: getattr(config.trainer, key) for key in keys - {"limit_batches"}})
 
 
 def work_together(
@@ -237,26 +247,33 @@ def start_afresh(config: TrainConfig, overrides: list[str], dataset: Dataset | N
     return Beginning(config, overrides, dataset, classifier, fresh=True)
 
 
-def start_from_weights(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -> Beginning:
-    """A new run with the network and weights of the run `config.weights`, from its best checkpoint.
+def take_network(config: TrainConfig, overrides: list[str]) -> TrainConfig:
+    """`config` with the network of the run `config.weights`, and the normalisation that its weights were trained on.
 
-    It comes with the normalisation of the pixels that its weights were trained on.
-
-    Raises InputError for a path that is no run, overrides that ask for another network or normalisation, and images
-    that do not fit the network.
+    Raises InputError for a path that is no run, and overrides that ask for another network or normalisation.
     """
     assert config.weights is not None
     run, source, _ = runs.read_config(config.weights)
-    trained = load_classifier(run, "best", source)
     fixed = {"model": source.model, "recipe.normalize": source.recipe.normalize}
     for key, value in {"model": config.model, "recipe.normalize": config.recipe.normalize}.items():
         changes = [o for o in overrides if re.match(rf"[+~]*({re.escape(key)}[=.]|experiment=)", o)]
         if changes and value != fixed[key]:
             raise InputError(f"weights={run} comes with {key}={fixed[key]}: drop {' '.join(changes)}")
+    recipe = replace(config.recipe, normalize=source.recipe.normalize)
+    return replace(config, model=source.model, recipe=recipe, weights=str(run))
+
+
+def start_from_weights(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -> Beginning:
+    """A new run with the network and weights of the run `config.weights`, from its best checkpoint.
+
+    Raises InputError as `take_network` does, and for images that do not fit the network.
+    """
+    config = take_network(config, overrides)
+    assert config.weights is not None
+    run, source, _ = runs.read_config(config.weights)
+    trained = load_classifier(run, "best", source)
     if config.recipe.whiten and not source.recipe.whiten:
         raise InputError(f"weights={run} comes with a trained first convolution: give recipe.whiten=0")
-    recipe = replace(config.recipe, normalize=source.recipe.normalize)
-    config = replace(config, model=source.model, recipe=recipe, weights=str(run))
     L.seed_everything(config.seed, verbose=False)
     dataset = dataset or load(config.data)
     images: dict[str, Any] = trained.hparams["images"]
@@ -273,7 +290,7 @@ def start_from_weights(config: TrainConfig, overrides: list[str], dataset: Datas
 
 
 def resume(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -> Beginning:
-    """The run `config.resume` from its last checkpoint, on this command's trainer and data root.
+    """The run `config.resume` from its last checkpoint, on what `find_trainer` gives, with this command's data root.
 
     Raises InputError for a path that is no run, a run that is complete, and overrides that would change it.
     """
@@ -285,9 +302,7 @@ def resume(config: TrainConfig, overrides: list[str], dataset: Dataset | None) -
     run, recorded, first_overrides = runs.read_config(config.resume)
     if (run / "result.json").exists():
         raise InputError(f"{run} is complete: there is nothing to resume")
-    if any(o.startswith("trainer") for o in overrides):
-        trainer = replace(config.trainer, limit_batches=recorded.trainer.limit_batches)
-        recorded = replace(recorded, trainer=trainer)
+    recorded = replace(recorded, trainer=find_trainer(config, overrides))
     if any(o.startswith("data.root=") for o in overrides):
         recorded = replace(recorded, data=replace(recorded.data, root=config.data.root))
     best, checkpoint = run / "checkpoints/best.ckpt", run / "checkpoints/last.ckpt"
