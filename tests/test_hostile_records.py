@@ -68,6 +68,13 @@ def test_a_wrong_figure_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_has_a_default_may_be_left_out(config: dict[str, Any], tmp_path: Path) -> None:
+    record = figures()
+    del record["git_later"], record["test_accuracy_tta"]
+    result = read_result(write_run(tmp_path / "run", config, [], record))
+    assert (result.git_later, result.test_accuracy_tta) == ([], None)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

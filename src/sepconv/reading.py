@@ -123,7 +123,8 @@ def check_fields(schema: type, key: str, values: Any) -> None:
     prefix = f"{key}." if key else ""
     if not isinstance(values, dict):
         raise InputError(f"{key or 'it'} is {show(values)}, not {TYPES[dict]}")
-    if lacking := [each.name for each in fields(schema) if each.default is MISSING and each.name not in values]:
+    needed = [each.name for each in fields(schema) if each.default is MISSING and each.default_factory is MISSING]
+    if lacking := [name for name in needed if name not in values]:
         raise InputError(f"it lacks {', '.join(prefix + name for name in lacking)}")
     for each in fields(schema):
         if each.name in values:
