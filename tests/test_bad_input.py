@@ -76,6 +76,7 @@ Command = Callable[..., Outcome]
         ("data.validation=0", ["data.validation=0"]),
         ("data.validation=5000", ["data.validation=5000", "leave some on both sides"]),
         ("data.test=1.5", ["data.test=1.5"]),
+        ("data.train=1294", ["data.train=1294", "fewer than the 1294 images that there are to train on"]),
         ("trainer.limit_batches=0", ["trainer.limit_batches=0"]),
         ("trainer.accelerator=abacus", ["trainer.accelerator=abacus", "cpu"]),
         ("recipe/optimizer=x", ["recipe/optimizer=x", "adamw", "muon"]),

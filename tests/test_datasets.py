@@ -71,6 +71,11 @@ def test_hold_out_takes_the_count_from_every_class() -> None:
         hold_out(torch.arange(100), labels, 100, generator, "data.validation")
 
 
+def test_a_share_for_the_test_where_there_is_a_test_set() -> None:
+    with pytest.raises(InputError, match=r"data\.test=0\.3 is for digits and folder; mnist has a test set of its own"):
+        load(data_config("mnist", test=0.3))
+
+
 def test_selection_is_rows_in_order() -> None:
     dataset = load(data_config("digits"))
     rows = torch.tensor([5, 1700, 5])

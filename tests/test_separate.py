@@ -570,7 +570,7 @@ def test_weights_of_other_code(original: Path, tmp_path: Path, command: Command)
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["net.99.weight"] = checkpoint["state_dict"].pop("net.conv1.conv.weight")
     torch.save(checkpoint, path)
-    refused(command("evaluate", f"run={run}"), "best.ckpt was made by other code")
+    refused(command("evaluate", f"run={run}"), "best.ckpt was made by other code", "code.yaml")
 
 
 def test_what_is_not_trained_is_not_separated() -> None:

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as tvf
 from sepconv import InputError
 from sepconv.config import PARTS
 from sepconv.config.keys import DataConfig
+from sepconv.config.rules import check
 from sepconv.data.folder import folder
 from sepconv.data.published import Parts, cifar10, cifar100, fashion_mnist, mnist
 from sepconv.devices import check_memory
@@ -85,10 +86,13 @@ def load(config: DataConfig) -> Dataset:
 
     Raises:
         InputError: an unknown name; files that are missing and cannot be downloaded, or are damaged; a folder
-            without usable images; a set too large for this machine's memory; a split that leaves a part empty.
+            without usable images; a set too large for this machine's memory; a split that leaves a part empty,
+            or is the source's own.
     """
     if config.name not in SOURCES:
         raise InputError(f"unknown data={config.name}: choose from {', '.join(SOURCES)}")
+    if config.test is not None and config.name not in ("digits", "folder"):
+        raise InputError(f"data.test={config.test} is for digits and folder; {config.name} has a test set of its own")
     parts, classes = SOURCES[config.name](config)
     images = [resize(pixels, config.image_size) for pixels, _ in parts.values()]
     pixels = torch.cat(images) if len(images) > 1 else images[0]
@@ -100,6 +104,8 @@ def load(config: DataConfig) -> Dataset:
         if part not in rows:
             rows["train"], rows[part] = hold_out(rows["train"], labels, amount, generator, f"data.{part}")
     if config.train is not None:
+        right = f"fewer than the {len(rows['train'])} images that there are to train on, or null for all"
+        check(config.train < len(rows["train"]), "data.train", config.train, right)
         _, rows["train"] = hold_out(rows["train"], labels, config.train, generator, "data.train")
     if unseen := sorted(set(range(len(classes))) - set(labels[rows["train"]].tolist())):
         names = ", ".join(classes[i] for i in unseen[:5]) + ("" if len(unseen) < 6 else f" and {len(unseen) - 5} more")

@@ -147,6 +147,6 @@ def load_classifier(run: Path, name: str, config: TrainConfig) -> ImageClassifie
     except (RuntimeError, TypeError, AttributeError) as error:  # torch's words for weights that do not fit
         raise InputError(
             f"{path} was made by other code, whose network had other weights: check out the commit in its run's "
-            "result.json"
+            "code.yaml"
         ) from error
     return classifier
