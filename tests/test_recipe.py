@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import data_config
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from sepconv import InputError
 from sepconv.config.keys import RecipeConfig
@@ -14,6 +16,7 @@ from sepconv.config.read import read
 from sepconv.costs import counting
 from sepconv.data.datasets import load, sample
 from sepconv.data.module import ImageData
+from sepconv.data.transforms import make_normalization
 from sepconv.networks import build
 from sepconv.networks.blocks import Resize
 from sepconv.networks.cpu import DepthwiseConv2d
@@ -21,6 +24,7 @@ from sepconv.study.claims.lab import without_weight_decay
 from sepconv.study.separate import scale_rates
 from sepconv.training.classifier import ImageClassifier
 from sepconv.training.recipe import build_optimizer, build_schedule, initialize
+from sepconv.training.step import TrainingStep
 from sepconv.training.train import check_trainable
 from sepconv.training.whitening import find_stem, whiten_stem
 
@@ -124,6 +128,52 @@ def test_linear_schedule(warmup: float) -> None:
     for part in (rates[: peak + 1], rates[peak:]):
         steps = torch.tensor(part).diff()
         torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0.1, 0.25, 0.5])
+def test_one_cycle_is_torchs(warmup: float) -> None:
+    """Over one step more, whose rate of 0 no step has: torch's cycle ends at its last step, and its rise one before."""
+    steps = 40
+    recipe = {"epochs": 1, "batch_size": 1, "schedule": "one_cycle", "warmup": warmup, "augment": {},
+              "optimizer": {"name": "SGD"}}  # fmt: skip
+    ours, theirs = (torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=2.0) for _ in range(2))
+    schedules = [
+        build_schedule(ours, read(RecipeConfig, recipe), steps),
+        OneCycleLR(theirs, 2.0, steps + 1, pct_start=(warmup * steps + 1) / (steps + 1), cycle_momentum=False,
+                   div_factor=25, final_div_factor=math.inf),
+    ]  # fmt: skip
+    rates = []
+    for _ in range(steps):
+        rates.append([schedule.get_last_lr()[0] for schedule in schedules])
+        for optimizer, schedule in zip((ours, theirs), schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+    assert [one for one, _ in rates] == pytest.approx([other for _, other in rates])
+    assert rates[0][0] == 2.0 / 25
+    assert max(rates)[0] == rates[int(warmup * steps)][0] == 2.0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_label_smoothing(smoothing: float) -> None:
+    """Of a label's share so much is spread over all classes: what a step does."""
+    recipe = {"epochs": 1, "batch_size": 100, "augment": {}, "optimizer": {"name": "SGD", "lr": 0.5},
+              "label_smoothing": smoothing, "schedule": "constant"}  # fmt: skip
+    config = read(RecipeConfig, recipe)
+    data = ImageData(load(data_config("digits")), config, torch.device("cpu"))
+    net, rows = nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), data.dataset.train[:100]
+    images, labels = data.dataset[rows]
+    logits = net(images / 255)
+    scores = logits.log_softmax(1)
+    expected = -(1 - smoothing) * scores[torch.arange(100), labels].mean() - smoothing * scores.mean()
+    gradient = torch.autograd.grad(expected, net[1].weight)[0]
+    weights = net[1].weight.detach().clone()
+    optimizer = build_optimizer(net, config.optimizer)
+    step = TrainingStep(net, make_normalization("unit", [0.0], [1.0]), torch.zeros(1), data, config, optimizer, "eager",
+                        "32-true")  # fmt: skip
+    loss, hits = step(rows)
+    torch.testing.assert_close(loss, expected.detach())
+    assert int(hits) == int((logits.argmax(1) == labels).sum())
+    torch.testing.assert_close(net[1].weight.detach(), weights - 0.5 * gradient)
 
 
 def test_options_of_biases_and_norms() -> None:
