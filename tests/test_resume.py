@@ -249,7 +249,6 @@ def grids(runs: Path) -> list[Path]:
     return sorted((path.parent for path in runs.glob("multirun/*/runs.txt")), key=lambda path: path.stat().st_ctime)
 
 
-@pytest.mark.usefixtures("_committed")
 def test_a_stopped_grid_goes_on(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that are complete are kept, the one that was stopped is continued, the others are made."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -303,7 +302,7 @@ def test_code_that_was_not_committed(
     command: Command, stopped: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     caplog: pytest.LogCaptureFixture, code: dict[str, Any],
 ) -> None:  # fmt: skip
-    """It may have changed since: what it completed is trained again, what it began goes on."""
+    """It may have changed since, of which a warning tells: what it began goes on, what it completed is kept."""
     monkeypatch.setattr(runs, "current_code", lambda: code)
     run = stopped(ImageClassifier, "training_step", 2, KeyboardInterrupt(), 130, *BRIEF)
     arguments = ["trainer=cpu", f"runs={tmp_path / 'runs'}", *BRIEF, "resume=true"]
@@ -311,8 +310,9 @@ def test_code_that_was_not_committed(
     assert result(run)["epochs"] == 1
     outcome = command("train", *arguments)
     assert outcome.status == 0, outcome.err
-    assert f"{run} is passed over: its code was not committed" in caplog.text
-    assert len(list(run.parent.iterdir())) == 2
+    assert "is complete, and kept" in outcome.out
+    assert caplog.text.count(f"{run.name}: its code was not committed, and may have changed since") == 2
+    assert len(list(run.parent.iterdir())) == 1
 
 
 @pytest.mark.usefixtures("_committed")
@@ -367,8 +367,6 @@ def test_what_a_run_is_resumed_on(tmp_path: Path, overrides: list[str], changes:
 @pytest.mark.timeout(3600)
 def test_grids_that_are_killed_go_on(command: Command, tmp_path: Path) -> None:
     """At any moment: ten grids, each killed once, end in the table of one that was not."""
-    if runs.current_code()["dirty"] is not False:
-        pytest.skip("the code is not committed")
     arguments = [arg.replace("epochs=2", "epochs=6") for arg in GRID]
     started = time.monotonic()
     script = [sys.executable, str(REPOSITORY / "scripts/train.py"), *arguments]

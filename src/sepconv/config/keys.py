@@ -139,8 +139,7 @@ class TrainConfig(Training):
 
     runs: str = path(f"{REPOSITORY}/runs")  # folder that run directories are made in
     # a stopped run's directory, to be continued; true: the run of these settings, seed and code among those in `runs`,
-    # which is kept where it is complete (and its code was committed), continued where it was stopped, and begun where
-    # there is none
+    # which is kept where it is complete, continued where it was stopped, and begun where there is none
     resume: str | None = path(None)
     weights: str | None = path(None)  # another run's directory: its network is trained on, from its best checkpoint
 
@@ -371,7 +370,7 @@ class FrontierConfig:
     recipe: RecipeConfig
     trainer: TrainerConfig
     epochs: dict[str, int] = number(least=1)  # of each training, by data set; recipe.epochs refers to it
-    kinds: list[str] | None = checked(check_kinds, None)  # such as [separable,dense]; null: all
+    kinds: list[str] | None = checked(check_once, None)  # such as [separable,dense]; null: all
     # parameters that networks have as nearly as widths allow; a kind has none at a size that no width of it comes near
     sizes: list[int] = number([2_700, 5_100, 12_700, 28_000, 56_000, 112_000, 294_000], least=1)
     rates: list[float] = number([0.002, 0.006, 0.018], above=0)  # learning rates that validation chooses from

@@ -231,8 +231,8 @@ def identity(config: TrainConfig) -> tuple[str, int]:
 def find_run(config: TrainConfig, code: dict[str, Any]) -> Path | None:
     """The latest run of `config` in its folder that was made by `code`, of those that are complete, if any is.
 
-    What cannot be read, or was made by other code in any part of it, is passed over; and what is complete, where the
-    code was not committed, as it may have changed since.
+    What cannot be read, or was made by other code in any part of it, is passed over. Code that was not committed may
+    have changed since: a warning says so.
     """
     parent, found = Path(config.runs).expanduser() / config.data.name / config.model["name"], []
     for path in sorted(parent.glob(f"*-seed{config.seed}*/config.yaml"), reverse=True):
@@ -244,12 +244,9 @@ def find_run(config: TrainConfig, code: dict[str, Any]) -> Path | None:
             continue
         if same:
             found.append(run)
-    complete = [run for run in found if (run / "result.json").exists()]
-    stopped = [run for run in found if run not in complete]
-    if complete and code["dirty"] is not False:
-        log.warning("%s is passed over: its code was not committed, and may have changed since", complete[0])
-        complete = []
-    return next(iter(complete + stopped), None)
+    if found and code["dirty"] is not False:
+        log.warning("%s: its code was not committed, and may have changed since", found[0].name)
+    return next((run for run in found if (run / "result.json").exists()), found[0] if found else None)
 
 
 def read_code(run: Path) -> list[dict[str, Any]]:
