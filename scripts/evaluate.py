@@ -6,7 +6,7 @@ from sepconv.config.keys import EvaluateConfig
 
 @command("evaluate")
 def main(config: EvaluateConfig, overrides: list[str], started: float) -> None:
-    from sepconv.training.evaluate import evaluate
+    from sepconv.study.evaluate import evaluate
 
     evaluate(config)
 

@@ -19,7 +19,7 @@ from sepconv.data.datasets import load
 from sepconv.data.images import read_image
 from sepconv.data.pictures import DRAWINGS, Preparation
 from sepconv.deployment import predict, speed
-from sepconv.training.evaluate import load_run
+from sepconv.training.recorded import load_run
 
 Command = Callable[..., Outcome]
 COUNT = 100  # images of the test set that are saved as pictures

@@ -7,7 +7,7 @@ import pytest
 from conftest import REAL_DATA, REPOSITORY, Outcome
 
 from sepconv.training import runs
-from sepconv.training.evaluate import load_classifier
+from sepconv.training.recorded import load_classifier
 
 PRETRAINED = sorted(path.parent for path in (REPOSITORY / "pretrained").glob("*/config.yaml"))
 

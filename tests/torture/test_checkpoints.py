@@ -14,7 +14,7 @@ from trials import describe, train, trials
 
 from sepconv import InputError
 from sepconv.training import checkpoints, runs
-from sepconv.training.evaluate import load_classifier
+from sepconv.training.recorded import load_classifier
 
 pytestmark = pytest.mark.timeout(1800)
 

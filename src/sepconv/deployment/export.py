@@ -39,7 +39,7 @@ from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, track
 from sepconv.training import runs
 from sepconv.training.classifier import ImageClassifier, explain_difference
-from sepconv.training.evaluate import load_classifier, load_run
+from sepconv.training.recorded import load_classifier, load_run
 
 SLOWER = 1.05  # times as long, from which int8 is said to be slower in a layer
 NAMED = 5  # such layers that are named

@@ -25,7 +25,7 @@ from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE, Progress
 from sepconv.text import printable
 from sepconv.training import runs
-from sepconv.training.evaluate import load_classifier
+from sepconv.training.recorded import load_classifier
 
 BATCH = 128  # images that are in memory at once
 

@@ -33,8 +33,8 @@ from sepconv.terminal import CONSOLE, Progress, logged, track
 from sepconv.training import runs
 from sepconv.training.callbacks import Stopwatch
 from sepconv.training.classifier import ImageClassifier
-from sepconv.training.evaluate import load_run, measure_accuracy
 from sepconv.training.recipe import build_optimizer
+from sepconv.training.recorded import load_run, measure_accuracy
 from sepconv.training.runs import Result
 from sepconv.training.step import resolve_step
 from sepconv.training.train import log_cost, make_result, record, train

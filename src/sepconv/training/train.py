@@ -29,8 +29,8 @@ from sepconv.training.callbacks import Monitor, Stopwatch
 from sepconv.training.checkpoints import make_checkpoints
 from sepconv.training.classifier import ImageClassifier, describe_images, explain_difference, name_kind
 from sepconv.training.dashboard import Dashboard
-from sepconv.training.evaluate import check_same_images, load_classifier
 from sepconv.training.recipe import build_optimizer
+from sepconv.training.recorded import check_same_images, load_classifier
 from sepconv.training.runs import Result
 from sepconv.training.step import resolve_step
 from sepconv.training.trainer import make_trainer, stoppable

@@ -26,7 +26,7 @@ from sepconv.study.frontier.report import call, sentence
 from sepconv.study.plots import finish, make_panel
 from sepconv.study.statistics import Estimate
 from sepconv.training.classifier import ImageClassifier
-from sepconv.training.evaluate import load_classifier, measure_test
+from sepconv.training.recorded import load_classifier, measure_test
 from sepconv.training.train import make_classifier
 from sepconv.training.whitening import find_stem, whiten
 

@@ -1,72 +1,24 @@
-"""A recorded run's network, or the file of one, loaded and evaluated again."""
+"""A recorded run's network, loaded from a checkpoint and measured on the test images."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sepconv import InputError, terminal
-from sepconv.config import PARTS, REPOSITORY
-from sepconv.config.keys import EvaluateConfig, SourceConfig, TrainConfig, TrainerConfig
+from sepconv import InputError
+from sepconv.config import PARTS
+from sepconv.config.keys import SourceConfig, TrainConfig, TrainerConfig
 from sepconv.config.read import complete
 from sepconv.data.datasets import Dataset, load
-from sepconv.data.module import ImageData, evaluation_batch
-from sepconv.deployment.formats import ExportedFile, read_file
+from sepconv.data.module import ImageData
 from sepconv.devices import find_device, resolve_precision
-from sepconv.tables import Column, Table
 from sepconv.text import printable
 from sepconv.training import checkpoints, runs
 from sepconv.training.classifier import ImageClassifier, check_description, describe_images, explain_difference
 from sepconv.training.trainer import make_trainer
-
-
-def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """Evaluates a run's checkpoint, or a file, on the test set again: `accuracy` and `recorded`, shares of 1.
-
-    Raises InputError for a path that is no run or no exported file, or whose data are not there.
-    """
-    parts = () if config.other_images else ("test",)
-    if config.file is not None:
-        file = read_file(config.file)
-        dataset = load_images(file, config.data, parts)
-        name, recorded, whose = f"{file.path}, {file.record.name}", file.record.test_accuracy, "of the file"
-        limit, batch = config.trainer.limit_batches, evaluation_batch(torch.device("cpu"), dataset.shape)
-        images, labels = dataset[dataset.test[: limit and limit * batch]]
-        accuracy, count = float((file.classify(images).argmax(1) == labels).double().mean()), len(labels)
-    else:
-        assert config.run is not None
-        run, _, classifier, dataset = load_run(config.run, config.checkpoint, config.data, parts)
-        name, whose = f"{run}, {config.checkpoint} checkpoint", "best checkpoint"
-        recorded = runs.read_result(run).test_accuracy if (run / "result.json").exists() else float("nan")
-        accuracy, count = measure_accuracy(classifier, dataset, config.trainer), len(dataset.test)
-        if config.trainer.limit_batches is not None:
-            batch = evaluation_batch(find_device(config.trainer), dataset.shape)
-            count = min(count, config.trainer.limit_batches * batch)
-    terminal.CONSOLE.print(name, soft_wrap=True)
-    columns = [
-        Column("test accuracy", lambda figure: f"{figure:.2%}"),
-        Column(f"recorded ({whose})", lambda _: "-" if math.isnan(recorded) else f"{recorded:.2%}"),
-        Column("test images", lambda _: f"{count:,}"),
-    ]
-    Table("", columns, [accuracy]).show(terminal.CONSOLE)
-    return {"accuracy": accuracy, "recorded": recorded}
-
-
-def load_images(file: ExportedFile, source: SourceConfig, parts: Sequence[str]) -> Dataset:
-    """The data set that an exported file's run was trained on, from `source.root`, by default where data lie.
-
-    Raises InputError where its files are not there, or `parts` of it are not the run's.
-    """
-    root = str(REPOSITORY / "data") if source.root is None else source.root
-    dataset = load(replace(file.record.config.data, root=root))
-    recorded = {"shape": file.record.shape, "classes": file.record.classes, "digests": file.record.result.digests}
-    check_same_images(file.path, recorded, dataset, root, parts)
-    return dataset
 
 
 def measure_accuracy(classifier: ImageClassifier, dataset: Dataset, config: TrainerConfig) -> float:
