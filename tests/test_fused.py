@@ -48,17 +48,16 @@ def set_kernels(net: nn.Module, kernels: str) -> nn.Module:
     return fused.set_kernels(copy.deepcopy(net), kernels)
 
 
-def run(net: nn.Module, maps: Tensor, grad: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Output, gradients of the maps and parameters, and buffers, after a step of training in `dtype`."""
+def run(net: nn.Module, maps: Tensor, grad: Tensor, dtype: torch.dtype, learns: bool = True) -> list[Tensor]:
+    """Output, gradients of the maps, if those `learns`, and parameters, and buffers, after a step in `dtype`."""
     double = dtype == torch.float64
     net, maps = (net.double(), maps.double()) if double else (net, maps.clone(memory_format=LAST))
-    maps.requires_grad_()
+    maps.requires_grad_(learns)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         output = net(maps)
     output.backward(grad.to(output.dtype))
-    assert maps.grad is not None
-    parameters = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
-    return [output.detach(), maps.grad, *parameters, *(b for b in net.buffers() if b.is_floating_point())]
+    gradients = [each.grad for each in (maps, *net.parameters()) if each.grad is not None]
+    return [output.detach(), *gradients, *(b for b in net.buffers() if b.is_floating_point())]
 
 
 def errors(net: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -148,6 +147,7 @@ def test_any_number_of_channels(channels: int, out_channels: int, size: int, str
         lambda: inverted_residual(16, 24, 40, 5, 2, activation_layer=gelu),
         lambda: Residual(depthwise_separable(16, 16, between=False, activation_layer=None)),
         lambda: Residual(ConvNormActivation(16, 16, activation_layer=gelu)),
+        lambda: Residual(nn.Sequential(nn.BatchNorm2d(16))),
         lambda: conv_pool_norm_activation(depthwise_separable, 16, 24, activation_layer=gelu),
         lambda: conv_pool_norm_activation(ConvNormActivation, 16, 24, activation_layer=gelu),
         lambda: nn.Sequential(depthwise(16, 16, norm_layer=None, activation_layer=None), pointwise(16, 8)),
@@ -163,6 +163,34 @@ def test_every_form_of_a_block(make: Callable[[], nn.Module], dtype: torch.dtype
         ours, torchs = draws.square().mean(0).sqrt()
         floor = 1e-6 if dtype == torch.float32 else 2e-2
         assert (ours <= torch.maximum(1.5 * torchs, torch.tensor(floor))).all(), (side, ours, torchs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_stems(size: int, stride: int, dtype: torch.dtype) -> None:
+    """A standard convolution of images, of which no gradient is asked for: its patches are copied out."""
+    torch.manual_seed(0)
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    for channels, out_channels, padding in ((1, 17, size - 1), (3, 5, 0), (3, 16, 1)):
+        net = ConvNormActivation(channels, out_channels, size, stride, padding, activation_layer=gelu)
+        net = net.to(memory_format=LAST)
+        assert len(ops.find_chain([*net.children()], dtype, images=True)) == 1
+        images = torch.randn(5, channels, 9, 7).to(dtype).float().contiguous(memory_format=LAST)
+        grad = torch.randn_like(set_kernels(net, "torch")(images)).to(dtype).float()
+        exact = run(set_kernels(net, "torch"), images, grad, torch.float64, learns=False)
+        for ours, true in zip(run(set_kernels(net, "auto"), images, grad, dtype, learns=False), exact, strict=True):
+            assert (ours.double() - true).abs().max() <= bound * max(1, true.abs().max(), grad.norm())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolutions_of_images(stride: int) -> None:
+    """They put out no more than there is room for."""
+    net = pointwise(8, 64, stride).to(memory_format=LAST)
+    images = torch.randn(4, 8, 16, 16).contiguous(memory_format=LAST)
+    with torch.no_grad():
+        ours, torchs = (set_kernels(net, kernels)(images) for kernels in ("auto", "torch"))
+    torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -327,6 +355,8 @@ def test_what_has_no_kernel_is_left_to_torch() -> None:
         nn.GELU(),
     ):
         assert ops.has_kernel(layer)
+    assert ops.has_kernel(nn.Conv2d(3, 8, 3, 2, bias=False), images=True)
+    assert not ops.has_kernel(nn.Conv2d(8, 4, 1, 2, bias=False), images=True)  # it is no product of all positions
     assert ops.find_dtype(torch.zeros(1, 16, 4, 4)) is None  # not channels last
     assert ops.find_dtype(torch.zeros(1, 16, 4, 4, device="meta")) is None
     assert ops.find_dtype(torch.zeros(1, 16, 4, 4, dtype=torch.float64).contiguous(memory_format=LAST)) is None
@@ -370,6 +400,13 @@ def test_hooks_are_called() -> None:
     net.one.register_full_backward_pre_hook(lambda module, grads: called.append("back"))
     net(maps).sum().backward()
     assert called[1:] == ["back"]
+    names = ("other.pointwise.conv", "other.pointwise.norm")
+    heard: list[str] = []
+    for name in names:
+        net.get_submodule(name).register_forward_hook(lambda *_, name=name: heard.append(name))
+    with torch.no_grad():
+        net.eval()(maps)
+    assert heard == [*names]
 
 
 def test_what_torch_refuses_is_refused() -> None:
@@ -382,6 +419,20 @@ def test_what_torch_refuses_is_refused() -> None:
         block = depthwise(16, 16, 5, padding=0, norm_layer=norm, activation_layer=activation)
         with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
             block(torch.randn(2, 16, 3, 3).contiguous(memory_format=LAST))
+
+
+def test_maps_of_other_shapes() -> None:
+    """What does not fit is refused, and what is added has the sum's shape: no kernel reads beyond its maps."""
+    maps = torch.randn(2, 8, 6, 6).contiguous(memory_format=LAST)
+    for wrong in (depthwise(16, 16), pointwise(16, 8), nn.BatchNorm2d(16)):
+        with pytest.raises(RuntimeError, match="channels, not of 8"):
+            sequential(layer=wrong)(maps)
+    layers = pointwise(8, 8, activation_layer=None)
+    with pytest.raises(RuntimeError, match="must match the existing size"):
+        Residual(layers, nn.MaxPool2d(2))(maps)
+    net, grad = Residual(layers, nn.AdaptiveAvgPool2d(1)), torch.randn_like(maps)
+    ours, torchs = (run(set_kernels(net, kernels), maps, grad, torch.float32) for kernels in ("auto", "torch"))
+    torch.testing.assert_close(ours, torchs, atol=2e-5, rtol=1e-4)
 
 
 def test_kernels_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

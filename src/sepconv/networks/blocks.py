@@ -117,7 +117,7 @@ def run(
             layers = layers[sum(link.layers() for link in links) :]
             input = input if links[0].conv is None else input.to(dtype)
             if not layers and shortcut is not None and fused.can_add(links, activation):
-                other = shortcut(around).to(dtype)
+                other = shortcut(around).to(input.dtype)
                 return fused.chain([*links[:-1], links[-1]._replace(activation=activation)], input, other)
             input = fused.chain(links, input)
         elif dtype is not None and len(layers) > 1 and folds(layers[0], layers[1]):
@@ -136,9 +136,9 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 
 
 def folds(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a convolution may have the norm after it in its weights: in evaluation."""
+    """Whether a convolution may have the norm after it in its weights: in evaluation, where nobody waits for either."""
     both = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
-    return both and not (norm.training or torch.is_grad_enabled())
+    return both and not (norm.training or torch.is_grad_enabled() or fused.has_hooks(conv) or fused.has_hooks(norm))
 
 
 def fold(conv: Any, norm: Any, input: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def has_kernel(layer: nn.Module, images: bool = False) -> bool:
 
     Args:
         images: whether it takes images, of which no gradient is asked for: then a standard convolution, too, of few
-            channels.
+            channels, whose patches are copied out.
     """
     if not layer.training or has_hooks(layer):
         return False
@@ -83,7 +83,7 @@ def has_kernel(layer: nn.Module, images: bool = False) -> bool:
         return False
     if layer.groups == 1:
         seen, alone = size**2 * layer.in_channels, size == stride == 1
-        return (alone or (images and seen <= MOST_SEEN)) and layer.out_channels * seen <= MOST_WEIGHTS
+        return (alone or (images and size > 1 and seen <= MOST_SEEN)) and layer.out_channels * seen <= MOST_WEIGHTS
     return size in (3, 5) and stride in (1, 2) and layer.in_channels == layer.out_channels == layer.groups
 
 
@@ -236,7 +236,7 @@ def chain(links: Sequence[Link], maps: Tensor, other: Tensor | None = None) -> T
 
     Raises:
         ValueError: as the norm would, for a single value a channel.
-        RuntimeError: as the convolution would, for maps that are smaller than its kernel.
+        RuntimeError: as torch would, for maps of other channels or smaller than a kernel, and what cannot be added.
     """
     parameters = [parameter for link in links for parameter in link.parameters()]
     return Chain.apply(links, maps, other, *parameters)
@@ -292,7 +292,7 @@ class Chain(torch.autograd.Function):
         last, out = reads[-1], maps
         if last.saved is not None:
             out = room_for(maps.shape, dtype)
-            other = None if other is None else channels_last(other)
+            other = None if other is None else channels_last(other.expand_as(maps))
             call("finish_forward", dtype, *sizes(maps), last.structure(), other, out)
         of_sum = out if ctx.adds and last.kind else None
         # what is put out as it is, by a convolution without a norm, is not needed: the next layer may overwrite it
@@ -389,9 +389,11 @@ def find_room(saved: Tensor) -> NormResult:
 def measure(conv: nn.Conv2d, shape: Sequence[int]) -> Geometry:
     """What `conv` makes of maps of `shape` (B, C, H, W).
 
-    Raises RuntimeError as the layer itself would: for maps smaller than its kernel.
+    Raises RuntimeError as the layer itself would: for maps of other channels, or smaller than its kernel.
     """
     batch, channels, height, width = shape
+    if channels != conv.in_channels:
+        raise RuntimeError(f"expected maps of {conv.in_channels} channels, not of {channels}")
     size, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
     if min(height, width) + 2 * pad < size:
         raise RuntimeError(f"Kernel size can't be greater than actual input size: {size}, maps of {height} x {width}")
@@ -413,9 +415,11 @@ def read_patches(geometry: Geometry, images: Tensor) -> tuple[Tensor, Geometry]:
 def take_note(norm: nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Norm]:
     """Room for what `norm` keeps of a batch of `maps`, and itself for the kernels, which fill it. The batch is counted.
 
-    Raises ValueError, as the layer would, for a single value a channel.
+    Raises, as the layer would, RuntimeError for maps of other channels, ValueError for a single value a channel.
     """
     positions, channels = sizes(maps)
+    if channels != norm.num_features:
+        raise RuntimeError(f"expected maps of {norm.num_features} channels, not of {channels}")
     if positions == 1:
         raise ValueError("Expected more than 1 value per channel when training")
     if norm.num_batches_tracked is not None:
