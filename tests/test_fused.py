@@ -2,10 +2,12 @@
 
 import copy
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -34,6 +36,7 @@ from sepconv.networks.blocks import (
 )
 from sepconv.networks.cpu import DepthwiseConv2d
 from sepconv.networks.fused import library, ops
+from sepconv.networks.fused.build import FLAGS
 from sepconv.training import checkpoints
 
 pytestmark = pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
@@ -331,6 +334,29 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch, tmp_path
     library.cache_clear()
     try:
         assert library(torch.float32) is None
+    finally:
+        library.cache_clear()
+
+
+def test_compilers_and_homes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """CC may be a command with arguments; what does not run, and no home to keep the library in, leave torch's own."""
+    compiler, wrong = os.environ.get("CC", "cc"), tmp_path / "wrong"
+    wrong.write_bytes(b"no program")
+    wrong.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("sepconv.networks.fused.build.FLAGS", [*FLAGS, "-O0"])  # which is built sooner
+    try:
+        for command, there in ((f"env {compiler}", True), ("", False), ("cc '", False), (str(wrong), False)):
+            monkeypatch.setenv("CC", command)
+            library.cache_clear()
+            assert (library(torch.float32) is not None) == there
+        monkeypatch.setenv("CC", compiler)
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+        library.cache_clear()
+        with caplog.at_level(logging.INFO):
+            assert library(torch.float32) is None
+        assert "cannot be built (Could not determine home directory.)" in caplog.text
     finally:
         library.cache_clear()
 
