@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from torch import nn
 from sepconv import InputError
 from sepconv.config.keys import ExportConfig, SourceConfig
 from sepconv.config.read import read
+from sepconv.costs import counting
+from sepconv.costs.peak_memory import live_bytes, live_maps
 from sepconv.data.datasets import load
 from sepconv.deployment import export, speed
-from sepconv.deployment.formats import ExportedFile, classify, read_file, run_onnx, to_onnx, write_onnx
+from sepconv.deployment.formats import ExportedFile, classify, export_program, read_file, run_onnx, to_onnx, write_onnx
 from sepconv.deployment.quantization import Quantizer
 from sepconv.deployment.speed import time_layers
 from sepconv.networks import names
@@ -219,6 +222,17 @@ def test_every_network_has_a_form_in_onnx(name: str) -> None:
     assert classify(run_onnx(write_onnx(quantizer.quantize()), 1), images).isfinite().all()
 
 
+def test_poolings_are_single_operations() -> None:
+    """In both formats: what runs the files has a kernel for them."""
+    classifier = classifier_of({"name": "baseline"})
+    kinds = [node.op_type for node in to_onnx(classifier).graph.node]
+    assert kinds.count("MaxPool") == 2
+    assert not {"Slice", "Max"} & set(kinds)
+    operations = [str(node.target) for node in export_program(classifier).graph.nodes]
+    assert operations.count("aten.max_pool2d.default") == 2
+    assert not [operation for operation in operations if "slice" in operation or "maximum" in operation]
+
+
 def test_moments_have_a_form_in_onnx() -> None:
     classifier = classifier_of({"name": "tiny"}, "moments")
     dataset = load(data_config("digits", image_size=32))
@@ -226,6 +240,21 @@ def test_moments_have_a_form_in_onnx() -> None:
     with torch.no_grad():
         expected = classifier(images)
     assert (classify(run_onnx(write_onnx(to_onnx(classifier)), 1), images) - expected).abs().max() < 1e-3
+
+
+def test_figures_are_of_the_network_in_the_file(run: Path) -> None:
+    """One separated by method=spatial is in it as the convolutions that it multiplies out to."""
+    base = classifier_of({"name": "baseline"})
+    spatial = {"name": "separated", "base": {"name": "baseline"}, "method": "spatial", "ranks": {"conv2.conv": 2}}
+    classifier = classifier_of(spatial)
+    source = export.read_source(str(run), SourceConfig())
+    source = replace(source, classifier=classifier, dataset=load(data_config("digits", image_size=32)))
+    row: Any = export.Row("", source, SimpleNamespace(record=SimpleNamespace(precision="fp32")), None)  # type: ignore[arg-type]
+    shape = source.dataset.shape
+    assert (row.parameters, row.macs) == (counting.parameters(base.net), counting.macs(base.net, shape))
+    assert row.macs < counting.macs(classifier.net, shape)
+    maps = live_maps(counting.layers(base.net, shape), (1, *shape))
+    assert row.peak == max(live_bytes(each, "fp32") for each in maps)
 
 
 def test_int8_that_costs_too_much_is_refused(run: Path) -> None:
@@ -282,6 +311,7 @@ def test_bad_input(command: Command, run: Path, twin: Path, exported: Path, tmp_
     refused(command("export", f"run={run}", "int8_drop=2"), "int8_drop=2")
     refused(command("export", f"run={run}", "output=/dev/null/x"), "cannot write", "output=")
     refused(command("export", f"run={twin}", f"output={exported}"), "is of another run", run.name)
+    refused(command("export", f"run={twin}", "format=torch_export", f"output={exported}"), "is of another run", run.name)
     refused(command("evaluate", f"run={run}", f"file={exported}/separable-digits.onnx"), "give run=", "file=")
     file = f"file={exported}/separable-digits.onnx"
     refused(command("evaluate", file, "checkpoint=last"), "checkpoint=last", "file=")

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepconv import InputError, files
 from sepconv.config import EXPORTED
 from sepconv.config.keys import ExportConfig, SourceConfig, TrainConfig
-from sepconv.costs.counting import layers
+from sepconv.costs import counting
 from sepconv.costs.peak_memory import live_bytes, live_maps
 from sepconv.data.datasets import Dataset, sample
 from sepconv.deployment.formats import (
@@ -32,6 +32,7 @@ from sepconv.deployment.formats import (
 from sepconv.deployment.quantization import Quantizer
 from sepconv.deployment.speed import Speed, measure, time_layers
 from sepconv.devices import describe_device
+from sepconv.networks.lowrank import multiply_out
 from sepconv.packing import pack
 from sepconv.reading import write_yaml
 from sepconv.study.compare import Run, make_labels, name_hardware, read_run
@@ -80,10 +81,24 @@ class Row:
         return self.file.record
 
     @cached_property
+    def net(self) -> nn.Module:
+        """The network that the file holds, of shapes alone."""
+        return multiply_out(self.source.classifier.net)
+
+    @property
+    def parameters(self) -> int:
+        return counting.parameters(self.net)
+
+    @property
+    def macs(self) -> int:
+        return counting.macs(self.net, self.source.dataset.shape)
+
+    @property
     def peak(self) -> int:
         """Bytes of the maps that are alive at once, at most, for one image."""
-        net, shape = self.source.classifier.net, self.source.dataset.shape
-        return max(live_bytes(maps, self.record.precision) for maps in live_maps(layers(net, shape), (1, *shape)))
+        shape = self.source.dataset.shape
+        maps = live_maps(counting.layers(self.net, shape), (1, *shape))
+        return max(live_bytes(each, self.record.precision) for each in maps)
 
 
 def export(config: ExportConfig, overrides: list[str]) -> None:
@@ -101,8 +116,8 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     if twin and (reason := explain_difference(source.images, twin.images)):
         raise InputError(f"twin={config.twin} is of other images than run={config.run}: {reason}")
     command = name_command(overrides)
-    paths = {precision: folder / f"{source.name}{end}" for precision, end in ends(config).items()}
-    check_folder(folder, paths, source)
+    paths = {precision: folder / f"{source.name}{end}" for precision, end in ends(config.format, config.int8).items()}
+    check_folder(folder, source)
     sources = [source, twin] if twin else [source]
     made: list[tuple[str, Source, ExportedFile]] = []
     refused: dict[str, str] = {}  # by network: why there is no file in int8
@@ -166,16 +181,20 @@ def without_places(overrides: list[str]) -> list[str]:
     return [override for override in overrides if not override.startswith(runs.PLACES)]
 
 
-def ends(config: ExportConfig) -> dict[str, str]:
-    """How the name of each file ends, by its precision."""
-    suffix = EXPORTED[config.format]
-    return {"fp32": suffix} | ({"int8": f"-int8{suffix}"} if config.int8 else {})
+def ends(form: str, int8: bool) -> dict[str, str]:
+    """How the name of each file of a format ends, by its precision."""
+    suffix = EXPORTED[form]
+    return {"fp32": suffix} | ({"int8": f"-int8{suffix}"} if int8 else {})
 
 
-def check_folder(folder: Path, paths: dict[str, Path], source: Source) -> None:
-    """Raises InputError where files cannot be written to `folder`, or one there is of another run."""
+def check_folder(folder: Path, source: Source) -> None:
+    """Raises InputError where files cannot be written to `folder`, or one there is of another run.
+
+    A file of any format: the figures of all of them have one name.
+    """
     files.make_folder(folder)
-    for path in paths.values():
+    for end in [end for form in EXPORTED for end in ends(form, int8=True).values()]:
+        path = folder / f"{source.name}{end}"
         if path.exists() and (other := read_file(path).record.run) != source.run.path.name:
             raise InputError(f"{path} is of another run, {other}: choose another output=, or remove it")
 
@@ -298,7 +317,7 @@ def describe_row(row: Row) -> dict[str, Any]:
     return {
         "network": row.label, "run": record.run, "format": record.format, "precision": record.precision,
         "test_accuracy": record.test_accuracy, "val_accuracy": record.val_accuracy,
-        "test_images": result.images["test"], "parameters": result.parameters, "macs": result.macs,
+        "test_images": result.images["test"], "parameters": row.parameters, "macs": row.macs,
         "file_bytes": len(row.file.content), "peak_bytes": row.peak, **asdict(row.speed),
     }  # fmt: skip
 
@@ -313,8 +332,8 @@ COLUMNS = [
     Column("precision", lambda row: row.record.precision, left=True),
     Column("test accuracy", lambda row: f"{row.record.test_accuracy:.2%}"),
     Column("validation", lambda row: f"{row.record.val_accuracy:.2%}"),
-    Column("parameters", lambda row: f"{row.record.result.parameters:,}"),
-    Column("MACs", lambda row: f"{row.record.result.macs:,}"),
+    Column("parameters", lambda row: f"{row.parameters:,}"),
+    Column("MACs", lambda row: f"{row.macs:,}"),
     Column("file bytes", lambda row: f"{len(row.file.content):,}"),
     Column("peak bytes of maps", lambda row: f"{row.peak:,}"),
     Column("ms, 1 thread", lambda row: f"{1e3 * row.speed.one_thread:.3f}"),

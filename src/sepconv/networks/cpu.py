@@ -140,7 +140,8 @@ class HalvingMaxPool(nn.MaxPool2d, fused.Fusible):
     """For nn.MaxPool2d(2): (B, C, H, W) to (B, C, H // 2, W // 2).
 
     It is computed by the fused kernels where they can be had. Else, where no gradient goes through it, it takes the
-    larger of neighbours along one axis, then along the other. Why: the stock kernel notes where each maximum was.
+    larger of neighbours along one axis, then along the other. Why: the stock kernel notes where each maximum was. What
+    compiles or exports it finds the stock layer, which other libraries have a kernel for.
 
     Args:
         ceil_mode: round an odd side's half up instead.
@@ -154,7 +155,8 @@ class HalvingMaxPool(nn.MaxPool2d, fused.Fusible):
         whole = not self.ceil_mode or (height, width) == input.shape[-2:]
         if whole and min(height, width) > 0 and self.find_dtype(input) == input.dtype:
             return fused.halve(input)
-        if input.device.type != "cpu" or (input.requires_grad and torch.is_grad_enabled()) or not whole:
+        stock = torch.compiler.is_compiling() or input.device.type != "cpu"
+        if stock or (input.requires_grad and torch.is_grad_enabled()) or not whole:
             return super().forward(input)
         rows = torch.maximum(input[..., 0:height:2, :], input[..., 1:height:2, :])
         return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])

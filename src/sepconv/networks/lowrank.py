@@ -141,10 +141,9 @@ class KernelWise(nn.Sequential):
         self.product = (copy.deepcopy(conv).to("meta"),)  # in a tuple: not a part of this module, whose weights are its
 
     def forward(self, input: Tensor) -> Tensor:
-        steps = (self.vertical, self.horizontal)
         if input.device.type == "meta":
             return super().forward(input)
-        if self.stepwise or not all(isinstance(step, nn.Conv2d) for step in steps):
+        if self.stepwise or not self.is_whole():
             maps = 4 * max(step.weight.shape[0] for step in self.modules() if isinstance(step, nn.Conv2d))
             size = max(1, MOST_MAPS // (maps * input.shape[2] * input.shape[3]))
             return torch.cat([super(KernelWise, self).forward(part) for part in input.split(size)])
@@ -152,6 +151,10 @@ class KernelWise(nn.Sequential):
         if self.horizontal.bias is not None:
             parameters["bias"] = self.horizontal.bias
         return functional_call(self.product[0], parameters, (input,))
+
+    def is_whole(self) -> bool:
+        """Whether neither step was separated further."""
+        return isinstance(self.vertical, nn.Conv2d) and isinstance(self.horizontal, nn.Conv2d)
 
     def weight(self) -> Tensor:
         """The weight (C_out, C_in, K, K) of the one convolution."""
@@ -161,6 +164,15 @@ class KernelWise(nn.Sequential):
         # (C_out, C_in, r, K, K); by products one by one, which autocast leaves as exact as the weights are
         products = columns.transpose(0, 1)[..., None] * rows.transpose(1, 2)[..., None, :]
         return products.sum(2)
+
+
+def multiply_out(net: nn.Module) -> nn.Module:
+    """A copy of `net`, of shapes alone, in which what runs as one convolution (KernelWise) is that convolution."""
+    copied = copy.deepcopy(net).to("meta")
+    for name, layer in list(copied.named_modules()):
+        if isinstance(layer, KernelWise) and layer.is_whole():
+            put(copied, name, layer.product[0])
+    return copied
 
 
 class Decomposition:
