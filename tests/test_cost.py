@@ -498,6 +498,10 @@ def test_command_csv_and_markdown(command: Command) -> None:
         (["shape=[3,4000000000,4000000000]"], ["shape=[3, 4000000000, 4000000000]", "1 to 1000000"]),
         (["device=cpu", "batch=1000000000"], ["MiB", "choose a smaller batch"]),
         (["sweep=true", "device=cpu", "batch=1000000000"], ["MiB", "choose a smaller batch"]),
+        (["sweep=true", "receptive_field=a.png"], ["receptive_field=", "sweep=true", "leave one out"]),
+        (["sweep=true", "device=cpu", "plot=a.png"], ["plot=", "sweep=true"]),
+        (["sweep=true", "shape=[3,32,32]"], ["shape=", "sweep=true"]),
+        (["sweep=true", "classes=3"], ["classes=", "sweep=true"]),
         (["layout=3"], ["unknown key layout"]),
     ],
 )

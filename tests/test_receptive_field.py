@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
+from sepconv.costs import plots
 from sepconv.costs.counting import Layer, layers
 from sepconv.costs.effective_receptive_field import central_window, effective_side, gradient_maps, spatial_layers
 from sepconv.costs.plots import draw_receptive_fields
+from sepconv.costs.report import add_effective_sides
 from sepconv.networks import build, names
 from sepconv.networks.blocks import Resize, depthwise_separable
 from sepconv.networks.cpu import GlobalAvgPool
@@ -256,6 +259,17 @@ def test_effective_side() -> None:
     nn.init.ones_(conv.weight)
     (layer,) = layers(nn.Sequential(conv), (1, 21, 21))
     assert effective_side(gradient_maps(nn.Sequential(conv), [layer], 1)["0"], layer) == 4
+
+
+def test_no_gradient_arrives() -> None:
+    """Past filters of zeros, say: then there is no effective receptive field."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
+    nn.init.zeros_(net[1].weight)  # type: ignore[arg-type]
+    rows = layers(net, (1, 9, 9))
+    result: dict[str, Any] = {"layers": [{}, {}]}
+    draw = add_effective_sides(result, net, rows, torch.device("cpu"))
+    assert [row["effective_receptive_field"] for row in result["layers"]] == [3, None]
+    assert [panel.get_title().split()[-1] for panel in draw(plots).axes if panel.images] == ["3", "none"]
 
 
 def test_effective_grows_slower_than_theory() -> None:

@@ -16,7 +16,7 @@ from torchvision.ops import SqueezeExcitation
 
 from sepconv.costs import closed_forms, roofline
 from sepconv.costs.counting import layers
-from sepconv.costs.passes import Call
+from sepconv.costs.passes import Call, list_calls
 from sepconv.costs.plots import draw_roofline
 from sepconv.costs.roofline import IN_CHANNELS, OUT_CHANNELS, SIDE, Machine, isolated, sweep, time_layers
 from sepconv.networks import build
@@ -127,6 +127,16 @@ def test_every_call_of_a_step_runs_alone(name: str, dtype: str) -> None:
         for call in step.calls:
             assert call["share"] == pytest.approx(call["least_seconds"] / call["alone_seconds"])
     assert all(p.grad is None for p in net.parameters())  # of a copy
+
+
+def test_sums_alone_are_of_the_type_of_the_step() -> None:
+    """Else each timed call would convert what is added, as no step does."""
+    net = build("resnet", SHAPE, 10, **SLIM["resnet"]).train()
+    calls = list_calls(net, SHAPE, 2, "bf16", True, "fused")
+    functions = [roofline.find_function(net, call, torch.bfloat16) for call in calls if call.layers]
+    held = [each for function in functions if isinstance(function, nn.Module) for each in function.modules()
+            if isinstance(each, roofline.Held)]  # fmt: skip
+    assert {each.maps.dtype for each in held} == {torch.bfloat16}
 
 
 class Residual(nn.Module):

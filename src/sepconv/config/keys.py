@@ -447,6 +447,9 @@ class CostConfig:
             raise InputError("plot= draws what device= measures: give device=cpu or device=cuda too")
         if self.dtype == "int8" and self.device is not None:
             raise InputError("dtype=int8 is counted, not measured: leave device= out, or choose dtype=fp32 or bf16")
+        for key in ("shape", "classes", "plot", "receptive_field") if self.sweep else ():
+            if getattr(self, key) is not None:
+                raise InputError(f"{key}= is for a network, and sweep=true counts two layers alone: leave one out")
 
 
 SCHEMAS = (TrainConfig, EvaluateConfig, PredictConfig, DemoConfig, ExportConfig, SeparateConfig, *SUITES.values(),

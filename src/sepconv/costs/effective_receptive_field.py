@@ -65,7 +65,7 @@ def central_window(layer: Layer, sides: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def effective_side(mass: Tensor, layer: Layer) -> int:
-    """Side in pixels of the smallest square that holds MASS of a gradient map (H, W).
+    """Side in pixels of the smallest square that holds MASS of a gradient map (H, W) that is not all zeros.
 
     Its centre is that of the window that the layer's central position sees in theory, padding left out of account.
     """

@@ -67,7 +67,8 @@ def draw_receptive_fields(maps: dict[str, Tensor], layers: Iterable[Layer]) -> F
         title = f"{name}\n{layer.kind} {layer.kernel[0]} x {layer.kernel[1]}" if layer.kernel else name
         size = layer.sees[0].size
         theory = "theory: all" if math.isinf(size) else f"theory {size:.0f}"
-        panel.set_title(f"{title}\n{theory}, effective {effective_side(mass, layer)}", fontsize=7, parse_math=False)
+        effective = effective_side(mass, layer) if mass.any() else "none"
+        panel.set_title(f"{title}\n{theory}, effective {effective}", fontsize=7, parse_math=False)
     share = f"side of a square with {MASS:.0%} of the squared gradient"
     figure.suptitle(f"Effective receptive field ({share}), theoretical one framed", fontsize=9)
     return figure

@@ -140,13 +140,13 @@ def twin_record(model: Record, net: nn.Module, shape: Shape, classes: int) -> Re
 
 
 def add_effective_sides(result: Record, net: nn.Module, layers: list[Layer], device: torch.device) -> Drawing:
-    """Adds each layer's effective receptive field, None where it has none; gives what draws them."""
+    """Adds each layer's effective receptive field, None where it has none or no gradient arrives; gives what draws."""
     if not spatial_layers(layers):
         raise InputError("receptive_field= has nothing to draw: every map has one position; choose larger images")
     maps = gradient_maps(net, layers, device=device)
     for layer, row in zip(layers, result["layers"], strict=True):
         mass = maps.get(layer.name) if layer.call is None else None
-        row["effective_receptive_field"] = None if mass is None else effective_side(mass, layer)
+        row["effective_receptive_field"] = effective_side(mass, layer) if mass is not None and mass.any() else None
     return lambda plots: plots.draw_receptive_fields(maps, layers)
 
 

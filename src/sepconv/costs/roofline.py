@@ -265,7 +265,7 @@ def alone(net: nn.Module, call: Call, device: torch.device, dtype: str, kept: in
     """
     if not call.layers:
         return make_update(net)
-    compute = find_function(net, call)
+    compute = find_function(net, call, DTYPES[dtype])
     size = max(1, call.layers[0].read * counting.BYTES[dtype])
     turns = range(min(TURNS, max(1, kept // size)))
     inputs = [draw(call.layers[0], device, DTYPES[dtype]) for _ in (turns if call.direction != "forward" else (0,))]
@@ -297,8 +297,8 @@ def alone(net: nn.Module, call: Call, device: torch.device, dtype: str, kept: in
     return backward
 
 
-def find_function(net: nn.Module, call: Call) -> Callable[..., Any]:
-    """What computes the group of layers of `call`."""
+def find_function(net: nn.Module, call: Call, dtype: torch.dtype) -> Callable[..., Any]:
+    """What computes the group of layers of `call` on maps of `dtype`."""
     modules = [net.get_submodule(layer.name) for layer in call.layers if layer.call is None]
     if not modules:
         operation: Callable[..., Any] = call.layers[0].call
@@ -309,15 +309,15 @@ def find_function(net: nn.Module, call: Call) -> Callable[..., Any]:
     if not sums:
         return Sequence(*modules).train(net.training)
     last = modules.pop() if call.layers[-1] is not sums[0] else None
-    return Residual(nn.Sequential(*modules), Held(sums[0].output), last).train(net.training)
+    return Residual(nn.Sequential(*modules), Held(sums[0].output, dtype), last).train(net.training)
 
 
 class Held(nn.Module):
     """A shortcut that gives the same random maps, of `shape` (B, C, H, W), whatever comes in."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        self.maps = torch.randn(shape).to(memory_format=torch.channels_last)
+        self.maps = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.maps
