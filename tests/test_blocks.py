@@ -15,10 +15,12 @@ from sepconv.networks.blocks import (
     ConvNormActivation,
     Residual,
     Resize,
+    Size,
     conv_pool_norm_activation,
     depthwise,
     depthwise_separable,
     inverted_residual,
+    pair,
     pointwise,
     sequential,
     spatially_separable,
@@ -133,18 +135,22 @@ def test_separable_residual(kernel_size: int, between: bool) -> None:
 
 def test_spatially_separable_is_a_dense_convolution() -> None:
     """Without anything between, the two steps are one convolution: of rank 1 with one channel."""
-    for channels, out_channels, size, stride, padding in [(1, 1, 3, 1, None), (3, 5, 5, 2, None), (4, 2, 3, 2, 0)]:
+    cases: list[tuple[int, int, Size, Size, Size | None]] = [
+        (1, 1, 3, 1, None), (3, 5, 5, 2, None), (4, 2, 3, 2, 0), (3, 4, (3, 5), (1, 2), None), (3, 4, (5, 3), 2, (0, 1)),
+    ]  # fmt: skip
+    for channels, out_channels, size, stride, padding in cases:
         block = spatially_separable(
             channels, out_channels, size, stride, padding, norm_layer=None, activation_layer=None, between=False
         )
         column, row = convolutions(block)
         assert column.bias is None
-        assert parameters(block) == size * channels * (channels + out_channels) + out_channels
+        height, width = pair("kernel_size", size, 1)
+        assert parameters(block) == channels * (height * channels + width * out_channels) + out_channels
         dense = torch.einsum("omk,mil->oilk", row.weight[:, :, 0], column.weight[:, :, :, 0])
         if channels == 1:
             assert torch.linalg.matrix_rank(dense[0, 0]) == 1
         images = torch.randn(2, channels, 10, 13)
-        expected = F.conv2d(images, dense, row.bias, stride, size // 2 if padding is None else padding)
+        expected = F.conv2d(images, dense, row.bias, stride, (height // 2, width // 2) if padding is None else padding)
         assert torch.allclose(block(images), expected, atol=1e-5)
 
 
@@ -253,7 +259,7 @@ def test_kinds_share_a_signature_and_differ_in_their_convolutions(conv: str) -> 
         (lambda: depthwise_separable(4, 8, stride=0), "stride=0"),
         (lambda: spatially_separable(4, 8, 0), "kernel_size=0"),
         (lambda: spatially_separable(4, 8, stride=0), "stride=0"),
-        (lambda: spatially_separable(4, 8, padding=-1), "padding=(-1, 0)"),
+        (lambda: spatially_separable(4, 8, padding=-1), "padding=-1"),
         (lambda: inverted_residual(4, 8, 0), "expanded=0 is out of range: 1 or more channels"),
         (lambda: inverted_residual(4, 8, 16, stride=0), "stride=0"),
         (lambda: inverted_residual(4, 0, 16), "out_channels=0"),
@@ -266,4 +272,4 @@ def test_arguments_that_cannot_be(make: Callable[[], nn.Module], message: str) -
 
 
 def test_resize() -> None:
-    assert Resize(9)(torch.randn(2, 3, 16, 16)).shape == (2, 3, 9, 9)
+    assert Resize(9, 12)(torch.randn(2, 3, 16, 16)).shape == (2, 3, 9, 12)

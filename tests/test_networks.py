@@ -324,6 +324,12 @@ def test_small_form_halves_less_often(name: str) -> None:
     assert sides == [(8, 8) if name == "resnet" else (4, 4), (1, 1)]
 
 
+def test_resolution_scales_both_sides() -> None:
+    """Images keep their form."""
+    net = build("separable", (3, 32, 48), 10, resolution=0.5)
+    assert net.get_submodule("resize")(torch.zeros(1, 3, 32, 48)).shape == (1, 3, 16, 24)
+
+
 def test_width_scales_channels_and_resolution_scales_work() -> None:
     shape = (1, 28, 28)
     net, wide, small = (build("separable", shape, 10, **o) for o in ({}, {"width": 2.0}, {"resolution": 0.5}))

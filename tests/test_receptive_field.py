@@ -84,7 +84,7 @@ def test_padded_channels_leave_positions() -> None:
 
 
 def test_size_after_a_resize_to_no_whole_jump() -> None:
-    net = nn.Sequential(Resize(9), nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3))
+    net = nn.Sequential(Resize(9, 9), nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3))
     first, last = (4 / 3 - 1) / 2 - 4 / 3, (4 / 3 - 1) / 2 + 4 / 3 + 4 * 4 / 3
     assert layers(net, (1, 12, 12))[-1].sees[0].size == math.floor(round(last - first, 6)) + 1
 
@@ -166,7 +166,7 @@ def test_no_pixel_outside_matters(steps: list[tuple[str, int, int, int, int]], s
                 "mean": lambda k=kernel, s=stride, p=padding: nn.AvgPool2d(k, s, p),
                 "pad": lambda k=kernel, p=padding: nn.ZeroPad2d((p, k, k, p)),
                 "slice": lambda k=kernel, s=stride, p=padding: Sliced(slice(p, -k, s)),
-                "resize": lambda k=kernel: Resize(5 + 2 * k),
+                "resize": lambda k=kernel: Resize(5 + 2 * k, 5 + 2 * k),
             }[kind]()
         )
     parts.append(nn.Conv2d(1, 1, 1, bias=False))  # a row of its own for whatever comes last

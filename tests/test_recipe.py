@@ -70,7 +70,7 @@ def test_a_whitening_layer_is_not_trained(train: Callable[..., Path]) -> None:
 
 def test_whitening_of_what_the_convolution_sees() -> None:
     """Behind a resize, and by images of all classes where these come one after another."""
-    net = nn.Sequential(Resize(10), nn.Sequential(nn.Conv2d(1, 18, 3)))
+    net = nn.Sequential(Resize(10, 10), nn.Sequential(nn.Conv2d(1, 18, 3)))
     images = 5 * F.avg_pool2d(torch.randn(200, 1, 22, 22), 3, 1)
     whiten_stem(net, images, 0.5)
     with torch.no_grad():

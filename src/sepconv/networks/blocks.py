@@ -208,9 +208,9 @@ def depthwise_separable(
 def spatially_separable(
     in_channels: int,
     out_channels: int,
-    kernel_size: int = 3,
-    stride: int = 1,
-    padding: int | None = None,
+    kernel_size: Size = 3,
+    stride: Size = 1,
+    padding: Size | None = None,
     bias: bool | None = None,
     between: bool = True,
     **layers: Any,
@@ -221,12 +221,14 @@ def spatially_separable(
     nothing between and one channel each, the two are one K x K convolution of rank 1. Source: Szegedy et al., arXiv
     1512.00567, section 3.2.
     """
-    (size, _), (step, _) = pair("kernel_size", kernel_size, least=1), pair("stride", stride, least=1)
-    above, beside = (None, None) if padding is None else ((padding, 0), (0, padding))
+    (height, width), (down, along) = pair("kernel_size", kernel_size, least=1), pair("stride", stride, least=1)
+    above, beside = (None, None) if padding is None else pair("padding", padding, least=0)
+    column = (height, 1), (down, 1), None if above is None else (above, 0)
+    row = (1, width), (1, along), None if beside is None else (0, beside)
     first = layers if between else ALONE
     return sequential(
-        vertical=ConvNormActivation(in_channels, in_channels, (size, 1), (step, 1), above, **first),
-        horizontal=ConvNormActivation(in_channels, out_channels, (1, size), (1, step), beside, bias=bias, **layers),
+        vertical=ConvNormActivation(in_channels, in_channels, *column, **first),
+        horizontal=ConvNormActivation(in_channels, out_channels, *row, bias=bias, **layers),
     )
 
 
@@ -347,14 +349,14 @@ class Repeat(nn.Module):
 
 
 class Resize(nn.Module):
-    """Images (B, C, H, W) to (B, C, side, side), bilinear and antialiased: MobileNet's resolution multiplier."""
+    """Images (B, C, H, W) to (B, C, height, width), bilinear and antialiased: MobileNet's resolution multiplier."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        self.side = side
+        self.height, self.width = height, width
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
+        return F.interpolate(images, size=(self.height, self.width), mode="bilinear", antialias=True)
 
     def extra_repr(self) -> str:
-        return str(self.side)
+        return f"{self.height}, {self.width}"

@@ -1,7 +1,7 @@
 """The options that networks share, checked, and what they mean to a builder.
 
 - `width` multiplies every layer's channels (to multiples of 8): MobileNet's alpha
-- `resolution` multiplies the image's side: MobileNet's rho
+- `resolution` multiplies the image's sides: MobileNet's rho
 - `conv` is the kind of each block's convolution: separable, dense or spatial
 - `form` says whose strides: imagenet (the paper's) or small (for images of 28 to 32 pixels)
 
@@ -43,9 +43,9 @@ def make_scale(width: float) -> Callable[[int], int]:
 
 
 def make_resize(shape: Shape, resolution: float) -> Resize | None:
-    """What multiplies the side of images of `shape` by `resolution`; None where it is 1."""
+    """What multiplies the sides of images of `shape` by `resolution`; None where it is 1."""
     check(0 < resolution <= 8, "model.resolution", resolution, "above 0, at most 8")
-    return None if resolution == 1 else Resize(max(1, round(shape[1] * resolution)))
+    return None if resolution == 1 else Resize(*(max(1, round(side * resolution)) for side in shape[1:]))
 
 
 def head(channels: int, classes: int) -> dict[str, nn.Module]:
