@@ -61,6 +61,14 @@ def test_record(command: Callable[..., Outcome], tmp_path: Path) -> None:
     assert f"{record['ratio']['median']:.3f} (" in outcome.out
 
 
+def test_trainings_may_be_longer_than_the_images_suffice(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    """As those of the command without arguments are: an epoch then is several passes over them."""
+    outcome = command("benchmark", "trainer=cpu", "data.train=128", "steps=40", "rounds=1", f"output={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    record = json.loads((tmp_path / "loop-digits-baseline-128-cpu.json").read_text())
+    assert (record["steps"], len(record["ratio"]["turns"])) == (40, 15)
+
+
 def test_networks_against_their_dense_twins(
     command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +91,8 @@ def test_networks_against_their_dense_twins(
     refused(command("benchmark", "suite=networks", "networks=[nonsense]"), "unknown model=nonsense", "separable")
     refused(command("benchmark", "suite=networks", "batch_sizes=[0]"), "batch_sizes=[0]")
     refused(command("benchmark", "suite=networks", "batch_sizes=[5000]"), "batch_sizes has 5000")
+    refused(command("benchmark", "suite=networks", "batch_sizes=[]"), "batch_sizes=[]", "one or more")
+    refused(command("benchmark", "suite=networks", "networks=[]"), "networks=[]", "one or more")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +321,7 @@ def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch:
     refused(command("benchmark", *suite, "peer_epochs.keras=0"), "peer_epochs.keras=0", "1 or more")
     refused(command("benchmark", *suite, "peer_rates.keras_fast=0"), "peer_rates.keras_fast=0", "above 0")
     refused(command("benchmark", *suite, "peer_rounds.caffe=2"), "peer_rounds.caffe")
+    refused(command("benchmark", *suite, "peer_rounds.keras=[1]"), "peer_rounds=", "has a list")
     refused(command("benchmark", *suite, "peers=[ours]", "experiments=[x]"), "unknown experiment=x", "keras_mnist")
     refused(command("benchmark", *suite, "peers=[ours]", "trainer.limit_batches=2"), "data.train=N")
     refused(command("benchmark", *suite, "peers=[bare]", "data.image_size=8"), "too small")
@@ -323,7 +334,8 @@ def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch:
 
 def test_bad_input(command: Callable[..., Outcome], tmp_path: Path) -> None:
     refused(command("benchmark", "suite=nonsense"), "unknown suite=nonsense", "loop")
-    refused(command("benchmark", "steps=5"), "steps=5", "out of range")
+    refused(command("benchmark", "steps=5", "trainer=cpu"), "steps=5", "out of range: 11 or more")
+    refused(command("benchmark", "recipe.batch_size=5000", "trainer=cpu"), "recipe.batch_size=5000", "1294 images")
     refused(command("benchmark", "suite=peers", "target=99"), "target=99", "a share")
     refused(command("benchmark", "suite=time_to_accuracy", "cold_rounds=0"), "cold_rounds=0", "1 or more")
     refused(command("benchmark", "cold_rounds=3"), "unknown key cold_rounds", "suite=time_to_accuracy")

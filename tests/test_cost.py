@@ -495,6 +495,8 @@ def test_command_csv_and_markdown(command: Command) -> None:
         (["receptive_field=/nowhere/a.png"], ["receptive_field=/nowhere/a.png", "folder"]),
         (["receptive_field=a.png", "shape=[3,1,1]"], ["receptive_field=", "larger images"]),
         (["shape=32"], ["shape takes a list: shape=[...]"]),
+        (["shape={a: 1}"], ["shape takes a list: shape=[...]"]),
+        (["shape=[[3],[32],[32]]"], ["shape=[[3], [32], [32]] has a list", "where there can be none"]),
         (["shape=[3,4000000000,4000000000]"], ["shape=[3, 4000000000, 4000000000]", "1 to 1000000"]),
         (["device=cpu", "batch=1000000000"], ["MiB", "choose a smaller batch"]),
         (["sweep=true", "device=cpu", "batch=1000000000"], ["MiB", "choose a smaller batch"]),

@@ -21,7 +21,7 @@ from sepconv.benchmark.journal import Journal
 from sepconv.config.keys import LoopConfig, TrainerConfig
 from sepconv.config.rules import check
 from sepconv.data.datasets import Dataset, load
-from sepconv.data.module import ImageData, count_images
+from sepconv.data.module import ImageData
 from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
@@ -42,8 +42,8 @@ def measure(config: LoopConfig, journal: Journal) -> dict[str, Any]:
     """Training images/s of our loop and of a bare PyTorch one: same images, network, recipe, precision.
 
     The bare loop is what one would write by hand over tensors in memory: no Lightning, no log, no checkpoint. The
-    two take turns every few steps, so that what else the machine does meets both, in `config.rounds` trainings of
-    `config.steps` steps.
+    two take turns every few steps, so that what else the machine does meets both, in `config.rounds` trainings of an
+    epoch of `config.steps` steps.
 
     Returns:
         Rates of each turn, and the ratios ours / bare of each pair of turns with their median and quartiles.
@@ -53,10 +53,8 @@ def measure(config: LoopConfig, journal: Journal) -> dict[str, Any]:
     """
     device = find_device(config.trainer)
     dataset = load(config.data)
-    recipe = replace(config.recipe, drop_last=True)
-    steps = count_images(dataset, recipe) // recipe.batch_size
-    limits = f"an epoch of {dataset.name} has from {WARM_UP + 1} to {steps}"
-    check(WARM_UP < config.steps <= steps, "steps", config.steps, limits)
+    check(config.steps > WARM_UP, "steps", config.steps, f"{WARM_UP + 1} or more, as the first {WARM_UP} are left out")
+    recipe = replace(config.recipe, drop_last=True, epoch_images=config.steps * config.recipe.batch_size)
     precision = resolve_precision(config.recipe.precision, device)
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     measure_round = partial(run_round, replace(config, recipe=recipe), dataset, precision)

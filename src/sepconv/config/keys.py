@@ -281,7 +281,7 @@ class NetworksConfig(BenchmarkConfig):
     data: DataConfig
     recipe: RecipeConfig
     seed: int = number(0, least=0, below=2**32)
-    networks: list[str] = field(default_factory=["tiny", "separable", "resnet", "mobilenet_v2"].copy)
+    networks: list[str] = checked(check_once, ["tiny", "separable", "resnet", "mobilenet_v2"])
     batch_sizes: list[int] = number([32, 128], least=1)  # images of a step
     rounds: int = number(5, least=1)  # turns of each
 
@@ -292,7 +292,7 @@ class LoopConfig(Training, BenchmarkConfig):
 
     suite: str = "loop"
     rounds: int = number(5, least=1)  # trainings
-    steps: int = number(400, least=1)  # optimizer steps of each training
+    steps: int = number(400, least=1)  # optimizer steps of each training, an epoch: some passes where images are few
 
 
 @dataclass(kw_only=True)
@@ -348,7 +348,7 @@ class ClaimsConfig:
     """One run of `scripts/claims.py`."""
 
     scale: str  # name of the effort, for the report
-    only: list[str] | None = None  # such as [C7,C9]; null: all
+    only: list[str] | None = checked(check_once, None)  # such as [C7,C9]; null: all
     data: DataConfig
     recipe: RecipeConfig
     trainer: TrainerConfig

@@ -5,7 +5,8 @@ import os
 import re
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, get_origin
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,6 +50,7 @@ def read(schema: type[T], config: DictConfig | dict[str, Any], prefix: str = "")
     """
     if isinstance(config, dict):
         check_plain(config, prefix)
+    plain: Any = None
     try:
         plain = OmegaConf.to_container(OmegaConf.create(config))  # untyped: else merge would take unknown keys over
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
@@ -56,7 +58,8 @@ def read(schema: type[T], config: DictConfig | dict[str, Any], prefix: str = "")
         check_values(schema, values, prefix)
         instance = OmegaConf.to_object(OmegaConf.merge(merged, values))
     except OmegaConfBaseException as error:
-        raise InputError(explain(error, prefix)) from error
+        named = isinstance(error.full_key, str) and error.full_key
+        raise InputError(explain(error, prefix if named else prefix + find_misfit(schema, plain))) from error
     assert isinstance(instance, schema)
     return instance
 
@@ -78,11 +81,25 @@ def check_values(schema: type, values: Any, prefix: str) -> None:
         if isinstance(each.type, type) and is_dataclass(each.type):
             check_values(each.type, value, f"{key}.")
         elif value is not None:
+            if not fits(value, each.type):
+                raise InputError(f"{key}={value} has a list or a mapping where there can be none")
             check_numbers(key, value)
             if "path" in each.metadata:
                 value = values[each.name] = expand(key, value)
             if "rule" in each.metadata:
                 each.metadata["rule"](key, value)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether lists and dicts are where the type `kind` has them: OmegaConf does not look into a list or a dict."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(fits(value, part) for part in parts)
+    if isinstance(value, list):
+        return kind is Any or (origin is list and all(fits(each, parts[0]) for each in value))
+    if isinstance(value, dict):
+        return kind is Any or (origin is dict and all(fits(each, parts[1]) for each in value.values()))
+    return True
 
 
 def expand(key: str, path: Any) -> Any:
@@ -99,6 +116,16 @@ def expand(key: str, path: Any) -> Any:
     return found
 
 
+def find_misfit(schema: type, values: Any) -> str:
+    """The first key of `values` whose value alone `schema` does not take, as an error on a list names none; or nothing."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+        except OmegaConfBaseException:
+            return str(key)
+    return ""
+
+
 def find_paths(schema: type, prefix: str = "") -> dict[str, bool]:
     """The dotted keys of `schema` that are paths, and whether each takes a list of them."""
     keys: dict[str, bool] = {}
@@ -112,13 +139,14 @@ def find_paths(schema: type, prefix: str = "") -> dict[str, bool]:
 
 def explain(error: OmegaConfBaseException, prefix: str = "") -> str:
     """One line for an error of OmegaConf: the key, what is wrong, what would be right."""
-    key = prefix + str(error.full_key or error.key or "")
+    name = error.full_key  # of an element of a list it is the place
+    key = prefix + (f"[{name}]" if isinstance(name, int) else str(name or error.key or ""))
     message = str(error).splitlines()[0]
     if re.search(r"Key '.*' (not in|is not in struct)", message):
         return f"unknown key {key}: {suggest(key, [name for name in error.parent_node if name != 'hydra'])}"
     if "mandatory value" in message:
         return f"{key} is missing: give {key}=..."
-    if "is not a ListConfig" in message:
+    if "is not a ListConfig" in message or message == "Cannot merge DictConfig with ListConfig":
         return f"{key} takes a list: {key}=[...]"
     if "does not support deletion" in message:
         return f"{key} cannot be left out"

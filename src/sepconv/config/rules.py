@@ -36,13 +36,17 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 
 def number(default: Any = MISSING, *, unit: str = "", **limits: float) -> Any:
-    """A field for a number, or a list or dict of numbers, within these LIMITS. `unit` is for the error's line."""
+    """A field for a number, a list of one or more, or a dict of numbers, within these LIMITS.
+
+    `unit` is for the error's line.
+    """
     words = [unit] * bool(unit) + [LIMITS[name][1].format(limit) for name, limit in limits.items()]
     right = ", ".join(words) + (", or null" if default is None else "")
 
     def rule(key: str, value: Any) -> None:
         named = {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
         for name, numbers in named.items():
+            check(numbers != [], name, numbers, "one or more")
             for each in numbers if isinstance(numbers, list) else [numbers]:
                 check(all(LIMITS[limit][0](each, bound) for limit, bound in limits.items()), name, numbers, right)
 
