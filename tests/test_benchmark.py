@@ -272,6 +272,20 @@ def test_template_sees_the_same_images(channels: int) -> None:
         assert len(pipeline.validation) == len(pipeline.test) == 1
 
 
+def test_networks_that_are_not_trained(
+    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They refuse no images. What the bare loop trains is trained before, as ours is, but not twice."""
+    warm: list[TrainConfig] = []
+    monkeypatch.setattr(peers, "warm_up", lambda training, dataset: warm.append(training))
+    arguments = ["suite=peers", "model=tiny", "data.image_size=8", "data.train=128", "recipe.epochs=1", "rounds=1"]
+    for names in ("bare", "bare,ours"):
+        warm.clear()
+        outcome = command("benchmark", *arguments, "trainer=cpu", f"peers=[{names}]", f"output={tmp_path}")
+        assert outcome.status == 0, outcome.err
+        assert [training.model["name"] for training in warm] == ["tiny"]
+
+
 def test_slow_peers_are_spread_over_the_call() -> None:
     assert peers.order({"keras": 1, "ours": 4}) == ["ours", "ours", "keras", "ours", "ours"]
     assert peers.order({"ours": 3, "bare": 3, "keras": 2}) == [
@@ -321,10 +335,13 @@ def test_bad_peers(command: Callable[..., Outcome], tmp_path: Path, monkeypatch:
     refused(command("benchmark", *suite, "peer_epochs.keras=0"), "peer_epochs.keras=0", "1 or more")
     refused(command("benchmark", *suite, "peer_rates.keras_fast=0"), "peer_rates.keras_fast=0", "above 0")
     refused(command("benchmark", *suite, "peer_rounds.caffe=2"), "peer_rounds.caffe")
-    refused(command("benchmark", *suite, "peer_rounds.keras=[1]"), "peer_rounds=", "has a list")
     refused(command("benchmark", *suite, "peers=[ours]", "experiments=[x]"), "unknown experiment=x", "keras_mnist")
     refused(command("benchmark", *suite, "peers=[ours]", "trainer.limit_batches=2"), "data.train=N")
     refused(command("benchmark", *suite, "peers=[bare]", "data.image_size=8"), "too small")
+    refused(
+        command("benchmark", *suite, "peers=[template]", "model=tiny", "data.image_size=8"), "template trains", "small"
+    )
+    refused(command("benchmark", *suite, "peers=[pytorch]", "model=tiny", "data.image_size=4"), "6 x 6 or more")
     (tmp_path / "ready").touch()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text("#!/bin/sh\necho no module >&2\nexit 1\n")

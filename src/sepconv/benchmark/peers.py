@@ -1,11 +1,11 @@
 """Our training against others of the same images: Keras, PyTorch's example, a Lightning template, airbench, a bare
 PyTorch loop.
 
-Keras and the template train the network of the Keras MNIST example (`configs/model/baseline.yaml`), PyTorch's example
+Keras and the template train a network after the Keras MNIST example (`configs/model/baseline.yaml`), PyTorch's example
 its own. `config.peer_epochs` has how long each trains. Those in a fast form train in batches of 128, in bf16, at a
 learning rate that falls to 0 from that of `config.peer_rates`.
 
-- `keras`: the example in batches of 32, in fp32, by Keras on TensorFlow, on the CPU, each in a process of its own, in
+- `keras`: that network in batches of 32, in fp32, by Keras on TensorFlow, on the CPU, each in a process of its own, in
   the environment that `make peers` makes; its seconds are those of `model.fit`
 - `keras_fast`, `keras_torch`: its fast form, on TensorFlow; and on torch, in this environment
 - `pytorch`: the MNIST example of github.com/pytorch/examples (`sepconv.benchmark.pytorch_example`)
@@ -19,11 +19,11 @@ learning rate that falls to 0 from that of `config.peer_rates`.
 - `ours`: the configuration's training, or those of `config.experiments`; its seconds are `fit_seconds`, with whitening,
   validation and checkpoints in them
 
-All but PyTorch's example, which compiles nothing, have made some steps before the clock starts, so that what is
-compiled, loaded or built at first use is. All but airbench and the bare loop are validated after each epoch, within
-their seconds. Keras, PyTorch's example, airbench and the bare loop are tested with their last weights, the template and
-ours with those that validated best. All but Keras and airbench run in one process, which keeps the memory that they
-free (`sepconv.devices.keep_freed_memory`).
+All but PyTorch's example, which compiles nothing, have made some steps before the clock starts (the bare loop those of
+our training of the same network), so that what is compiled, loaded or built at first use is. All but airbench and the
+bare loop are validated after each epoch, within their seconds. Keras, PyTorch's example, airbench and the bare loop are
+tested with their last weights, the template and ours with those that validated best. All but Keras and airbench run in
+one process, which keeps the memory that they free (`sepconv.devices.keep_freed_memory`).
 """
 
 import importlib.util
@@ -69,7 +69,7 @@ from sepconv.terminal import CONSOLE, track
 from sepconv.training.train import make_classifier
 from sepconv.training.whitening import whiten
 
-NETWORK = {"name": "baseline"}  # of the Keras MNIST example
+NETWORK = {"name": "baseline"}  # after the Keras MNIST example
 KERAS = REPOSITORY / ".venv-peers"
 TENSORFLOW = ("keras", "keras_fast")
 FAST_BATCH = 128  # images of a step, in the fast forms
@@ -84,7 +84,8 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
     """Fit seconds and test accuracy of `config.peers`, taking turns.
 
     Ours and the bare loop have `config.rounds` trainings, the others, which take longer, `config.peer_rounds`, spread
-    evenly over the call; the seeds are seed, seed + 1, ... One epoch of each of ours comes first and is left out.
+    evenly over the call; the seeds are seed, seed + 1, ... One epoch of each of ours, and of what the bare loop trains,
+    comes first and is left out.
     airbench has its `config.rounds` trainings in one block, as one process makes them, halfway: half of the others'
     turns come before it and half after, and nothing else computes beside it.
 
@@ -109,15 +110,19 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
         airbench.check(config)
         provenance = {"airbench": airbench.describe(config)}
     dataset = load(config.data)
-    networks.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)  # so that small images are refused now
+    check_images(config, dataset)
+    own = ours(config) if "ours" in config.peers else {}
     trainings: dict[str, Callable[[int], Iterator[Turn]]] = {}
     for peer in config.peers:
         if peer == "ours":
-            for name, training in ours(config).items():
-                trainings[name] = partial(train_ours, training, dataset)
-                warm_up(training, dataset)
+            trainings |= {name: partial(train_ours, training, dataset) for name, training in own.items()}
         else:
             trainings[peer] = partial(PEERS[peer], config, dataset)
+    first = [*own.values()]
+    if "bare" in config.peers and configured(config) not in first:
+        first.append(configured(config))
+    for training in first:
+        warm_up(training, dataset)
     counts = config.peer_rounds | {"airbench": 1}
     turns: dict[str, list[Turn]] = {name: journal.parts.get(name, []) for name in trainings}
     if len(turns.get("airbench", [])) < config.rounds:  # its block is made whole
@@ -174,6 +179,18 @@ def check_keras(config: PeersConfig) -> None:
         raise InputError(
             "keras_torch needs Keras beside torch: pip install 'keras>=3', or leave keras_torch out of peers="
         )
+
+
+def check_images(config: PeersConfig, dataset: Dataset) -> None:
+    """Raises InputError where the images are too small for NETWORK, and a peer that trains it is asked for."""
+    for peer in config.peers:
+        if peer.startswith(("keras", "template")):
+            try:
+                networks.build(shape=dataset.shape, classes=len(dataset.classes), **NETWORK)
+            except InputError as error:
+                raise InputError(
+                    f"{peer} trains model={NETWORK['name']}: {error}, or leave it out of peers="
+                ) from error
 
 
 def order(counts: dict[str, int]) -> list[str]:
@@ -292,7 +309,7 @@ def train_pytorch(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[
 
 
 def train_keras(name: str, config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[Turn]:
-    """The Keras example, or its fast form, in a process of its own, on as many threads as torch has here."""
+    """Keras's training, or its fast form, in a process of its own, on as many threads as torch has here."""
     rate = config.peer_rates.get(name)
     batch_size, precision = (32, "float32") if rate is None else (FAST_BATCH, "mixed_bfloat16")
     options = {"epochs": config.peer_epochs[name], "batch_size": batch_size, "precision": precision, "rate": rate,

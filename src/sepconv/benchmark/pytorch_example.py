@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
+from sepconv import InputError
 from sepconv.benchmark.template import Pictures, make_transform
 from sepconv.data.datasets import Dataset
 
@@ -24,8 +25,10 @@ Loader = DataLoader[tuple[torch.Tensor, int]]
 
 
 def make_network(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """The example's network for images of `shape` (channels, height, width)."""
+    """The example's network for images of `shape` (channels, height, width). Raises InputError where they are small."""
     channels, height, width = shape
+    if min(height, width) < 6:
+        raise InputError(f"images of {height} x {width} are too small for PyTorch's example: 6 x 6 or more")
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
         nn.Flatten(), nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128), nn.ReLU(), nn.Dropout(0.5),
