@@ -136,7 +136,8 @@ def test_separable_residual(kernel_size: int, between: bool) -> None:
 def test_spatially_separable_is_a_dense_convolution() -> None:
     """Without anything between, the two steps are one convolution: of rank 1 with one channel."""
     cases: list[tuple[int, int, Size, Size, Size | None]] = [
-        (1, 1, 3, 1, None), (3, 5, 5, 2, None), (4, 2, 3, 2, 0), (3, 4, (3, 5), (1, 2), None), (3, 4, (5, 3), 2, (0, 1)),
+        (1, 1, 3, 1, None), (3, 5, 5, 2, None), (4, 2, 3, 2, 0),
+        (3, 4, (3, 5), (1, 2), None), (3, 4, (5, 3), 2, (0, 1)),
     ]  # fmt: skip
     for channels, out_channels, size, stride, padding in cases:
         block = spatially_separable(

@@ -311,7 +311,9 @@ def test_bad_input(command: Command, run: Path, twin: Path, exported: Path, tmp_
     refused(command("export", f"run={run}", "int8_drop=2"), "int8_drop=2")
     refused(command("export", f"run={run}", "output=/dev/null/x"), "cannot write", "output=")
     refused(command("export", f"run={twin}", f"output={exported}"), "is of another run", run.name)
-    refused(command("export", f"run={twin}", "format=torch_export", f"output={exported}"), "is of another run", run.name)
+    refused(
+        command("export", f"run={twin}", "format=torch_export", f"output={exported}"), "is of another run", run.name
+    )
     refused(command("evaluate", f"run={run}", f"file={exported}/separable-digits.onnx"), "give run=", "file=")
     file = f"file={exported}/separable-digits.onnx"
     refused(command("evaluate", file, "checkpoint=last"), "checkpoint=last", "file=")

@@ -91,7 +91,7 @@ def check_values(schema: type, values: Any, prefix: str) -> None:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether lists and dicts are where the type `kind` has them: OmegaConf does not look into a list or a dict."""
+    """Whether lists and dicts are where the type `kind` has them: OmegaConf takes a list in a list of numbers, too."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return any(fits(value, part) for part in parts)
@@ -117,7 +117,7 @@ def expand(key: str, path: Any) -> Any:
 
 
 def find_misfit(schema: type, values: Any) -> str:
-    """The first key of `values` whose value alone `schema` does not take, as an error on a list names none; or nothing."""
+    """The first key of `values` that `schema` does not take by itself, or nothing: errors on lists name no key."""
     for key, value in values.items() if isinstance(values, dict) else ():
         try:
             OmegaConf.merge(OmegaConf.structured(schema), {key: value})

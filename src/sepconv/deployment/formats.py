@@ -172,7 +172,9 @@ def export_program(classifier: ImageClassifier) -> torch.export.ExportedProgram:
 
 
 def to_onnx(classifier: ImageClassifier) -> Any:
-    """The classifier as an onnx.ModelProto, norms folded into the convolutions, each layer under its module's name.
+    """The classifier as an onnx.ModelProto, each layer under its module's name.
+
+    Norms are folded into the convolutions that they directly follow; those after a pooling, say, stay.
 
     Raises InputError where the libraries are not installed, or ONNX has no form of what the network computes.
     """
@@ -322,7 +324,7 @@ def run_onnx(content: bytes, threads: int | None) -> Run:
 
 
 def session_options(threads: int | None) -> Any:
-    """Those of onnxruntime: so many threads, which sleep between two calls, and no warnings."""
+    """Those of onnxruntime: so many threads, which spin between two calls where they are several, and no warnings."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

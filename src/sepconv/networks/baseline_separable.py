@@ -1,4 +1,4 @@
-"""The Keras MNIST example with its second convolution depthwise separable, nothing between its two steps.
+"""`baseline` with its second convolution depthwise separable, nothing between its two steps.
 
 The smallest controlled comparison: one layer differs from the baseline's.
 """

@@ -47,7 +47,8 @@ def cached(compiler: list[str], flags: list[str]) -> Path:
     """Where the library of these sources, compiler (a command and its arguments) and processor is kept."""
     processor = name_processor() + read_processor().get("flags", "")
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
-    parts = [*(path.read_text() for path in SOURCES + HEADERS), version, " ".join([*compiler[1:], *flags]), processor, sys.platform]
+    arguments = " ".join([*compiler[1:], *flags])
+    parts = [*(path.read_text() for path in SOURCES + HEADERS), version, arguments, processor, sys.platform]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "sepconv" / f"fused-{name}.so"
