@@ -443,7 +443,7 @@ def test_report_of_trained_runs(command: Callable[..., Outcome], tmp_path: Path)
     records = tmp_path / "benchmarks"
     records.mkdir()
     shutil.copy(out / "runs.csv", records / "new-runs.csv")
-    text, _ = page(records, tmp_path)
+    text = page(records, tmp_path)
     options = "recipe.epochs=2 trainer=cpu trainer.limit_batches=4"
     assert f"| baseline | model=baseline {options} | 2 | " in text
     assert f"| tiny | model=tiny {options} | 2 | " in text

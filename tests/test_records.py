@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Outcome, refused
-from PIL import Image
 
 from sepconv import InputError
-from sepconv.benchmark.records import PICTURE, PICTURED, write
+from sepconv.benchmark.records import write
 from sepconv.config.keys import RecordsConfig
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -115,16 +114,6 @@ def test_runs_that_say_what_ran(records: Path, tmp_path: Path) -> None:
 def test_views_are_shown_where_runs_have_them(records: Path, tmp_path: Path) -> None:
     save_runs(records / "a-runs.csv", {"airbench": [0.93]}, test_accuracy_tta="0.9407")
     assert "| airbench | 1 | 93.00 % | 94.07 % |" in page(records, tmp_path / "docs")
-
-
-def test_the_picture(records: Path, tmp_path: Path) -> None:
-    """Separable and dense networks, by their configurations, each in its colour."""
-    save_runs(records / PICTURED, {"separable": [0.97, 0.975], "baseline": [0.98, 0.985], "resnet": [0.99, 0.992]})
-    page(records, tmp_path / "docs")
-    with Image.open(tmp_path / "docs" / PICTURE) as picture:
-        assert picture.size == (1350, 570)
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
-    assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= colours
 
 
 def test_loop_and_what_is_not_committed(records: Path, tmp_path: Path) -> None:

@@ -14,20 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
-
 from sepconv import InputError
 from sepconv.benchmark import writing
 from sepconv.config.keys import RecordsConfig
-from sepconv.config.read import defaults
 from sepconv.reading import MOST_JSON, of_its_kind, read_json, read_text
 from sepconv.study.compare import name_hardware
-from sepconv.study.plots import plain_log
 from sepconv.study.statistics import MARGIN, Difference, Estimate, write_p
 from sepconv.tables import Column, Table
-from sepconv.terminal import CONSOLE, kept
+from sepconv.terminal import CONSOLE
 from sepconv.text import code_block, escape_markdown
 from sepconv.training.runs import PLACES
 
@@ -37,9 +31,6 @@ Record = dict[str, Any]
 COMMON = ("network", "commit", "device", "torch", "precision", "configuration", "dirty")  # to the runs of a row
 UNSAID = {"overrides": "[]", "configuration": "", "dirty": ""}  # in files from before runs recorded these
 OF_A_RUN = ("seed=", *PLACES)  # options that do not tell networks apart
-PICTURED = "mnist-runs.csv"  # the runs that PICTURE shows
-PICTURE = "accuracy-cost.png"
-KINDS = {"separable": ("#0072B2", "o"), "dense": ("#D55E00", "s")}  # colours by Okabe and Ito
 VIEWS = "test_accuracy_tta"  # the test with several views of each image
 COMMIT = 7  # characters of a commit's hash that are shown
 
@@ -62,7 +53,7 @@ where the test accuracy was in view, is in the experiments' files in `configs/ex
 
 
 def write(config: RecordsConfig) -> None:
-    """Writes `records.md` and its picture into `config.output`, from the files in `config.records`.
+    """Writes `records.md` into `config.output`, from the files in `config.records`.
 
     Raises:
         InputError: there is no such folder, a file is not a record of its kind, or `config.output` cannot be written.
@@ -70,21 +61,17 @@ def write(config: RecordsConfig) -> None:
     records, folder = Path(config.records).expanduser(), Path(config.output).expanduser()
     if not records.is_dir():
         raise InputError(f"records={config.records} is not there: give the folder of the records, such as benchmarks")
-    text, figures = page(records, folder)
+    text = page(records, folder)
     with writing(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "records.md").write_text(text, encoding="utf-8")
-        for name, figure in figures.items():
-            with kept(name):
-                figure.savefig(folder / name, dpi=150, metadata={"Software": None})
     CONSOLE.print(f"page in {folder.resolve()}/records.md", soft_wrap=True)
 
 
-def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
-    """The text of `records.md` in `folder`, and its pictures by their file names."""
+def page(records: Path, folder: Path) -> str:
+    """The text of `records.md` in `folder`."""
     headings = {"runs": ("Trainings", TRAININGS), **SUITES, "other": ("Other files", "Of a kind not known here:")}
     parts: dict[str, list[str]] = {kind: [] for kind in headings}
-    figures = {}
     for path in sorted(path for path in records.iterdir() if path.is_file()):
         address = quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))
         source = f"[{escape_markdown(path.name)}]({address})"
@@ -94,8 +81,6 @@ def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
                 groups = group_runs(list(csv.DictReader(read_text(path, MOST_JSON).splitlines())))
                 title = escape_markdown(path.name.removesuffix("-runs.csv"))
                 parts["runs"] += [f"### {title}", "", *training_lines(groups, source)]
-                if path.name == PICTURED:
-                    figures[PICTURE] = draw(groups)
             elif isinstance(record, dict) and record.get("suite") in SUITES:
                 table = importlib.import_module(f"sepconv.benchmark.{record['suite']}").table(record)
                 parts[record["suite"]] += [*origin(record, source), *table.filled().markdown(), ""]
@@ -106,7 +91,7 @@ def page(records: Path, folder: Path) -> tuple[str, dict[str, Figure]]:
         if content:
             title, introduction = headings[kind]
             lines += [f"## {title}", "", introduction, "", *content]
-    return "\n".join(lines).rstrip() + "\n", figures
+    return "\n".join(lines).rstrip() + "\n"
 
 
 @dataclass(frozen=True)
@@ -197,34 +182,6 @@ def training_lines(groups: list[Group], source: str) -> list[str]:
     facts = (f"{key} {value}" if key in ("torch", "commit") else value for key, value in common.items())
     text = escape_markdown("; ".join(facts))
     return [f"{source}: {text}", "", *Table("", columns, groups).filled().markdown(), ""]
-
-
-def draw(groups: list[Group]) -> Figure:
-    """Test accuracy with its 95 % interval against parameters and against MACs, in a colour for each of KINDS."""
-    with rc_context({"font.size": 11, "text.parse_math": False}):
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, cost, name in zip(panels, ("parameters", "macs"), ("parameters", "MACs per image"), strict=True):
-            for kind, (color, marker) in KINDS.items():
-                points = [group for group in groups if defaults(group.label).get("conv") == kind]
-                costs = [int(group.runs[0][cost]) for group in points]
-                estimates = [group.estimate().within(0.0, 1.0) for group in points]
-                means = [100 * estimate.mean for estimate in estimates]
-                arms = [[100 * arm for arm in side] for side in zip(*(e.arms for e in estimates), strict=True)]
-                axes.errorbar(costs, means, arms or None, fmt=marker, color=color, capsize=4, label=kind)
-                up = kind == "dense"  # names are above the intervals, or below
-                for group, x, estimate in zip(points, costs, estimates, strict=True):
-                    end = estimate.mean + estimate.arms[1] if up else estimate.mean - estimate.arms[0]
-                    place = {"xytext": (0, 12 if up else -12), "textcoords": "offset points"}
-                    axes.annotate(group.label, (x, 100 * end), color=color, ha="center", va="center", **place)
-            plain_log(axes)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.margins(x=0.3, y=0.15)
-            axes.set_xlabel(name)
-            axes.grid(alpha=0.3)
-        panels[0].set_ylabel("test accuracy (%)")
-        panels[0].legend(frameon=False, loc="upper left")
-    return figure
 
 
 def origin(record: Record, source: str) -> list[str]:
