@@ -102,6 +102,20 @@ def test_paths_from_the_command_line(command: Command, tmp_path: Path, monkeypat
     refused(command("train", "runs=/tmp/\udcff"), "runs=/tmp/\\udcff is not UTF-8")
 
 
+def test_a_folder_whose_name_begins_as_a_home(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given as the refusal of `~no-such-user` says, to every command."""
+    monkeypatch.chdir(tmp_path)
+    place, short = "./~no-such-user", ["trainer=cpu", "recipe.epochs=1", "trainer.limit_batches=1"]
+    for arguments in (["train", f"runs={place}", *short], ["compare", place, f"output={place}/out"]):
+        outcome = command(*arguments)
+        assert outcome.status == 0, outcome.err
+    (run,) = (tmp_path / place).glob("digits/separable/*")
+    assert command("evaluate", f"run={place}/{run.relative_to(tmp_path / place)}", "trainer=cpu").status == 0
+    assert (tmp_path / place / "out/report.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "optimizer", "model"),
     [

@@ -226,7 +226,7 @@ class Command:
     def list_run(self, run: Path) -> None:
         """Adds the directory `run` to those that the grid has made, as it is seen from the list."""
         if self.folder is None:
-            wanted = Path(HydraConfig.get().sweep.dir).expanduser()
+            wanted = Path(os.path.expanduser(HydraConfig.get().sweep.dir))
             names = (f"{wanted.name}-{number}" if number > 1 else wanted.name for number in count(1))
             # another grid of this second has one of its own
             self.folder = next(wanted.with_name(name) for name in names if not (wanted.with_name(name) / MADE).exists())

@@ -71,16 +71,6 @@ def unreadable(path: object, error: OSError) -> InputError:
     return InputError(f"{printable(path)} cannot be read ({error.strerror})")
 
 
-def expand(path: str) -> Path:
-    """`path` with the home directory that a leading ~ stands for. Raises InputError where that is no path."""
-    if "\0" in path:
-        raise InputError(f"{printable(path)} is no path")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{printable(path)}: {error}") from error
-
-
 def open_file(path: str | Path) -> BinaryIO:
     """Opens a regular file to be read. Raises OSError for any other: to read a pipe or a device may never end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))

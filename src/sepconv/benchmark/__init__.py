@@ -34,7 +34,7 @@ def benchmark(config: BenchmarkConfig, overrides: list[str]) -> dict[str, Any]:
     What is measured is kept there at once: the same command, where it was stopped, goes on from there.
     """
     suite = importlib.import_module(f"sepconv.benchmark.{config.suite}")
-    folder = Path(config.output).expanduser()
+    folder = Path(config.output)
     with writing(config.output):
         folder.mkdir(parents=True, exist_ok=True)  # before what takes long
     provenance: dict[str, Any] = {

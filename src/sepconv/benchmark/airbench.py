@@ -48,7 +48,7 @@ def check(config: PeersConfig) -> None:
 
 def locate(config: PeersConfig) -> Path:
     """The script's path."""
-    return Path(config.airbench or "").expanduser().resolve() / SCRIPT
+    return Path(config.airbench or "").resolve() / SCRIPT
 
 
 def describe(config: PeersConfig) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def train(config: PeersConfig, dataset: Dataset, seed: int) -> Iterator[dict[str
 
     `dataset` and `seed` are therefore not used. Raises InputError where the script fails or ends before.
     """
-    for figures in follow(locate(config), Path(config.data.root).expanduser().resolve(), config.rounds):
+    for figures in follow(locate(config), Path(config.data.root).resolve(), config.rounds):
         yield {**figures, **FIGURES, "images": figures["epochs"] * IMAGES}
 
 

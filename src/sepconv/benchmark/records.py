@@ -58,7 +58,7 @@ def write(config: RecordsConfig) -> None:
     Raises:
         InputError: there is no such folder, a file is not a record of its kind, or `config.output` cannot be written.
     """
-    records, folder = Path(config.records).expanduser(), Path(config.output).expanduser()
+    records, folder = Path(config.records), Path(config.output)
     if not records.is_dir():
         raise InputError(f"records={config.records} is not there: give the folder of the records, such as benchmarks")
     text = page(records, folder)

@@ -124,7 +124,7 @@ def check_given(key: str, path: str) -> None:
 def check_picture(key: str, path: str) -> None:
     """Raises InputError unless a picture can be written to `path`, by its name and folder."""
     check(Path(path).suffix in PICTURES, key, path, f"a file name that ends in {', '.join(PICTURES)}")
-    if not Path(path).expanduser().resolve().parent.is_dir():
+    if not Path(path).resolve().parent.is_dir():
         raise InputError(f"{key}={path}: its folder does not exist; make it, or choose another")
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -77,6 +76,6 @@ def draw_receptive_fields(maps: dict[str, Tensor], layers: Iterable[Layer]) -> F
 def save(figure: Figure, path: str, key: str) -> None:
     """Writes the picture that `key` asks for. Raises InputError where its file cannot be written."""
     try:
-        figure.savefig(Path(path).expanduser(), dpi=150)
+        figure.savefig(path, dpi=150)
     except OSError as error:
         raise InputError(f"cannot write {key}={path} ({error.strerror}): choose another file") from error

@@ -19,7 +19,7 @@ from sepconv.config.keys import DataConfig
 from sepconv.data.images import ENDINGS, read_image
 from sepconv.data.published import Parts
 from sepconv.devices import check_memory
-from sepconv.files import expand, unreadable
+from sepconv.files import unreadable
 from sepconv.terminal import track
 from sepconv.text import printable, tell_apart
 
@@ -45,7 +45,7 @@ def folder(config: DataConfig) -> Parts:
     Raises:
         InputError: what is under the root cannot be read, or makes no classes; see also `read_image`.
     """
-    root, side = expand(config.root), config.image_size
+    root, side = Path(config.root), config.image_size
     if side is None:
         raise InputError("data=folder needs data.image_size: images of one size make one tensor")
     if not is_directory(root):

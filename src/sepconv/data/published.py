@@ -29,7 +29,7 @@ from torchvision import datasets as tv
 
 from sepconv import InputError
 from sepconv.config.keys import DataConfig
-from sepconv.files import expand, open_file, unreadable, write
+from sepconv.files import open_file, unreadable, write
 from sepconv.terminal import Progress, track
 from sepconv.text import printable
 
@@ -130,7 +130,7 @@ def read(config: DataConfig, archives: list[Archive]) -> dict[str, bytes]:
     Raises:
         InputError: a file is damaged or cannot be read, or is missing and not to be had.
     """
-    root = expand(config.root)
+    root = Path(config.root)
     found: Sequence[dict[str, bytes] | None] = [find(archive, root) for archive in archives]
     absent = [archive for archive, contents in zip(archives, found, strict=True) if contents is None]
     if absent and not config.download:

@@ -107,7 +107,7 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     Raises InputError for what is no run, images that are not those of the run, a network that the format does not
     have, a file that would not do the same as the network, and a folder that cannot be written.
     """
-    folder = Path(config.output).expanduser()
+    folder = Path(config.output)
     if config.format == "run":
         copy_run(config.run, folder)
         return

@@ -254,7 +254,7 @@ def write_program(program: torch.export.ExportedProgram, record: FileRecord | No
 
 def read_file(place: str | Path) -> ExportedFile:
     """A file that scripts/export.py wrote. Raises InputError for any other."""
-    path = Path(place).expanduser()
+    path = Path(place)
     formats = {suffix: name for name, suffix in EXPORTED.items()}
     if path.suffix not in formats:
         raise InputError(f"{path} is no exported network: give a file that ends in {' or '.join(formats)}")

@@ -208,8 +208,7 @@ def find_runs(patterns: Iterable[str]) -> tuple[list[Run], list[Path], list[Path
     """
     directories: dict[Path, None] = {}  # in order, each once
     for pattern in patterns:
-        place = os.path.expanduser(pattern)
-        paths = [place] if os.path.lexists(place) else sorted(glob.glob(place, recursive=True))
+        paths = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not paths:
             raise InputError(f"{pattern} is not there: give run directories, a folder of them, or a pattern")
         for path in map(Path, paths):

@@ -52,7 +52,7 @@ def report_comparison(comparison: Comparison, config: CompareConfig, overrides: 
             CONSOLE.print(f"note: {note}", soft_wrap=True)
     for line in left_out(comparison):
         CONSOLE.print(line, soft_wrap=True)
-    folder = Path(os.path.expanduser(config.output))
+    folder = Path(config.output)
     options = [o for o in overrides if not o.startswith("runs=")]
     command = shlex.join(["python", "scripts/compare.py", *config.runs, *options])
     files.make_folder(folder)

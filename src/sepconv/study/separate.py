@@ -290,7 +290,7 @@ class Original:
     @property
     def folder(self) -> Path:
         """Where the directories of its separations are."""
-        return Path(self.config.runs).expanduser() / self.recorded.data.name / "separated"
+        return Path(self.config.runs) / self.recorded.data.name / "separated"
 
     def identity(self) -> dict[str, Any]:
         """What a report has of the command that made it, but for how many networks it measures beside."""
@@ -435,7 +435,7 @@ class Original:
         """The configuration of the run of the network separated at `ranks`."""
         recorded, config = self.recorded, self.config
         model = {"name": "separated", "base": recorded.model, "method": config.method, "ranks": ranks}
-        data = replace(recorded.data, root=str(Path(recorded.data.root).expanduser().resolve()))
+        data = replace(recorded.data, root=str(Path(recorded.data.root).resolve()))
         return replace(
             recorded, data=data, model=model, trainer=config.trainer, runs=config.runs, resume=None, weights=None
         )

@@ -149,7 +149,7 @@ def create(config: TrainConfig, overrides: list[str], code: dict[str, Any]) -> P
 
     Raises InputError where it cannot be written.
     """
-    parent = Path(config.runs).expanduser() / config.data.name / config.model["name"]
+    parent = Path(config.runs) / config.data.name / config.model["name"]
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
     attempt = 1
     try:
@@ -187,7 +187,7 @@ def read_config(run: str | Path) -> tuple[Path, TrainConfig, list[str]]:
 
     Raises InputError for a path that is no run, and for a record that is damaged, or has more than plain values.
     """
-    path = Path(os.path.realpath(os.path.expanduser(run)))
+    path = Path(os.path.realpath(run))
     if not os.path.isfile(path / "config.yaml"):
         raise InputError(f"{path} is no run: give a directory that train.py made, with a config.yaml in it")
     recorded = read_yaml(path / "config.yaml")
@@ -234,7 +234,7 @@ def find_run(config: TrainConfig, code: dict[str, Any]) -> Path | None:
     What cannot be read, or was made by other code in any part of it, is passed over. Code that was not committed may
     have changed since: a warning says so.
     """
-    parent, found = Path(config.runs).expanduser() / config.data.name / config.model["name"], []
+    parent, found = Path(config.runs) / config.data.name / config.model["name"], []
     for path in sorted(parent.glob(f"*-seed{config.seed}*/config.yaml"), reverse=True):
         try:
             run, recorded, _ = read_config(path.parent)

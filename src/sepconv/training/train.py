@@ -117,7 +117,7 @@ def train(
         classifier.form = resolve_step(config.trainer, device, build_optimizer(classifier.net, config.recipe.optimizer))
         held.enter_context(resumable(beginning))
         if beginning.run is None:
-            root = str(Path(config.data.root).expanduser().resolve())
+            root = str(Path(config.data.root).resolve())
             beginning.config = replace(config, data=replace(config.data, root=root))
             beginning.run = runs.create(beginning.config, overrides, code)
             held.enter_context(runs.lock(beginning.run))

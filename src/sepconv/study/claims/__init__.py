@@ -65,7 +65,7 @@ def verify(config: ClaimsConfig, overrides: list[str]) -> None:
     for name in names:
         check_choice("only", name, *CLAIMS)
     lab = Lab(config, load(config.data))
-    folder, data = Path(config.output).expanduser(), config.data.name
+    folder, data = Path(config.output), config.data.name
     files.make_folder(folder / "claims")
     path, marker = folder / "claims" / f"{data}.json", folder / "claims" / f"{data}.unfinished"
     identity = {"command": runs.command_line("claims", overrides), "code": lab.code_hash}

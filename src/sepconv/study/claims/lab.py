@@ -44,7 +44,7 @@ class Lab:
         self.config, self.dataset = config, dataset
         self.device = find_device(config.trainer)
         self.cost_by_model: dict[str, Cost] = {}
-        there = Path(config.runs).expanduser().is_dir()
+        there = Path(config.runs).is_dir()
         finished, unfinished, _ = find_runs([config.runs]) if there else ([], [], [])
         digests = dataset.digests()
         self.code = runs.current_code()

@@ -38,7 +38,7 @@ def depth_at_equal_cost(lab: Lab) -> Finding:
     """For the same parameters, or the same MACs, a separable network can be deeper than a dense one, and better for
     it.
     """
-    path = Path(lab.config.frontier).expanduser() / f"{lab.config.data.name}.json"
+    path = Path(lab.config.frontier) / f"{lab.config.data.name}.json"
     command = f"python scripts/frontier.py data={lab.config.data.name}"
     if not path.exists():
         raise InputError(f"C7 is read off the frontier, and {path} is not there: make it by {command}, or give only=")

@@ -23,7 +23,7 @@ def study(config: FrontierConfig, overrides: list[str]) -> None:
     Raises InputError for data that are not there, code that is not committed, a record of other images, code or
     settings, a folder that cannot be written, and, once all others are made, for trainings that failed or diverged.
     """
-    folder = Path(config.output).expanduser()
+    folder = Path(config.output)
     path = folder / f"{config.data.name}.json"
     before = Record.read(path) if path.exists() else None
     lost: list[Training] = []
@@ -58,7 +58,7 @@ def go_on(config: FrontierConfig, overrides: list[str], path: Path, before: Reco
         write_page(record, path.parent)
 
     trainings = FrontierTrainings(config, record, digests, training_arguments(), keep)
-    held = Path(config.runs).expanduser() / config.data.name
+    held = Path(config.runs) / config.data.name
     for folder in (path.parent, held):
         files.make_folder(folder, "output= or runs=")
     with ExitStack() as stack:

@@ -49,7 +49,7 @@ class FrontierTrainings:
                     "output=, train at that commit, or give jobs=0, which writes its page alone"
                 )
         # a folder for each code; what is not committed shares one
-        folder = Path(config.runs).expanduser() / (self.code or "uncommitted")
+        folder = Path(config.runs) / (self.code or "uncommitted")
         self.trainings = Trainings(folder, self.code, digests)
         self.failed: dict[Training, str] = {}  # and why
 

@@ -48,7 +48,7 @@ def search(config: SearchConfig, overrides: list[str]) -> None:
     """
     budget = Budget.of(config)
     dataset = load(config.data)
-    folder = Path(config.output).expanduser().resolve()
+    folder = Path(config.output).resolve()
     files.make_folder(folder)
     with ExitStack() as stack:
         stack.enter_context(files.lock(folder, "searched"))
