@@ -117,7 +117,7 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
         raise InputError(f"twin={config.twin} is of other images than run={config.run}: {reason}")
     command = name_command(overrides)
     paths = {precision: folder / f"{source.name}{end}" for precision, end in ends(config.format, config.int8).items()}
-    check_folder(folder, source)
+    check_folder(folder, source, config.format)
     sources = [source, twin] if twin else [source]
     made: list[tuple[str, Source, ExportedFile]] = []
     refused: dict[str, str] = {}  # by network: why there is no file in int8
@@ -142,8 +142,9 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
         "versions": runs.versions() | library_versions(config.format), "refused": refused, "slower": slower,
         "files": [describe_row(row) for row in rows],
     }  # fmt: skip
-    files.write(folder / f"{source.name}.json", json.dumps(record, indent=2) + "\n")
-    CONSOLE.print(f"figures in {(folder / f'{source.name}.json').resolve()}", soft_wrap=True)
+    figures = folder / f"{source.name}{EXPORTED[config.format]}.json"
+    files.write(figures, json.dumps(record, indent=2) + "\n")
+    CONSOLE.print(f"figures in {figures.resolve()}", soft_wrap=True)
     for label, reason in refused.items():
         if label != rows[0].label:
             CONSOLE.print(f"{label}: {reason}", soft_wrap=True)
@@ -187,13 +188,13 @@ def ends(form: str, int8: bool) -> dict[str, str]:
     return {"fp32": suffix} | ({"int8": f"-int8{suffix}"} if int8 else {})
 
 
-def check_folder(folder: Path, source: Source) -> None:
-    """Raises InputError where files cannot be written to `folder`, or one there is of another run.
+def check_folder(folder: Path, source: Source, form: str) -> None:
+    """Raises InputError where files cannot be written to `folder`, or one of the format there is of another run.
 
-    A file of any format: the figures of all of them have one name.
+    A file of either precision: the figures of both have one name.
     """
     files.make_folder(folder)
-    for end in [end for form in EXPORTED for end in ends(form, int8=True).values()]:
+    for end in ends(form, int8=True).values():
         path = folder / f"{source.name}{end}"
         if path.exists() and (other := read_file(path).record.run) != source.run.path.name:
             raise InputError(f"{path} is of another run, {other}: choose another output=, or remove it")
