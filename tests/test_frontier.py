@@ -199,7 +199,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         (0.05, "better", "separable is better at 1 k to 100 k parameters (+5.00 to +5.00 points)"),
         (-0.05, "worse", "dense is better at 1 k to 100 k parameters (-5.00 to -5.00 points)"),
-        (0.004, "not shown", "no difference is shown, nor that there is none at 1 k to 100 k parameters"),
+        (0.004, "not shown", "neither a difference nor equality is shown at 1 k to 100 k parameters"),
     ],
 )
 def test_verdicts(less: float, verdict: str, words: str) -> None:

@@ -26,8 +26,8 @@ from sepconv.training.runs import git_state
 RECORD = REPOSITORY / "docs/promises.json"
 HEAD = """# What it promises
 
-Each promise is a trial that anyone can run, alone by its command or all of them by `make torture`. The figures are of
-the last time that it held. This page is written by the trials.
+Each promise is a trial, so far on CPUs alone: run one by its command, or all by `make torture`. The figures are of the
+last time that it held. This page is written by the trials.
 """
 
 

@@ -75,7 +75,7 @@ def hostile(valid: dict[str, Any], draw: random.Random) -> bytes:
 
 
 def test_changed_checkpoints(tmp_path: Path, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint that was changed in any way is refused with a line, or holds the very same weights; no code in it runs."""  # noqa: E501
+    """A damaged checkpoint is refused with a line, or holds the very same weights; no code in a checkpoint runs."""
     monkeypatch.chdir(tmp_path)
     run, _ = train(tmp_path)
     path = run / "checkpoints/best.ckpt"

@@ -42,14 +42,14 @@ there took turns on one machine."""
 
 TRAININGS = """\
 Test accuracies of trained networks, with their parameters and multiply-accumulates (MACs). The test images are used
-once, at the end of each training. Parameters are those that are learned: the running statistics of batch norms are not
-among them. A row is one network by one configuration at one commit. Its name has the options of the command line only
-where another network of the file has the same name; where the file has them for each run, they are given beside it.
-The reference is `baseline`, where it was trained at the same commit, or, where all rows are of one network, the last
-of them. The difference from it is given in percentage points, paired by seed, with its 95 % interval and the p-value of
-the paired t-test; then the p-value of two one-sided tests, which is small where the two differ by less than 0.1 point.
-The files do not say what else ran on the machine, so no times are given, nor how the settings were chosen: that, and
-where the test accuracy was in view, is in the experiments' files in `configs/experiment/`."""
+once, at the end of each training. Parameters are without the running statistics of batch norms. A row is one network by
+one configuration at one commit. Its name has the options of the command line only where another network of the file has
+the same name; where the file has them for each run, they are given beside it. The reference is `baseline`, where it was
+trained at the same commit, or, where all rows are of one network, the last of them. The difference from it is given in
+percentage points, paired by seed, with its 95 % interval and the p-value of the paired t-test; then the p-value of two
+one-sided tests, which is small where the two differ by less than 0.1 point. The files do not say what else ran on the
+machine, so no times are given, nor how the settings were chosen: that, and where the test accuracy was in view, is in
+the experiments' files in `configs/experiment/`."""
 
 
 def write(config: RecordsConfig) -> None:

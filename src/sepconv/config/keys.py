@@ -231,7 +231,7 @@ class SeparateConfig:
     method: str = one_of("depthwise", "spatial", "spatial_joint")  # of sepconv.networks.lowrank
     rank: int | None = None  # of every layer, as far as it goes
     macs: float | None = number(None, above=0, below=1, unit="a share")  # at most so much of the network's MACs is left
-    # fewest MACs with at most this loss of validation accuracy after fine-tuning (0.001: 0.1 %)
+    # fewest MACs with at most this loss of validation accuracy after fine-tuning (0.001: 0.1 points)
     accuracy_drop: float | None = number(None, least=0, below=1, unit="a share, such as 0.001")
     sweep: int = number(0, least=0)  # at most so many other networks, from full rank to 1, are reported too
     finetune_epochs: int = number(1, least=0)  # of the run's own recipe; 0 leaves fine-tuning out

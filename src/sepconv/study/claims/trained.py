@@ -44,7 +44,7 @@ def depth_at_equal_cost(lab: Lab) -> Finding:
         raise InputError(f"C7 is read off the frontier, and {path} is not there: make it by {command}, or give only=")
     record = Record.read(path)
     networks = [network for kind in DEEP for network in record.of_kind(kind)]
-    if not record.is_complete(*networks):
+    if not record.is_complete(*networks) or not all(map(record.of_kind, DEEP)):
         raise InputError(f"C7 is read off the frontier, and {path} is not complete: go on by {command}, or give only=")
     rows: list[list[Cell]] = []
     for network in networks:

@@ -40,7 +40,7 @@ WORDS = {
     "better": "{kind} is better",
     "worse": "{other} is better",
     "equal": "the two are equal to within {margin:g} point",
-    "not shown": "no difference is shown, nor that there is none",
+    "not shown": "neither a difference nor equality is shown",
 }
 INTRODUCTION = """\
 What test accuracy networks of separable convolutions and of dense ones reach, at what cost. All have the same blocks
@@ -53,15 +53,15 @@ that validates best. Accuracies are means over seeds, with 95 % intervals by a b
 images.
 
 Times are not those of the trainings, which ran beside each other. Once all are trained, the networks take turns with
-nothing else running, in training steps and in evaluation, on batches of as many images; a time is by the median over
-turns. The time of training is that of its steps alone.
+nothing else running, in training steps and in evaluation, both on batches of the recipe's size, by PyTorch; a time is
+by the median over turns. The time of training is that of its steps alone.
 
 At equal cost: each network is set against the other kind's accuracy at just its cost, read off a curve through that
-kind's networks (a monotone cubic in the logarithm of the cost); what costs over {edge:.0%} more or less than any of the
-other kind is compared with none. Differences are paired by seed and by image, with intervals and p-values by the same
-bootstrap, one at a time. The comparisons of two kinds at one cost are a family: verdicts are by p-values that Holm's
-method corrects for their number. One kind is called better where that of no difference is below 0.05, and the two equal
-where that of a difference of {margin:g} point or more is, by two one-sided tests."""
+kind's networks (a monotone cubic in the logarithm of the cost); a network that costs over {edge:.0%} more, or less,
+than all of the other kind is left out. Differences are paired by seed and by image, with intervals and p-values by
+the same bootstrap, one at a time. The comparisons of two kinds at one cost are a family: verdicts are by p-values
+that Holm's method corrects for their number. One kind is called better where a difference has p < 0.05, and the two
+equal where two one-sided tests exclude one of {margin:g} point or more at p < 0.05."""
 
 
 def write_page(record: Record, folder: Path) -> None:
@@ -236,7 +236,7 @@ def rate_lines(record: Record) -> list[str]:
     ]
     text = (
         f"Validation accuracy at each; of equals the first is chosen. The lowest or the highest was chosen {extreme} "
-        f"times in {len(chosen)}: there, one beyond might be better."
+        f"times in {len(chosen)}: there, one beyond it might be better."
     )
     return [text, "", *Table("", columns, networks).markdown()]
 
