@@ -150,11 +150,11 @@ def test_depth_is_read_off_the_frontier(command: Callable[..., Outcome], tmp_pat
     """Of a record that has all of both kinds; its accuracies are kept as they are there."""
     arguments = ["only=[C7]", f"output={tmp_path}", f"runs={tmp_path}/runs", f"frontier={tmp_path}", "trainer=cpu"]
     refused(command("claims", *arguments), "digits.json is not there", "python scripts/frontier.py data=digits")
-    make_record(dense=0.0).write(tmp_path / "digits.json")  # without the deeper networks
-    refused(command("claims", *arguments), "is not complete", "python scripts/frontier.py data=digits")
     outcome = command("claims", "only=[C7,C2]", *arguments[1:])
     refused(outcome, "digits.json is not there")
     assert "C2" in (tmp_path / "claims/digits.json").read_text()  # what comes after it is tested all the same
+    make_record(dense=0.0).write(tmp_path / "digits.json")  # without the deeper networks
+    refused(command("claims", *arguments), "is not complete", "python scripts/frontier.py data=digits")
     record = make_record(dense=0.05, deep_separable=-0.05)
     row = record.rows.pop(make_training(record.of_kind("dense")[0], 0.01, 2))
     record.write(tmp_path / "digits.json")
