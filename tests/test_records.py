@@ -84,7 +84,7 @@ def test_networks_of_two_commits_are_apart_and_not_compared(records: Path, tmp_p
     assert "| baseline | 2 | 98.50 " in text
     assert "| tiny | 2 | 96.50 " in text
     assert "| fedcba9 |" in text
-    assert "less the reference" not in text
+    assert "minus the reference" not in text
 
 
 def test_one_network_in_two_ways(records: Path, tmp_path: Path) -> None:

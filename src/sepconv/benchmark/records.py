@@ -175,7 +175,7 @@ def training_lines(groups: list[Group], source: str) -> list[str]:
         ),
         Column("parameters", lambda group: f"{int(group.runs[0]['parameters']):,}"),
         Column("MACs", lambda group: f"{int(group.runs[0]['macs']):,}"),
-        Column("less the reference, p", lambda group: d.points() if (d := group.difference(groups)) else ""),
+        Column("minus the reference, p", lambda group: d.points() if (d := group.difference(groups)) else ""),
         Column("equal, p", lambda group: write_p(d.equivalence(MARGIN)) if (d := group.difference(groups)) else ""),
         *(of_source(key) for key in first if key not in common),
     ]

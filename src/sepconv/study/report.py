@@ -101,7 +101,7 @@ def section_table(section: Section) -> Table:
         Column("network", lambda network: network.label),
         Column("n", lambda network: str(len(network.runs))),
         Column("test accuracy", lambda network: network.accuracy.percent()),
-        Column(f"less {section.reference.label}", difference_points),
+        Column(f"minus {section.reference.label}", difference_points),
         Column("p", lambda network: write_p(network.difference.p) if network.difference else "-"),
         Column("right more, less often", contrast_counts),
         figure("parameters", "parameters"),

@@ -94,7 +94,7 @@ def page(record: Record) -> str:
     for kind, other in pairs:
         for cost in COSTS:
             if comparisons := compare(record, kind, other, cost):
-                title = f"## {call(kind).capitalize()} less {call(other)}, at equal {COSTS[cost][0]}"
+                title = f"## {call(kind).capitalize()} minus {call(other)}, at equal {COSTS[cost][0]}"
                 lines += [title, "", *comparison_table(comparisons).markdown(), ""]
     lines += ["## Trained twice as long", "", *order_lines(record), "", "## Learning rates", "", *rate_lines(record)]
     method = METHOD.format(
@@ -199,7 +199,7 @@ def order_lines(record: Record) -> list[str]:
     ]
     size = short(record.longer[0].size)
     columns = [
-        Column("kinds", lambda each: f"{call(each.kind)} less {call(each.other)}"),
+        Column("kinds", lambda each: f"{call(each.kind)} minus {call(each.other)}"),
         Column(f"{epochs(record.epochs)} (points)", lambda each: each.once.points()),
         Column(f"{epochs(2 * record.epochs)} (points)", lambda each: each.twice.points()),
         Column("order", lambda each: "changes" if each.changes else "stays", left=True),
