@@ -103,6 +103,7 @@ def test_networks_are_told_apart(places: list[str], contenders: list[Contender])
         ]
 
 
+@pytest.mark.slow
 def test_an_exported_file_beside_its_run(
     command: Command, places: list[str], seven: Image.Image, tmp_path: Path
 ) -> None:

@@ -235,6 +235,7 @@ def test_poolings_are_single_operations() -> None:
     assert not [operation for operation in operations if "slice" in operation or "maximum" in operation]
 
 
+@pytest.mark.slow
 def test_moments_have_a_form_in_onnx() -> None:
     classifier = classifier_of({"name": "tiny"}, "moments")
     dataset = load(data_config("digits", image_size=32))
@@ -276,6 +277,7 @@ def test_int8_that_costs_too_much_is_refused(run: Path) -> None:
     assert len(export.make_files(source, replace(config, int8_drop=0.99), "")[0]) == 2
 
 
+@pytest.mark.slow
 def test_a_refusal_says_that_an_older_file_stays(
     command: Command, run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

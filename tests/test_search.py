@@ -343,6 +343,7 @@ def test_a_training_that_diverges_or_fails(command: Command, lab: Lab, arguments
     assert "no training came to anything, the last: its run is not of these settings" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_winner_that_fails_is_trained_again(command: Command, lab: Lab, arguments: list[str], tmp_path: Path) -> None:
     lab.fails_at = {9}
     outcome = command("search", *arguments)
