@@ -110,7 +110,7 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
         airbench.check(config)
         provenance = {"airbench": airbench.describe(config)}
     dataset = load(config.data)
-    check_images(config, dataset)
+    check_sizes(config, dataset)
     own = ours(config) if "ours" in config.peers else {}
     trainings: dict[str, Callable[[int], Iterator[Turn]]] = {}
     for peer in config.peers:
@@ -181,7 +181,7 @@ def check_keras(config: PeersConfig) -> None:
         )
 
 
-def check_images(config: PeersConfig, dataset: Dataset) -> None:
+def check_sizes(config: PeersConfig, dataset: Dataset) -> None:
     """Raises InputError where the images are too small for NETWORK, and a peer that trains it is asked for."""
     for peer in config.peers:
         if peer.startswith(("keras", "template")):

@@ -81,7 +81,7 @@ def check_values(schema: type, values: Any, prefix: str) -> None:
         if isinstance(each.type, type) and is_dataclass(each.type):
             check_values(each.type, value, f"{key}.")
         elif value is not None:
-            if not fits(value, each.type):
+            if not nests_as(value, each.type):
                 raise InputError(f"{key}={value} has a list or a mapping where there can be none")
             check_numbers(key, value)
             if "path" in each.metadata:
@@ -90,15 +90,15 @@ def check_values(schema: type, values: Any, prefix: str) -> None:
                 each.metadata["rule"](key, value)
 
 
-def fits(value: Any, kind: Any) -> bool:
+def nests_as(value: Any, kind: Any) -> bool:
     """Whether lists and dicts are where the type `kind` has them: OmegaConf takes a list in a list of numbers, too."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is UnionType:
-        return any(fits(value, part) for part in parts)
+        return any(nests_as(value, part) for part in parts)
     if isinstance(value, list):
-        return kind is Any or (origin is list and all(fits(each, parts[0]) for each in value))
+        return kind is Any or (origin is list and all(nests_as(each, parts[0]) for each in value))
     if isinstance(value, dict):
-        return kind is Any or (origin is dict and all(fits(each, parts[1]) for each in value.values()))
+        return kind is Any or (origin is dict and all(nests_as(each, parts[1]) for each in value.values()))
     return True
 
 

@@ -414,8 +414,9 @@ def pareto_front(points: list[tuple[Network, float]]) -> Iterator[Network]:
 def find_reference(networks: list[Network], name: str | None) -> Network:
     """The network `name`, or else the one named baseline, or the one with the most MACs."""
     named = [network for network in networks if is_called(network, name or "baseline")]
-    named.sort(key=lambda network: network.label != name)  # first the one that alone is called so
-    return named[0] if named else max(networks, key=lambda network: network.median("macs") or 0)
+    if named:  # of several, the one that alone has this label
+        return min(named, key=lambda network: network.label != name)
+    return max(networks, key=lambda network: network.median("macs") or 0)
 
 
 def is_called(network: Network, name: str) -> bool:

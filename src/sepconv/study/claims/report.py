@@ -130,9 +130,10 @@ class Written:
         self.plot: bool = record["plot"]
         self.verdict = conclude(record["verdict"], verdicts)
         # how many trainings it rests on, nothing where on none; of what length, where the table does not say so
-        seeds = len({run["seed"] for run in record["runs"]}) or None
-        lengths = "" if "epochs" in record["headings"] else f", {terminal.epochs(record['epochs'] or 0)}"
-        self.trainings = "" if seeds is None else f", n = {seeds} seeds{lengths}"
+        seeds = len({run["seed"] for run in record["runs"]})
+        self.trainings = f", n = {seeds} seeds" if seeds else ""
+        if seeds and "epochs" not in record["headings"]:
+            self.trainings += f", {terminal.epochs(record['epochs'])}"
         codes = [code for run in record["runs"] for code in (run["git"], *run["git_later"])]
         commits = ", ".join(dict.fromkeys(runs.name_code(code, COMMIT) for code in [record["git"], *codes]))
         alone = " Intervals are by seeds alone." if knows_seeds_alone(rows) else ""
