@@ -215,6 +215,7 @@ def test_a_signal_during_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "interrupted", raising=False)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
+        signal.signal(number, signal.SIG_DFL)  # a shell has what it starts in the background ignore SIGINT
         heed_signals()
         importlib.import_module("interrupted")
         with pytest.raises(Stopped) as stopped:
