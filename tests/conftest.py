@@ -30,6 +30,7 @@ SLIM: dict[str, dict[str, Any]] = {
             {"channels": 8},
             {"channels": 12, "stride": 2, "blocks": 2},
             {"channels": 12, "kernel_size": 5, "expansion": 2.5, "squeeze": True},
+            {"channels": 12, "expansion": 1, "depthwise_first": True},
         ],
         "residual": True,
         "activation": "hardswish",

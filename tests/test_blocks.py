@@ -180,6 +180,22 @@ def test_inverted_residual_squeeze_excite_weighs_channels() -> None:
     assert torch.allclose(block(images), plain(images), rtol=1e-12)
 
 
+@pytest.mark.parametrize("expanded", [8, 20])  # with as many channels, too, there is an expansion
+@pytest.mark.parametrize("stride", [1, 2])
+def test_inverted_residual_with_the_depthwise_convolution_first(expanded: int, stride: int) -> None:
+    """Against PyTorch's own functions: one activation, after the expansion."""
+    block = fill(inverted_residual(8, 8, expanded, 5, stride, activation_layer=nn.Hardswish, depthwise_first=True))
+    assert [name for name, _ in block.named_children()][:3] == ["depthwise", "expansion", "projection"]
+    images = torch.randn(2, 8, 9, 9, dtype=torch.double)
+    maps = images
+    for step in ("depthwise", "expansion", "projection"):
+        conv, norm = block.get_submodule(f"{step}.conv"), block.get_submodule(f"{step}.norm")
+        maps = norm(F.conv2d(maps, conv.weight, None, conv.stride, conv.padding, 1, conv.groups))
+        maps = F.hardswish(maps) if step == "expansion" else maps
+    assert torch.allclose(block(images), maps + images if stride == 1 else maps, rtol=1e-12)
+    assert isinstance(block, Residual) == (stride == 1)
+
+
 @pytest.mark.parametrize("conv", KINDS)
 @pytest.mark.parametrize("norm_layer", [nn.BatchNorm2d, None])
 def test_pooling_comes_before_norm_and_activation(conv: str, norm_layer: type[nn.Module] | None) -> None:

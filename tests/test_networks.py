@@ -247,6 +247,10 @@ def test_staged_is_any_table() -> None:
         assert dict(block.named_children()).keys() == {"expansion", "depthwise", "squeeze", "projection", "shortcut"}
         assert block.get_submodule("depthwise.conv").weight.shape == (48, 1, 5, 5)
     assert not any(isinstance(layer, nn.ReLU) for name, layer in net.named_modules() if "squeeze" not in name)
+    rows = [{"channels": 16}, {"channels": 16, "expansion": 3, "kernel_size": 5, "depthwise_first": True}]
+    block = build("staged", (1, 28, 28), 10, stem=8, stages=rows).blocks[-1]
+    assert [name for name, _ in block.named_children()] == ["depthwise", "expansion", "projection", "shortcut"]
+    assert block.get_submodule("depthwise.conv").weight.shape == (16, 1, 5, 5)
 
 
 def test_baseline_separable_is_the_baseline_with_the_option() -> None:
@@ -385,6 +389,7 @@ def test_glorot_is_keras_distribution() -> None:
         ("staged", {"stages": [{"channels": 8, "block": 2}]}, "did you mean model.stages[0].blocks?"),
         ("staged", {"stages": [{"channels": 8, "kernel_size": 4}]}, "model.stages[0].kernel_size=4"),
         ("staged", {"stages": [{"channels": 8, "squeeze": True}]}, "model.stages[0].squeeze=True is out of range"),
+        ("staged", {"stages": [{"channels": 8, "depthwise_first": True}]}, "depthwise_first=True is out of range"),
         ("staged", {"activation": "elu"}, "unknown model.activation=elu: choose from relu, hardswish"),
     ],
 )

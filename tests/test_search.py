@@ -66,7 +66,8 @@ def test_networks_are_as_wide_as_the_budget_admits(limits: dict[str, float]) -> 
 
 def test_width_without_a_budget_that_can_be_counted() -> None:
     trial = optuna.trial.FixedTrial({
-        "stem_stride": 1, "conv": "dense", "residual": 0, "activation": 1, "resolution": 1, "width": 0.5,
+        "stem_stride": 1, "conv": "dense", "residual": 0, "activation": 1, "resolution": 1, "depthwise_first": 1,
+        "width": 0.5,
         **{f"{name}{stage}": value for stage in range(4) for name, value in
            {"blocks": int(stage < 2), "growth": 1, "stride": 1, "kernel_size": 1, "expansion": 0,
             "squeeze": 1}.items()},
@@ -103,6 +104,8 @@ def test_a_network_without_errors_has_a_place_on_a_logarithmic_axis() -> None:
 
 def test_networks_in_a_line() -> None:
     assert describe(complete(MODEL)) == "separable 16/2, 16, 24 x 2/2 k5 e3 se"
+    first = complete({"name": "staged", "stages": [MODEL["stages"][0] | {"expansion": 2.5, "depthwise_first": True}]})
+    assert describe(first) == "separable 32/2, 16 e2.5 df"
 
 
 def test_order() -> None:

@@ -242,6 +242,7 @@ def inverted_residual(
     norm_layer: LayerFactory | None = nn.BatchNorm2d,
     activation_layer: LayerFactory | None = nn.ReLU6,
     step: LayerFactory = depthwise,
+    depthwise_first: bool = False,
 ) -> nn.Sequential:
     """A pointwise expansion, a depthwise convolution, a linear pointwise projection; the input added to the output.
 
@@ -254,14 +255,25 @@ def inverted_residual(
         squeeze: weigh the channels by a squeeze-excite, of a quarter of them (Howard et al., section 5.3), before
             the projection.
         step: what stands at the place, and under the name, of the depthwise convolution, from `expanded` to as many
-            channels.
+            channels; with `depthwise_first` from in_channels.
+        depthwise_first: the depthwise convolution before the expansion, on fewer channels and without activation (Liu
+            et al., arXiv 2201.03545, figure 3c; figure 4 has one activation too, but one norm alone).
     """
     check(expanded >= 1, "expanded", expanded, "1 or more channels")
     layers: dict[str, Any] = {"norm_layer": norm_layer, "activation_layer": activation_layer}
     excitation = partial(SqueezeExcitation, scale_activation=nn.Hardsigmoid)
+    if depthwise_first:
+        first = sequential(
+            depthwise=step(in_channels, in_channels, kernel_size, stride, **layers | {"activation_layer": None}),
+            expansion=pointwise(in_channels, expanded, **layers),
+        )
+    else:
+        first = sequential(
+            expansion=pointwise(in_channels, expanded, **layers) if expanded != in_channels else None,
+            depthwise=step(expanded, expanded, kernel_size, stride, **layers),
+        )
     block = sequential(
-        expansion=pointwise(in_channels, expanded, **layers) if expanded != in_channels else None,
-        depthwise=step(expanded, expanded, kernel_size, stride, **layers),
+        first,
         squeeze=excitation(expanded, _make_divisible(expanded // 4, 8)) if squeeze else None,
         projection=pointwise(expanded, out_channels, norm_layer=norm_layer, activation_layer=None),
     )

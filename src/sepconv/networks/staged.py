@@ -2,7 +2,7 @@
 
 A block is plain (MobileNet's, Howard et al., arXiv 1704.04861, figure 3; with `conv` dense one standard convolution) or
 an inverted residual, where `expansion` is given (Sandler et al., arXiv 1801.04381, table 1; with squeeze-excite Howard
-et al., arXiv 1905.02244, figure 4).
+et al., arXiv 1905.02244, figure 4; with the depthwise convolution first Liu et al., arXiv 2201.03545, figure 4).
 """
 
 from collections.abc import Callable
@@ -35,6 +35,7 @@ class Stage:
     kernel_size: int = checked(check_kernel, 3)
     expansion: float | None = number(None, least=1, most=64)  # of an inverted residual; null: a plain block
     squeeze: bool = False  # squeeze-excite, in inverted residuals
+    depthwise_first: bool = False  # the depthwise convolution before the expansion, in inverted residuals
 
 
 def staged(
@@ -58,18 +59,20 @@ def staged(
     kind, blocks, channels = find_kind(conv), nn.Sequential(), stem
     for place, row in enumerate(stages):
         stage = read(Stage, row, prefix=(prefix := f"model.stages[{place}]."))
-        kernel_size, squeeze = stage.kernel_size, stage.squeeze
-        check(not squeeze or stage.expansion is not None, f"{prefix}squeeze", squeeze, "not without expansion")
+        for key in ("squeeze", "depthwise_first"):
+            option = getattr(stage, key)
+            check(not option or stage.expansion is not None, f"{prefix}{key}", option, "not without expansion")
         for stride in [stage.stride] + [1] * (stage.blocks - 1):
             block: nn.Module
             if stage.expansion is None:
-                block = kind.block(channels, stage.channels, kernel_size, stride, activation_layer=function)
+                block = kind.block(channels, stage.channels, stage.kernel_size, stride, activation_layer=function)
                 same = stride == 1 and channels == stage.channels
                 block = Residual(block) if residual and same else block
             else:
                 expanded = round(stage.expansion * channels)
-                block = inverted_residual(channels, stage.channels, expanded, kernel_size, stride, squeeze,
-                                          activation_layer=function, step=kind.step)  # fmt: skip
+                block = inverted_residual(channels, stage.channels, expanded, stage.kernel_size, stride, stage.squeeze,
+                                          activation_layer=function, step=kind.step,
+                                          depthwise_first=stage.depthwise_first)  # fmt: skip
             blocks.append(block)
             channels = stage.channels
     return sequential(resize=make_resize(shape, resolution), stem=first_layer, blocks=blocks, **head(channels, classes))

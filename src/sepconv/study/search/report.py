@@ -272,5 +272,5 @@ def describe(model: dict[str, Any]) -> str:
         text = f"{row['channels']}" + (f" x {row['blocks']}" if row.get("blocks", 1) > 1 else "")
         text += "/2" * (row.get("stride", 1) > 1) + f" k{row['kernel_size']}" * (row.get("kernel_size", 3) != 3)
         text += f" e{row['expansion']:g}" if row.get("expansion") else ""
-        parts.append(text + " se" * bool(row.get("squeeze")))
+        parts.append(text + " df" * bool(row.get("depthwise_first")) + " se" * bool(row.get("squeeze")))
     return ", ".join(parts)

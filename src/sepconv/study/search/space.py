@@ -48,6 +48,7 @@ def draw(
         "activation": choose("activation", ACTIVATIONS),
         "resolution": choose("resolution", RESOLUTIONS),
     }
+    depthwise_first = choose("depthwise_first", (False, True))
     stages, growth = [], 1.0
     for stage in range(STAGES):
         blocks = trial.suggest_int(f"blocks{stage}", 0 if stage else 1, BLOCKS)
@@ -56,7 +57,7 @@ def draw(
                "kernel_size": choose(f"kernel_size{stage}", KERNELS)}  # fmt: skip
         expansion, squeeze = choose(f"expansion{stage}", EXPANSIONS), choose(f"squeeze{stage}", (False, True))
         if expansion is not None:
-            row |= {"expansion": expansion, "squeeze": squeeze}
+            row |= {"expansion": expansion, "squeeze": squeeze, "depthwise_first": depthwise_first}
         if blocks:
             stages.append(row)
 
