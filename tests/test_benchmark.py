@@ -15,11 +15,13 @@ from conftest import REPOSITORY, Outcome, data_config, refused
 from hydra import compose, initialize_config_dir
 
 from sepconv import InputError, Stopped, networks
+from sepconv.benchmark import networks as networks_suite
 from sepconv.benchmark import peers, template, time_to_accuracy
 from sepconv.benchmark.loop import BareLoop, Turns, train
 from sepconv.config.keys import LoopConfig, TrainConfig
 from sepconv.config.read import read
-from sepconv.costs import counting
+from sepconv.costs import counting, roofline
+from sepconv.costs.roofline import Machine
 from sepconv.data.datasets import Dataset, load
 from sepconv.training.classifier import ImageClassifier, describe_images
 
@@ -69,10 +71,18 @@ def test_trainings_may_be_longer_than_the_images_suffice(command: Callable[..., 
     assert (record["steps"], len(record["ratio"]["turns"])) == (40, 15)
 
 
-def test_networks_against_their_dense_twins(
-    command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def _quick_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short turns and kernels' times, on a machine that is not measured."""
+    machine = Machine({"kind": "cpu"}, {2**10: 1e12, 2**20: 1e11}, {"fp32": 1e13, "bf16": 1e13})
+    monkeypatch.setattr(roofline, "measure_machine", lambda device: machine)
+    for name, value in {"LEAST": 0, "STEPPED": 0, "REPEATS": 3}.items():
+        monkeypatch.setattr(roofline, name, value)
     monkeypatch.setattr("sepconv.benchmark.networks.TURN", 0.02)
+
+
+@pytest.mark.usefixtures("_quick_networks")
+def test_networks_against_their_dense_twins(command: Callable[..., Outcome], tmp_path: Path) -> None:
     arguments = ["suite=networks", "networks=[tiny,separable]", "batch_sizes=[8,16]", "rounds=2", "trainer=cpu"]
     outcome = command("benchmark", *arguments, f"output={tmp_path}")
     assert outcome.status == 0, outcome.err
@@ -88,6 +98,19 @@ def test_networks_against_their_dense_twins(
             assert len(rates["separable"]) == len(rates["dense"]) == 2
             low, high = row[part]["quartiles"]
             assert 0 < low <= row[part]["median"] <= high
+        assert [(step["part"], step["conv"]) for step in row["steps"]] == [
+            (part, conv) for part in ("training", "evaluation") for conv in ("separable", "dense")
+        ]
+        for step in row["steps"]:
+            assert 0 < step["least_seconds"] < step["alone_seconds"]
+            assert step["measured_seconds"] > step["least_seconds"]
+    assert record["peaks"]["bandwidths"] == {str(2**10): 1e12, str(2**20): 1e11}
+    page = networks_suite.table(record).filled()
+    assert page.headings[-4:] == ["training over its kernels alone", "evaluation over its kernels alone",
+                                  "training over the peaks", "evaluation over the peaks"]  # fmt: skip
+    separable, dense = record["networks"][0]["steps"][:2]
+    ratios = [step["measured_seconds"] / step["alone_seconds"] for step in (separable, dense)]
+    assert page.rows[0][-4] == f"{ratios[0]:.2f} and {ratios[1]:.2f}"
     refused(command("benchmark", "suite=networks", "networks=[nonsense]"), "unknown model=nonsense", "separable")
     refused(command("benchmark", "suite=networks", "batch_sizes=[0]"), "batch_sizes=[0]")
     refused(command("benchmark", "suite=networks", "batch_sizes=[5000]"), "batch_sizes has 5000")
@@ -95,6 +118,7 @@ def test_networks_against_their_dense_twins(
     refused(command("benchmark", "suite=networks", "networks=[]"), "networks=[]", "one or more")
 
 
+@pytest.mark.usefixtures("_quick_networks")
 @pytest.mark.parametrize(
     ("suite", "work", "arguments"),
     [
@@ -108,7 +132,6 @@ def test_a_stopped_benchmark_goes_on(
     arguments: list[str],
 ) -> None:  # fmt: skip
     """Each part is measured once, and the record is whole."""
-    monkeypatch.setattr("sepconv.benchmark.networks.TURN", 0.02)
     module, name = work.split(".")
     owner = importlib.import_module(f"sepconv.benchmark.{module}")
     real, calls = getattr(owner, name), []
@@ -126,7 +149,7 @@ def test_a_stopped_benchmark_goes_on(
     assert outcome.status == 143, outcome
     assert "the same command goes on" in outcome.err
     (kept,) = tmp_path.iterdir()
-    assert len(json.loads(kept.read_text())["parts"]) == 1
+    assert len(json.loads(kept.read_text())["parts"].keys() - {"peaks"}) == 1
     outcome = command(*command_line)
     assert outcome.status == 0, outcome.err
     assert len(calls) == 3

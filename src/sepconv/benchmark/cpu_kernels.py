@@ -41,9 +41,7 @@ def measure(config: CpuKernelsConfig, journal: Journal) -> dict[str, Any]:
         )
     keep_freed_memory()  # as the trainer does
     machine = journal.part("peaks", lambda: asdict(roofline.measure_machine(device)))
-    peaks = Machine(
-        machine["device"], {int(size): rate for size, rate in machine["bandwidths"].items()}, machine["flops"]
-    )
+    peaks = Machine.of(machine)
     rows: list[dict[str, Any]] = []
     for (channels, side), precision in track(list(product(BLOCKS, DTYPES)), "benchmark: kernel"):
         part = partial(measure_kernels, channels, side, precision, peaks, device)

@@ -63,6 +63,12 @@ class Machine:
     bandwidths: dict[int, float]
     flops: dict[str, float]
 
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Machine":
+        """The machine of a record in JSON, whose keys are all text."""
+        bandwidths = {int(size): rate for size, rate in record["bandwidths"].items()}
+        return cls(record["device"], bandwidths, record["flops"])
+
     @property
     def bandwidth(self) -> float:
         """Bytes a second of memory: of the largest working set, which no cache holds."""
