@@ -8,6 +8,10 @@ from sepconv.config.keys import CostConfig
 def main(config: CostConfig, overrides: list[str], started: float) -> None:
     from sepconv.costs.report import report_costs  # torch loads only here, so that --help does not wait for it
 
+    if config.run is not None:
+        from sepconv.training.recorded import take_network
+
+        config = take_network(config, overrides)
     report_costs(config)
 
 

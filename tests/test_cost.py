@@ -461,6 +461,23 @@ def test_command_json(command: Command) -> None:
     assert "machine" not in found
 
 
+def test_command_of_a_run(command: Command) -> None:
+    """Its network, on its images or others of as many channels."""
+    given = REPOSITORY / "pretrained" / "small_mnist"
+    found = json.loads(run(command, f"run={given}", "format=json"))
+    assert (found["model"], found["shape"], found["classes"]) == ("tiny", [1, 28, 28], 10)
+    recorded = json.loads((given / "result.json").read_text())
+    assert {key: found["total"][key] for key in ("parameters", "macs")} == {
+        key: recorded[key] for key in ("parameters", "macs")
+    }
+    larger = json.loads(run(command, f"run={given}", "shape=[1,56,56]", "classes=26", "format=json"))
+    assert (larger["shape"], larger["classes"]) == ([1, 56, 56], 26)
+    assert larger["total"]["macs"] > 3 * found["total"]["macs"]
+    for argument in ("model=separable", "model.stem=8", "data=mnist", "++data.image_size=8"):
+        refused(command("cost", f"run={given}", argument), "has its own network and images", f"leave {argument} out")
+    refused(command("cost", f"run={given.parent}"), f"{given.parent} is no run")
+
+
 def test_command_csv_and_markdown(command: Command) -> None:
     rows = list(csv.DictReader(io.StringIO(run(command, "model=baseline", "data=mnist", "format=csv"))))
     assert rows[-1]["name"] == "total"
@@ -504,6 +521,7 @@ def test_command_csv_and_markdown(command: Command) -> None:
         (["sweep=true", "device=cpu", "plot=a.png"], ["plot=", "sweep=true"]),
         (["sweep=true", "shape=[3,32,32]"], ["shape=", "sweep=true"]),
         (["sweep=true", "classes=3"], ["classes=", "sweep=true"]),
+        (["sweep=true", "run=/nowhere"], ["run=", "sweep=true"]),
         (["layout=3"], ["unknown key layout"]),
     ],
 )

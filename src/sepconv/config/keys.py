@@ -429,6 +429,7 @@ class RecordsConfig:
 class CostConfig:
     """One run of `scripts/cost.py`."""
 
+    run: str | None = path(None)  # a run's directory, whose network is counted, on its images; null: model, on data
     data: DataConfig  # gives the images' shape and the number of classes; its files are not read
     model: dict[str, Any] = checked(check_model, MODEL)  # `name` in sepconv.networks, and its options
     shape: list[int] | None = checked(check_shape, None)  # channels, height, width of other images; null: the data's
@@ -447,7 +448,7 @@ class CostConfig:
             raise InputError("plot= draws what device= measures: give device=cpu or device=cuda too")
         if self.dtype == "int8" and self.device is not None:
             raise InputError("dtype=int8 is counted, not measured: leave device= out, or choose dtype=fp32 or bf16")
-        for key in ("shape", "classes", "plot", "receptive_field") if self.sweep else ():
+        for key in ("run", "shape", "classes", "plot", "receptive_field") if self.sweep else ():
             if getattr(self, key) is not None:
                 raise InputError(f"{key}= is for a network, and sweep=true counts two layers alone: leave one out")
 

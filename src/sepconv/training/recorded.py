@@ -1,5 +1,6 @@
 """A recorded run's network, loaded from a checkpoint and measured on the test images."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from sepconv import InputError
 from sepconv.config import PARTS
-from sepconv.config.keys import SourceConfig, TrainConfig, TrainerConfig
+from sepconv.config.keys import CostConfig, SourceConfig, TrainConfig, TrainerConfig
 from sepconv.config.read import complete
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData
@@ -56,6 +57,19 @@ def load_run(
     dataset = load(recorded.data)
     check_same_images(run, classifier.hparams["images"], dataset, recorded.data.root, parts)
     return run, recorded, classifier, dataset
+
+
+def take_network(config: CostConfig, overrides: list[str]) -> CostConfig:
+    """`config` with the network of `config.run` and, where it names no others, the shape and classes of its images.
+
+    Raises InputError for a path that is no run, and where `overrides` name another network or other images.
+    """
+    for override in filter(re.compile(r"[+~]*(model|data)\b").match, overrides):
+        raise InputError(f"run={config.run} has its own network and images: leave {override} out")
+    run, recorded, _ = runs.read_config(str(config.run))
+    images = load_classifier(run, "best", recorded).hparams["images"]
+    shape, classes = config.shape or images["shape"], config.classes or len(images["classes"])
+    return replace(config, model=recorded.model, shape=shape, classes=classes)
 
 
 def check_same_images(
