@@ -13,7 +13,7 @@ PRETRAINED = sorted(path.parent for path in (REPOSITORY / "pretrained").glob("*/
 
 
 def test_they_are_small() -> None:
-    assert {path.name for path in PRETRAINED} >= {"separable_mnist", "dense_mnist", "small_mnist"}
+    assert {path.name for path in PRETRAINED} >= {"separable_mnist", "dense_mnist", "small_mnist", "tiny_cifar10"}
     assert sum(path.stat().st_size for path in (REPOSITORY / "pretrained").rglob("*") if path.is_file()) < 2e6
 
 
