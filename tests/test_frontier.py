@@ -5,6 +5,7 @@ import io
 import json
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -502,6 +503,8 @@ def test_trainings_that_were_left_halted_go_on(tmp_path: Path) -> None:
     try:
         for each in started:
             each.suspend()
+        while any(each.status() != psutil.STATUS_STOPPED for each in started):
+            time.sleep(0.01)  # the signal takes its time
         trainings.Trainings(tmp_path / "runs", None, {}).wake()
         assert [each.status() == psutil.STATUS_STOPPED for each in started] == [False, False, True]
     finally:
