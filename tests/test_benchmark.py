@@ -111,6 +111,10 @@ def test_networks_against_their_dense_twins(command: Callable[..., Outcome], tmp
     separable, dense = record["networks"][0]["steps"][:2]
     ratios = [step["measured_seconds"] / step["alone_seconds"] for step in (separable, dense)]
     assert page.rows[0][-4] == f"{ratios[0]:.2f} and {ratios[1]:.2f}"
+    for names in ("nonsense", "tiny,nonsense"):  # before anything is measured, of which a file would be left
+        outcome = command("benchmark", "suite=networks", f"networks=[{names}]", "trainer=cpu", f"output={tmp_path}/bad")
+        refused(outcome, "unknown model=nonsense", "separable")
+        assert not list((tmp_path / "bad").iterdir())
     refused(command("benchmark", "suite=networks", "networks=[nonsense]"), "unknown model=nonsense", "separable")
     refused(command("benchmark", "suite=networks", "batch_sizes=[0]"), "batch_sizes=[0]")
     refused(command("benchmark", "suite=networks", "batch_sizes=[5000]"), "batch_sizes has 5000")

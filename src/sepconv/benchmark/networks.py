@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
-from sepconv import InputError
+from sepconv import InputError, networks
 from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.loop import BareLoop
 from sepconv.config.keys import NetworksConfig
@@ -27,6 +27,7 @@ from sepconv.training.train import make_classifier
 Key = TypeVar("Key")
 
 TURN = 0.5  # seconds, at least, of a turn
+KINDS = ("separable", "dense")
 PARTS = ("training", "evaluation")
 SECONDS = ("least_seconds", "alone_seconds", "measured_seconds")  # of a step
 
@@ -49,6 +50,9 @@ def measure(config: NetworksConfig, journal: Journal) -> dict[str, Any]:
     dataset = load(config.data)
     if (largest := max(config.batch_sizes, default=0)) > len(dataset.train):
         raise InputError(f"batch_sizes has {largest}: {dataset.name} has {len(dataset.train)} images to train on")
+    with torch.device("meta"):  # before anything is measured
+        for name, conv in product(config.networks, KINDS):
+            networks.build(name, dataset.shape, len(dataset.classes), conv=conv)
     resident = dataset.to(device)
     keep_freed_memory()  # as the trainer does
     peaks = journal.part("peaks", lambda: asdict(roofline.measure_machine(device)))
@@ -72,7 +76,7 @@ def measure_network(
     loops, nets, macs, training_macs = {}, {}, {}, {}
     # a captured step is of one size; turns last as long as they do, so no schedule has an end to go to
     recipe = replace(config.recipe, batch_size=batch_size, schedule="constant")
-    for conv in ("separable", "dense"):
+    for conv in KINDS:
         L.seed_everything(config.seed, verbose=False)
         classifier = make_classifier({"name": name, "conv": conv}, recipe, dataset, images)
         cost = counting.total(counting.layers(classifier.net, dataset.shape))
