@@ -228,7 +228,7 @@ def make_files(source: Source, config: ExportConfig, command: str) -> tuple[list
     if not config.int8:
         return [fp32], ""
     part = sample(source.dataset.train, config.calibration_images)
-    quantizer = Quantizer(network, source.dataset[part][0])
+    quantizer = Quantizer(network, source.dataset[part][0], equalized=True)
     network = quantizer.quantize()
     int8 = make_file(source, config.format, "int8", command, network, classify_with(network, config.format, images),
                      classify_with(network, config.format, held_out))  # fmt: skip

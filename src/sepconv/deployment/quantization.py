@@ -15,10 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from sepconv import InputError
+from sepconv.deployment.equalization import BATCH, equalize
 from sepconv.deployment.formats import LAYERS, MISSING, quiet
 from sepconv.devices import read_processor
-
-BATCH = 100  # images that are calibrated on at once
 
 
 class Quantizer:
@@ -28,11 +27,12 @@ class Quantizer:
         model: an onnx.ModelProto in fp32, as `to_onnx` gives it.
         images: uint8 (N, C, H, W) to calibrate on: the ranges of maps are those that occur with them.
         per_channel: a scale for each output channel of a layer's weights, instead of one a layer.
+        equalized: give the channels of each map like ranges first.
 
     Raises InputError where the libraries are not installed.
     """
 
-    def __init__(self, model: Any, images: Tensor, per_channel: bool = True) -> None:
+    def __init__(self, model: Any, images: Tensor, per_channel: bool = True, equalized: bool = False) -> None:
         try:
             import onnx
             from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -44,6 +44,8 @@ class Quantizer:
             onnx.save(model, source)
             quant_pre_process(str(source), str(prepared))
             self.prepared = onnx.load(prepared)
+        if equalized:
+            self.prepared = equalize(self.prepared, images)
         self.layers = [node.name for node in self.prepared.graph.node if node.op_type in LAYERS]
 
     def quantize(self, layers: Sequence[str] | None = None) -> Any:
