@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +34,11 @@ from sepconv.deployment.formats import (
     export_program,
     read_file,
     run_onnx,
+    session_options,
     to_onnx,
     write_onnx,
 )
-from sepconv.deployment.quantization import Quantizer
+from sepconv.deployment.quantization import Quantizer, on_x86
 from sepconv.deployment.speed import time_layers
 from sepconv.networks import names
 from sepconv.packing import pack
@@ -44,7 +46,7 @@ from sepconv.training.classifier import ImageClassifier, describe_images
 from sepconv.training.runs import fingerprint, read_config, read_result
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 Command = Callable[..., Outcome]
 
@@ -308,6 +310,21 @@ def test_equal_ranges_within_residual_blocks() -> None:
         assert last <= first * 1.001
         if not any(Weights(before).mixes(node) for node in stream.readers):
             assert last == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.skipif(not on_x86(), reason="of the kernels on x86")
+def test_int8_layers_are_computed_in_int8(tmp_path: Path) -> None:
+    """Also around residual blocks, where a map feeds two layers: onnxruntime leaves none of them in fp32."""
+    block = {"channels": 8, "blocks": 3, "expansion": 2, "depthwise_first": True}
+    classifier = classifier_of(complete({"name": "staged", "stages": [{"channels": 8, "stride": 2}, block]}))
+    images, _ = load(data_config("digits", image_size=32))[torch.arange(50)]
+    quantizer = Quantizer(to_onnx(classifier), images)
+    options = session_options(1)
+    options.optimized_model_filepath = str(tmp_path / "as_run.onnx")
+    onnxruntime.InferenceSession(write_onnx(quantizer.quantize()), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "as_run.onnx").graph.node)
+    assert (kinds["QLinearConv"], kinds["QGemm"]) == (len(quantizer.layers) - 1, 1)
+    assert (kinds["Conv"], kinds["Gemm"], kinds["Add"]) == (0, 0, 1)  # the normalisation of pixels adds
 
 
 def test_int8_that_costs_too_much_is_refused(run: Path) -> None:

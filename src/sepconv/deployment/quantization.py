@@ -1,8 +1,12 @@
 """int8 after training: an ONNX network with weights and maps in 8 bits, calibrated on images.
 
-Weights and maps are whole numbers from -128 to 127 with a scale, one for each output channel of a layer's weights
-(Jacob et al., arXiv 1712.05877, section 2.1; Krishnamoorthi, arXiv 1806.08342, section 3), by onnxruntime's static
-quantisation. What comes before the first layer, the normalisation of the pixels, stays in fp32.
+Weights are whole numbers from -128 to 127 with a scale, one for each output channel of a layer; maps have one scale and
+a number that stands for 0 (Jacob et al., arXiv 1712.05877, section 2.1; Krishnamoorthi, arXiv 1806.08342, section 3).
+onnxruntime's static quantisation makes them. What comes before the first layer, the normalisation of the pixels, stays
+in fp32.
+
+Maps are unsigned on an x86 processor, else signed. Why: its instructions multiply unsigned by signed numbers, and of
+signed maps onnxruntime turns those that feed two layers, as around a residual block, back to fp32.
 """
 
 import platform
@@ -66,7 +70,8 @@ class Quantizer:
             onnx.save(self.prepared, source)
             quantize_static(
                 str(source), str(target), Reader(self.images), quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=self.per_channel,
+                activation_type=QuantType.QUInt8 if on_x86() else QuantType.QInt8, weight_type=QuantType.QInt8,
+                per_channel=self.per_channel,
                 reduce_range=needs_reduced_range(), nodes_to_quantize=layers, nodes_to_exclude=self.before_layers(),
             )  # fmt: skip
             return onnx.load(target)
@@ -85,7 +90,9 @@ class Quantizer:
 
 def needs_reduced_range() -> bool:
     """Whether weights must have 7 bits: sums of two 8-bit products overflow on an x86 processor without VNNI."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
     flags = read_processor().get("flags", "").split()
-    return not {"avx512_vnni", "avx_vnni"} & set(flags)
+    return on_x86() and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
+def on_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
