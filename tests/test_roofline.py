@@ -124,6 +124,7 @@ def test_every_call_of_a_step_runs_alone(name: str, dtype: str) -> None:
         assert step.alone_seconds == pytest.approx(sum(call["alone_seconds"] for call in step.calls))
         assert step.least_seconds == pytest.approx(sum(call["least_seconds"] for call in step.calls))
         assert min(step.measured_seconds, *(call["alone_seconds"] for call in step.calls)) > 0
+        assert step.between_seconds >= 0
         for call in step.calls:
             assert call["share"] == pytest.approx(call["least_seconds"] / call["alone_seconds"])
     assert all(p.grad is None for p in net.parameters())  # of a copy
@@ -237,7 +238,7 @@ def test_command(command: Callable[..., Outcome], tmp_path: Path) -> None:
     assert sum(call["flop"] for call in separable["calls"]) == 2 * macs < sum(c["flop"] for c in dense["calls"])
     table = command("cost", *arguments)
     assert table.status == 0, table.err
-    for heading in ("predicted us", "measured us", "bound by", "GB/s", "of the roof", "measured / alone"):
+    for heading in ("predicted us", "measured us", "bound by", "GB/s", "of the roof", "measured / alone and between"):
         assert heading in table.out
     rows = list(csv.DictReader(io.StringIO(command("cost", *arguments, "format=csv").out)))
     assert float(rows[0]["measured_seconds"]) > 0

@@ -1,7 +1,7 @@
 """Networks against their dense twins: how much faster, beside how much less there is to compute."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
@@ -29,7 +29,13 @@ Key = TypeVar("Key")
 TURN = 0.5  # seconds, at least, of a turn
 KINDS = ("separable", "dense")
 PARTS = ("training", "evaluation")
-SECONDS = ("least_seconds", "alone_seconds", "measured_seconds")  # of a step
+SECONDS = ("least_seconds", "alone_seconds", "between_seconds", "measured_seconds")  # of a step
+# predictions of a step, in words, and what of SECONDS is in each
+PREDICTIONS = {
+    "its kernels and what is between": ("alone_seconds", "between_seconds"),
+    "its kernels alone": ("alone_seconds",),
+    "the peaks": ("least_seconds",),
+}
 
 
 def measure(config: NetworksConfig, journal: Journal) -> dict[str, Any]:
@@ -127,10 +133,10 @@ def table(record: dict[str, Any]) -> Table:
     def fewer(row: dict[str, Any], key: str) -> str:
         return f"{row[key]['dense'] / row[key]['separable']:.1f}" if key in row else ""
 
-    def over(row: dict[str, Any], prediction: str, part: str) -> str:
-        """Measured over predicted seconds of a step, separable and dense."""
-        steps = [step for step in row.get("steps", []) if step["part"] == part]
-        return " and ".join(f"{step['measured_seconds'] / step[prediction]:.2f}" for step in steps)
+    def over(row: dict[str, Any], parts: Sequence[str], part: str) -> str:
+        """Measured over predicted seconds of a step, separable and dense, where the record has them."""
+        steps = [step for step in row.get("steps", []) if step["part"] == part and parts[-1] in step]
+        return " and ".join(f"{step['measured_seconds'] / sum(step[key] for key in parts):.2f}" for step in steps)
 
     columns = [
         Column("network", lambda row: row["network"]),
@@ -140,8 +146,7 @@ def table(record: dict[str, Any]) -> Table:
         Column("times as fast in training", lambda row: write_spread(row["training"])),
         Column("in evaluation", lambda row: write_spread(row["evaluation"])),
         Column("turns", lambda row: str(len(row["training"]["images_per_second"]["separable"]))),
-        *(Column(f"{part} over {words}", partial(over, prediction=prediction, part=part))
-          for prediction, words in (("alone_seconds", "its kernels alone"), ("least_seconds", "the peaks"))
-          for part in PARTS),
+        *(Column(f"{part} over {words}", partial(over, parts=parts, part=part))
+          for words, parts in PREDICTIONS.items() for part in PARTS),
     ]  # fmt: skip
     return Table(f"separable and dense on {record['data']}, {record['precision']}", columns, record["networks"])

@@ -2,7 +2,8 @@
 
 A layer that moves some bytes and does some FLOP takes at least max(bytes / bandwidth, FLOP / peak) (Williams et al.
 2009, "Roofline: an insightful visual performance model"). A step takes the sum over its calls of kernels
-(`passes.list_calls`); what they take alone says how much of the rest is the kernels' and how much is between them.
+(`passes.list_calls`); what they take alone says how much of the rest is the kernels' and how much is between them, and
+a step of very few images how much that is.
 """
 
 import copy
@@ -33,6 +34,7 @@ WARM_UP = 3
 LEAST = 0.02  # seconds of calls of which the shortest counts
 TURNS = 64  # maps, at most, that a kernel alone writes in turn
 STEPPED = 0.3  # seconds of steps whose median counts
+FEW = 2  # images: the least that a norm's statistics can be of
 SMALLER = "choose a smaller batch"  # where memory does not suffice
 
 # the peaks are the best of several kernels at these sizes: of a CPU, of a GPU
@@ -190,6 +192,8 @@ class Step:
         least_seconds: the sum of those by the peaks.
         alone_seconds: the sum of its calls', each made by itself, on maps that are as far from a cache as in the step:
             what the step would take if nothing were between them.
+        between_seconds: what is between them, such as Python, torch's dispatch and the loss, which the number of images
+            hardly changes: of FEW images the median of the step, less its calls alone.
         measured_seconds: the median of the step.
     """
 
@@ -197,6 +201,7 @@ class Step:
     calls: list[dict[str, Any]]
     least_seconds: float
     alone_seconds: float
+    between_seconds: float
     measured_seconds: float
 
 
@@ -213,21 +218,31 @@ def measure_step(
     device = torch.device(machine.device["kind"])
     check_memory(counting.training_bytes(net, shape, batch, dtype), device, "a training step", SMALLER)
     net = copy.deepcopy(net).to(device).to(memory_format=torch.channels_last).train(training)
+    calls, alone_seconds, measured = time_step(net, shape, batch, device, dtype)
+    _, few_alone, few = time_step(net, shape, FEW, device, dtype)
+    least = [machine.call_seconds(call, dtype) for call in calls]
+    records = [
+        {"call": call.name, "moved_bytes": call.moved, "flop": call.flop, "least_seconds": fastest,
+         "alone_seconds": by_itself, "share": fastest / by_itself}
+        for call, fastest, by_itself in zip(calls, least, alone_seconds, strict=True)
+    ]  # fmt: skip
+    return Step("training" if training else "evaluation", records, sum(least), sum(alone_seconds),
+                max(0.0, few - sum(few_alone)), measured)  # fmt: skip
+
+
+def time_step(
+    net: nn.Module, shape: tuple[int, int, int], batch: int, device: torch.device, dtype: str
+) -> tuple[list[Call], list[float], float]:
+    """The calls of a step of `net` in its mode, the seconds of each alone, and those of the step."""
+    training = net.training
     calls = passes.list_calls(net, shape, batch, dtype, training, find_kernels(device, dtype))
     calls += [passes.update(net, dtype)] if training else []
     step = make_step(net, shape, batch, device, dtype)
     measured = statistics.median(time_calls(step, device, cold=False, least=STEPPED))
     kept = sum(call.made for call in calls) if training else 0
-    records: list[dict[str, Any]] = []
-    for call in track(calls, "timing: kernel"):
-        least = machine.call_seconds(call, dtype)
-        by_itself = least_seconds(alone(net, call, device, dtype, kept), device)
-        records.append({
-            "call": call.name, "moved_bytes": call.moved, "flop": call.flop, "least_seconds": least,
-            "alone_seconds": by_itself, "share": least / by_itself,
-        })  # fmt: skip
-    sums = {key: sum(record[key] for record in records) for key in ("least_seconds", "alone_seconds")}
-    return Step("training" if training else "evaluation", records, **sums, measured_seconds=measured)
+    timed = track(calls, "timing: kernel")
+    seconds = [least_seconds(alone(net, call, device, dtype, kept), device) for call in timed]
+    return calls, seconds, measured
 
 
 def find_kernels(device: torch.device, dtype: str) -> str:
@@ -285,8 +300,9 @@ def alone(net: nn.Module, call: Call, device: torch.device, dtype: str, kept: in
             return compute(*args, **kwargs)
 
     if call.direction == "forward":
-        written: deque[Any] = deque(maxlen=len(turns))
-        return lambda: written.append(forward(*copies[0]))  # of a copy: an activation may overwrite it
+        # of a copy: an activation may overwrite it; as many as are kept, so that each call writes where memory was
+        written = deque((forward(*copies[0]) for _ in turns), maxlen=len(turns))
+        return lambda: written.append(forward(*copies[0]))
     learning = [p for p in compute.parameters() if p.requires_grad] if isinstance(compute, nn.Module) else []
     outputs = [forward(*each) for each in copies]
     gradient, places = torch.randn_like(outputs[0]), cycle(turns)
