@@ -10,7 +10,6 @@ equation 4.
 """
 
 import copy
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -82,10 +81,9 @@ class Weights:
         self.uses = Counter(name for node in model.graph.node for name in node.input)
 
     def known(self, node: Any) -> bool:
-        """Whether a node is a layer whose weights are known, and used by nothing else."""
-        names = list(node.input[1:])
-        known = node.op_type in ("Conv", "Gemm") and all(name in self.tensors for name in names)
-        return known and all(self.uses[name] == 1 for name in names)
+        """Whether a node is a layer whose weights, (outputs, inputs, ...), are known, and used by nothing else."""
+        layer = node.op_type == "Conv" or (node.op_type == "Gemm" and option(node, "transB", 0) == 1)
+        return layer and all(name in self.tensors and self.uses[name] == 1 for name in node.input[1:])
 
     def get(self, name: str) -> Floats:
         from onnx import numpy_helper
@@ -99,9 +97,9 @@ class Weights:
 
     def grouped(self, node: Any) -> Floats:
         """A layer's weights: (groups, outputs a group, inputs a group, positions of the kernel)."""
-        values = self.get(node.input[1])
-        values = values.T if turned(node) else values
-        return values.reshape(option(node, "group", 1), -1, *values.shape[1:2], math.prod(values.shape[2:]))
+        values, groups = self.get(node.input[1]), option(node, "group", 1)
+        outputs, inputs = values.shape[:2]
+        return values.reshape(groups, outputs // groups, inputs, -1)
 
     def mixes(self, node: Any) -> bool:
         """Whether an output sees several input channels: not of a depthwise convolution."""
@@ -114,10 +112,9 @@ class Weights:
 
     def multiply_inputs(self, node: Any, scale: Floats) -> None:
         """Multiplies the weights on each input channel by `scale`, (channels,)."""
-        values = self.get(node.input[1])
         grouped = self.grouped(node)
         scaled = grouped * scale.reshape(len(grouped), 1, -1, 1)
-        self.put(node.input[1], scaled.reshape(values.T.shape).T if turned(node) else scaled.reshape(values.shape))
+        self.put(node.input[1], scaled.reshape(self.get(node.input[1]).shape))
 
     def divide_outputs(self, node: Any, scale: Floats) -> None:
         """Divides a convolution's weights and biases of each output channel by `scale`, (channels,)."""
@@ -129,11 +126,6 @@ class Weights:
 def option(node: Any, name: str, default: int) -> int:
     """A whole number among a node's options."""
     return next((int(each.i) for each in node.attribute if each.name == name), default)
-
-
-def turned(node: Any) -> bool:
-    """Whether a layer's weights are (inputs, outputs), not (outputs, inputs, ...)."""
-    return node.op_type == "Gemm" and not option(node, "transB", 0)
 
 
 def find_streams(model: Any, weights: Weights) -> list[Stream]:
