@@ -133,10 +133,10 @@ def table(record: dict[str, Any]) -> Table:
     def fewer(row: dict[str, Any], key: str) -> str:
         return f"{row[key]['dense'] / row[key]['separable']:.1f}" if key in row else ""
 
-    def over(row: dict[str, Any], parts: Sequence[str], part: str) -> str:
+    def over(row: dict[str, Any], keys: Sequence[str], part: str) -> str:
         """Measured over predicted seconds of a step, separable and dense, where the record has them."""
-        steps = [step for step in row.get("steps", []) if step["part"] == part and parts[-1] in step]
-        return " and ".join(f"{step['measured_seconds'] / sum(step[key] for key in parts):.2f}" for step in steps)
+        steps = [step for step in row.get("steps", []) if step["part"] == part and step.keys() >= set(keys)]
+        return " and ".join(f"{step['measured_seconds'] / sum(step[key] for key in keys):.2f}" for step in steps)
 
     columns = [
         Column("network", lambda row: row["network"]),
@@ -146,7 +146,7 @@ def table(record: dict[str, Any]) -> Table:
         Column("times as fast in training", lambda row: write_spread(row["training"])),
         Column("in evaluation", lambda row: write_spread(row["evaluation"])),
         Column("turns", lambda row: str(len(row["training"]["images_per_second"]["separable"]))),
-        *(Column(f"{part} over {words}", partial(over, parts=parts, part=part))
-          for words, parts in PREDICTIONS.items() for part in PARTS),
+        *(Column(f"{part} over {words}", partial(over, keys=keys, part=part))
+          for words, keys in PREDICTIONS.items() for part in PARTS),
     ]  # fmt: skip
     return Table(f"separable and dense on {record['data']}, {record['precision']}", columns, record["networks"])

@@ -192,8 +192,8 @@ class Step:
         least_seconds: the sum of those by the peaks.
         alone_seconds: the sum of its calls', each made by itself, on maps that are as far from a cache as in the step:
             what the step would take if nothing were between them.
-        between_seconds: what is between them, such as Python, torch's dispatch and the loss, which the number of images
-            hardly changes: of FEW images the median of the step, less its calls alone.
+        between_seconds: what is between them, such as Python, torch's dispatch and the loss, taken to be the same for
+            any number of images: of FEW images the median of the step, less its calls alone.
         measured_seconds: the median of the step.
     """
 

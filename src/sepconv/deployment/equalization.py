@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 
-from sepconv.deployment.formats import session_options, write_onnx
+from sepconv.deployment.formats import open_session, write_onnx
 
 Floats = NDArray[np.float32]
 
@@ -169,12 +169,11 @@ def find_streams(model: Any, weights: Weights) -> list[Stream]:
 def find_ranges(model: Any, names: Sequence[str], images: Tensor) -> dict[str, Floats]:
     """The largest value, in size, of each channel of maps (B, C, ...) with `images`, by name: (C,)."""
     import onnx
-    import onnxruntime
 
     model = copy.deepcopy(model)
     outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
     model.graph.output.extend(outputs)
-    session = onnxruntime.InferenceSession(write_onnx(model), session_options(None), providers=["CPUExecutionProvider"])
+    session = open_session(write_onnx(model))
     ranges: dict[str, Floats] = {}
     for batch in images.split(BATCH) if names else ():
         for name, maps in zip(names, session.run(names, {"pixels": np.ascontiguousarray(batch.numpy())}), strict=True):

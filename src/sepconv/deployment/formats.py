@@ -315,12 +315,17 @@ def read_program_record(content: bytes) -> str:
 
 def run_onnx(content: bytes, threads: int | None) -> Run:
     """An ONNX file in onnxruntime, on the CPU."""
+    session = open_session(content, threads)
+    return lambda pixels: session.run(["logits"], {"pixels": pixels})[0]
+
+
+def open_session(content: bytes, threads: int | None = None) -> Any:
+    """onnxruntime's session of an ONNX file, on the CPU. Raises InputError where the library is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
         raise InputError(MISSING) from error
-    session = onnxruntime.InferenceSession(content, session_options(threads), providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(["logits"], {"pixels": pixels})[0]
+    return onnxruntime.InferenceSession(content, session_options(threads), providers=["CPUExecutionProvider"])
 
 
 def session_options(threads: int | None) -> Any:

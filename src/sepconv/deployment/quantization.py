@@ -6,7 +6,7 @@ onnxruntime's static quantisation makes them. What comes before the first layer,
 in fp32.
 
 Maps are unsigned on an x86 processor, else signed. Why: its instructions multiply unsigned by signed numbers, and of
-signed maps onnxruntime turns those that feed two layers, as around a residual block, back to fp32.
+signed maps onnxruntime (1.32) turns those that feed two layers, as around a residual block, back to fp32.
 """
 
 import platform
@@ -90,8 +90,7 @@ class Quantizer:
 
 def needs_reduced_range() -> bool:
     """Whether weights must have 7 bits: sums of two 8-bit products overflow on an x86 processor without VNNI."""
-    flags = read_processor().get("flags", "").split()
-    return on_x86() and not {"avx512_vnni", "avx_vnni"} & set(flags)
+    return on_x86() and not {"avx512_vnni", "avx_vnni"} & set(read_processor().get("flags", "").split())
 
 
 def on_x86() -> bool:
