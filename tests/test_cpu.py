@@ -1,4 +1,7 @@
+import ctypes
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,3 +142,32 @@ def test_a_processor_has_its_family_in_its_name(tmp_path: Path, monkeypatch: pyt
     assert devices.name_processor() == "AMD EPYC (family 25, model 17)"
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some name\n")
     assert devices.name_processor() == "Some name"
+
+
+def test_memory_that_maps_are_in_comes_in_large_pages_and_is_not_taken_before() -> None:
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not hasattr(ctypes.CDLL(None), "mallopt") or not pages.exists() or "[never]" in pages.read_text():
+        pytest.skip("this machine has no glibc, or makes no large pages")
+    code = """
+import re
+from pathlib import Path
+
+import torch
+
+from sepconv.devices import prepare_memory
+
+
+def count(file, key):
+    return sum(int(size) for size in re.findall(rf"^{key}:\\s*(\\d+) kB", Path(file).read_text(), re.M))
+
+
+used = count("/proc/self/status", "VmRSS")
+prepare_memory()
+taken = count("/proc/self/status", "VmRSS") - used
+maps = torch.ones(2**24)  # 64 MB
+print(taken, count("/proc/self/smaps", "AnonHugePages"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    taken, large = map(int, done.stdout.split())
+    assert taken < 2**13
+    assert large > 2**13

@@ -8,9 +8,9 @@ FAULTS = """
 import resource
 import statistics
 import torch
-from sepconv.devices import keep_freed_memory
+from sepconv.devices import prepare_memory
 
-keep_freed_memory()
+prepare_memory()
 faults = []
 for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -16,7 +16,7 @@ from sepconv.config.keys import CpuKernelsConfig
 from sepconv.costs import roofline
 from sepconv.costs.counting import DTYPES
 from sepconv.costs.roofline import Machine
-from sepconv.devices import find_device, keep_freed_memory
+from sepconv.devices import find_device, prepare_memory
 from sepconv.networks import fused
 from sepconv.networks.fused import ops
 from sepconv.tables import Column, Table
@@ -39,7 +39,7 @@ def measure(config: CpuKernelsConfig, journal: Journal) -> dict[str, Any]:
         raise InputError(
             "suite=cpu_kernels needs a C compiler, cc or what CC names, to build the kernels that it measures"
         )
-    keep_freed_memory()  # as the trainer does
+    prepare_memory()  # as the trainer does
     machine = journal.part("peaks", lambda: asdict(roofline.measure_machine(device)))
     peaks = Machine.of(machine)
     rows: list[dict[str, Any]] = []

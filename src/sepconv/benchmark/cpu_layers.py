@@ -14,7 +14,7 @@ from sepconv.benchmark.journal import Journal
 from sepconv.benchmark.networks import take_turns
 from sepconv.config.keys import CpuLayersConfig
 from sepconv.costs.counting import DTYPES
-from sepconv.devices import find_device, keep_freed_memory
+from sepconv.devices import find_device, prepare_memory
 from sepconv.networks import cpu, fused
 from sepconv.networks.blocks import ConvNormActivation, depthwise_separable
 from sepconv.study.statistics import spread, write_spread
@@ -82,7 +82,7 @@ def measure(config: CpuLayersConfig, journal: Journal) -> dict[str, Any]:
     device = find_device(config.trainer)
     if device.type != "cpu":
         raise InputError(f"suite=cpu_layers measures a CPU, and trainer means {device.type}: give trainer=cpu")
-    keep_freed_memory()  # as the trainer does
+    prepare_memory()  # as the trainer does
     rows = []
     for name, precision in track(list(product(CASES, DTYPES)), "benchmark: layer"):
         row = journal.part(f"{name}, {precision}", partial(measure_layer, name, precision, config.rounds, device))

@@ -22,7 +22,7 @@ from sepconv.config.keys import LoopConfig, TrainerConfig
 from sepconv.config.rules import check
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import ImageData
-from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
+from sepconv.devices import find_device, prepare_memory, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
 from sepconv.terminal import track
@@ -101,7 +101,7 @@ class BareLoop:
 
     def __init__(self, classifier: ImageClassifier, dataset: Dataset, precision: str, steps: int, seed: int,
                  trainer: TrainerConfig) -> None:  # fmt: skip
-        keep_freed_memory()  # as our trainer does, which sets this flag too
+        prepare_memory()  # as our trainer does, which sets this flag too
         torch.backends.cudnn.benchmark = not trainer.deterministic
         device, recipe = find_device(trainer), classifier.recipe
         self.classifier = classifier.to(device).train()

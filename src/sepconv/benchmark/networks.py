@@ -17,7 +17,7 @@ from sepconv.config.keys import NetworksConfig
 from sepconv.costs import counting, roofline
 from sepconv.costs.roofline import Machine
 from sepconv.data.datasets import Dataset, load
-from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
+from sepconv.devices import find_device, prepare_memory, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, track
@@ -60,7 +60,7 @@ def measure(config: NetworksConfig, journal: Journal) -> dict[str, Any]:
         for name, conv in product(config.networks, KINDS):
             networks.build(name, dataset.shape, len(dataset.classes), conv=conv)
     resident = dataset.to(device)
-    keep_freed_memory()  # as the trainer does
+    prepare_memory()  # as the trainer does
     peaks = journal.part("peaks", lambda: asdict(roofline.measure_machine(device)))
     rows = []
     for name, batch_size in track(list(product(config.networks, config.batch_sizes)), "benchmark: network"):

@@ -23,7 +23,7 @@ All but PyTorch's example, which compiles nothing, have made some steps before t
 our training of the same network), so that what is compiled, loaded or built at first use is. All but airbench and the
 bare loop are validated after each epoch, within their seconds. Keras, PyTorch's example, airbench and the bare loop are
 tested with their last weights, the template and ours with those that validated best. All but Keras and airbench run in
-one process, which keeps the memory that they free (`sepconv.devices.keep_freed_memory`).
+one process, which keeps the memory that they free (`sepconv.devices.prepare_memory`).
 """
 
 import importlib.util
@@ -62,7 +62,7 @@ from sepconv.config.rules import check
 from sepconv.costs import counting
 from sepconv.data.datasets import Dataset, load
 from sepconv.data.module import count_images, evaluation_batch
-from sepconv.devices import find_device, keep_freed_memory, resolve_precision, synchronize
+from sepconv.devices import find_device, prepare_memory, resolve_precision, synchronize
 from sepconv.study.statistics import spread, write_spread
 from sepconv.tables import Column, Table
 from sepconv.terminal import CONSOLE, track
@@ -104,7 +104,7 @@ def measure(config: PeersConfig, journal: Journal) -> dict[str, Any]:
     check(config.trainer.limit_batches is None, "trainer.limit_batches", config.trainer.limit_batches,
           "null, or the peers would train on more; data.train=N trains all of them on fewer images")  # fmt: skip
     check_keras(config)
-    keep_freed_memory()  # as our trainer does: the others have what it has
+    prepare_memory()  # as our trainer does: the others have what it has
     provenance = {}
     if "airbench" in config.peers:
         airbench.check(config)

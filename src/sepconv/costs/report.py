@@ -17,7 +17,7 @@ from sepconv.costs.counting import Layer
 from sepconv.costs.effective_receptive_field import effective_side, gradient_maps, spatial_layers
 from sepconv.costs.peak_memory import Map, live_bytes
 from sepconv.data.datasets import image_shape
-from sepconv.devices import describe_device, keep_freed_memory
+from sepconv.devices import describe_device, prepare_memory
 from sepconv.tables import Column, Table, as_csv
 from sepconv.terminal import CONSOLE
 
@@ -158,7 +158,7 @@ def add_times(result: Record, net: nn.Module, layers: list[Layer], device: torch
     Returns:
         What draws the roofline.
     """
-    keep_freed_memory()  # as a training does
+    prepare_memory()  # as a training does
     shape, dtype = result["shape"], config.dtype
     seconds = roofline.time_layers(net, layers, device, dtype)
     machine = roofline.measure_machine(device)

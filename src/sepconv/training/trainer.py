@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from sepconv import InputError, Stopped, terminal
 from sepconv.config.keys import TrainerConfig
-from sepconv.devices import find_device, keep_freed_memory, name_accelerator
+from sepconv.devices import find_device, name_accelerator, prepare_memory
 from sepconv.training.callbacks import TrainingProgress
 from sepconv.training.checkpoints import CheckpointFiles
 from sepconv.training.norms import synchronize_norms
@@ -34,7 +34,7 @@ def make_trainer(
 ) -> L.Trainer:
     """Lightning's trainer on the one device that `config` means, or on that of each process of `group`."""
     terminal.quiet()
-    keep_freed_memory()
+    prepare_memory()
     # Lightning sets it for processes that fork, which ours do not; where there is no GPU it has torch's optimizers
     # look for NVIDIA's library at every step, for 0.15 ms
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
