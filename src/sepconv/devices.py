@@ -14,7 +14,7 @@ import torch
 from sepconv import InputError
 from sepconv.config.keys import TrainerConfig
 
-ROOM = 2**29  # bytes of memory for maps and data that are asked for in large pages
+ROOM = 2**29  # bytes for maps and data, asked for in large pages
 
 
 def find_device(config: TrainerConfig) -> torch.device:
@@ -67,11 +67,10 @@ def synchronize(device: torch.device) -> None:
 
 @cache
 def prepare_memory() -> None:
-    """Has glibc, where the process runs on it, keep large blocks that are freed; the first ROOM in large pages.
+    """Has glibc, where the process runs on it, keep large blocks that are freed, and take ROOM bytes in large pages.
 
-    By default it gives them back to the system, which hands them out again a page at a time and zeroed: for the Keras
-    example's network on 2 cores that was half of the time of an evaluation in batches of 500, and a tenth of a step's.
-    Linux on x86 makes pages of 2 MB instead of 4 KB where it is asked to, if it may: fewer addresses are looked up.
+    Why: by default it gives large blocks back to the system, which hands them out again a page at a time and zeroed, in
+    each step. Where Linux on x86 may, it makes pages of 2 MB instead of 4 KB when asked: fewer addresses are looked up.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
